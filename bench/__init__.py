@@ -1,0 +1,24 @@
+"""robench: can an image model be trusted? Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Estimate", "Ref", "ThreatModel", "evaluate", "load", "run"]
+
+_LAZY = {
+    "Estimate": "robench.spec",
+    "Ref": "robench.spec",
+    "ThreatModel": "robench.spec",
+    "evaluate": "robench.api",
+    "load": "robench.api",
+    "run": "robench.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'robench' has no attribute {name!r}")

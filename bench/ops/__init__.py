@@ -1,0 +1,1 @@
+"""Tensor maths used everywhere: distances, projections, losses, randomness, each written once."""

@@ -1,0 +1,26 @@
+"""Adversaries: pure functions over a victim. Listing them imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+TABLE = {
+    "noise": "robench.attacks._noise:noise",
+    "fgsm": "robench.attacks._fgsm:fgsm",
+    "pgd": "robench.attacks._pgd:pgd",
+    "transfer": "robench.attacks._transfer:transfer",
+}
+"""Name → ``module:function``; one line adds an attack, and the contract tests examine it."""
+
+PREFIXES = {"art": "robench.attacks._art:art"}
+"""Families: ``art:NAME(params)`` runs an evasion attack of the Adversarial Robustness Toolbox."""
+
+__all__ = ["fgsm", "noise", "pgd", "transfer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in TABLE:
+        module, _, function = TABLE[name].partition(":")
+        return getattr(importlib.import_module(module), function)
+    raise AttributeError(f"module 'robench.attacks' has no attribute {name!r}")

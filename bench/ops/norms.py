@@ -1,0 +1,132 @@
+"""Distances, balls and steps of the Lp threat models: every projection and distance is written here, once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robench.ops.random import Draws
+from robench.spec import ThreatModel
+
+
+def tolerance(eps: float) -> float:
+    """Slack of the judge's distance check: 1e-6·max(1, eps); infinite for an unbounded threat."""
+    return 1e-6 * max(1.0, eps)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (N,) so that it broadcasts over ``like`` (N, ...)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def distance(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
+    """Distance of each pair in float64, shape (N,); ``l0`` counts changed features."""
+    delta = (x_adv.double() - x.double()).flatten(1)
+    if norm == "l0":
+        return (delta != 0).sum(1).double()
+    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    return torch.linalg.vector_norm(delta, order, dim=1)
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
+    """Direction of steepest ascent of unit norm: the sign for linf, g/‖g‖ for l2; zero where the gradient is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    size = torch.linalg.vector_norm(gradient.flatten(1), 2, dim=1)
+    return gradient / per_sample(size.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The points within ``eps`` of ``x`` and within the box [0, 1]; projections meet eps exactly after casting."""
+
+    x: Tensor
+    """Centres, (N, ...), in [0, 1]."""
+    threat: ThreatModel
+
+    def __getitem__(self, rows: Tensor) -> Ball:
+        part = Ball(self.x[rows], self.threat)
+        if self.threat.norm == "linf":
+            part.__dict__["_bounds"] = tuple(b[rows] for b in self._bounds)
+        return part
+
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest float values that lie within eps of x and in [0, 1] (linf)."""
+        centre, eps = self.x.double(), min(self.threat.eps, 1.0)
+        edges = []
+        for exact in (centre - eps, centre + eps):
+            edge = exact.to(self.x.dtype)
+            over = (edge.double() - centre).abs() > eps
+            edges.append(torch.where(over, torch.nextafter(edge, self.x), edge).clamp(0, 1))
+        return edges[0], edges[1]
+
+    def contains(self, points: Tensor) -> Tensor:
+        """Whether each point is finite, in the box and within eps (judge's tolerance), bool (N,)."""
+        flat = points.flatten(1)
+        inside = (flat >= 0).all(1) & (flat <= 1).all(1)
+        if math.isinf(self.threat.eps):
+            return inside
+        return inside & (distance(self.x, points, self.threat.norm) <= self.threat.eps + tolerance(self.threat.eps))
+
+    def project(self, points: Tensor) -> Tensor:
+        """Nearest point of the ball (then of the box), (N, ...); points inside are untouched.
+
+        Source: linf and l2 in closed form; l1 by Duchi et al., ICML 2008, figure 1; l0 keeps the largest changes.
+        """
+        if self.threat.norm == "linf":
+            low, high = self._bounds
+            return torch.minimum(torch.maximum(points, low), high)
+        if math.isinf(self.threat.eps):
+            return points.clamp(0, 1)
+        delta = points.double() - self.x.double()
+        shrunk = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[self.threat.norm](delta.flatten(1), self.threat.eps)
+        moved = (self.x.double() + shrunk.view_as(delta)).to(self.x.dtype)
+        outside = distance(self.x, points, self.threat.norm) > self.threat.eps
+        return self._exact(torch.where(per_sample(outside, points), moved, points).clamp(0, 1))
+
+    def _exact(self, points: Tensor) -> Tensor:
+        """Pull back what the cast to float32 pushed over eps."""
+        size = distance(self.x, points, self.threat.norm)
+        over = size > self.threat.eps
+        if self.threat.norm == "l0" or not bool(over.any()):
+            return points
+        factor = torch.where(over, self.threat.eps / size.clamp_min(1e-300) * (1 - 1e-6), torch.ones_like(size))
+        pulled = (self.x.double() + (points.double() - self.x.double()) * per_sample(factor, points)).to(self.x.dtype)
+        return torch.where(per_sample(over, points), pulled, points)
+
+    def random(self, draws: Draws, stage: str, *, step: int = 0) -> Tensor:
+        """A random point of the ball, (N, ...): uniform in linf; random direction and radius otherwise."""
+        shape = self.x.shape[1:]
+        if self.threat.norm == "linf":
+            noise = draws.uniform(stage, shape, step=step).to(self.x.dtype) * 2 - 1
+            return self.project(self.x + noise * min(self.threat.eps, 1.0))
+        size = math.prod(shape)
+        direction = steepest(draws.normal(stage, shape, step=step).to(self.x.dtype), "l2")
+        if self.threat.norm == "l0":
+            return self.project(self.x + direction * math.sqrt(size))
+        radius = draws.uniform(f"{stage}.radius", (1,), step=step)[:, 0].to(self.x.dtype)
+        reach = min(self.threat.eps, math.sqrt(size))
+        return self.project(self.x + direction * per_sample(radius ** (1 / size) * reach, direction))
+
+
+def _shrink_l2(delta: Tensor, eps: float) -> Tensor:
+    size = torch.linalg.vector_norm(delta, 2, dim=1, keepdim=True)
+    return delta * (eps / size.clamp_min(1e-300)).clamp(max=1)
+
+
+def _shrink_l1(delta: Tensor, eps: float) -> Tensor:
+    ordered = delta.abs().sort(dim=1, descending=True).values
+    excess = (ordered.cumsum(1) - eps) / torch.arange(1, delta.shape[1] + 1, device=delta.device)
+    kept = (ordered > excess).sum(1, keepdim=True).clamp_min(1)
+    threshold = excess.gather(1, kept - 1).clamp_min(0)
+    return delta.sign() * (delta.abs() - threshold).clamp_min(0)
+
+
+def _shrink_l0(delta: Tensor, eps: float) -> Tensor:
+    kept = delta.abs().topk(min(int(eps), delta.shape[1]), dim=1).indices
+    return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept))

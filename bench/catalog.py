@@ -1,0 +1,57 @@
+"""All tables of names in one place: ours and, by entry points, third parties'. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from robench import attacks, compress, corrupt, data, defenses, explainers, metrics, models
+from robench.registry import Table
+
+ATTACKS = Table("attacks", attacks.TABLE, attacks.PREFIXES)
+DATA = Table("data", data.TABLE, data.PREFIXES)
+ARCHITECTURES = Table("architectures", models.TABLE)
+RECIPES = Table("recipes", defenses.TABLE_RECIPES)
+DEFENSES = Table("defenses", defenses.TABLE)
+COMPRESSIONS = Table("compressions", compress.TABLE)
+CORRUPTIONS = Table("corruptions", corrupt.TABLE)
+EXPLAINERS = Table("explainers", explainers.TABLE)
+METRICS = Table("metrics", metrics.TABLE)
+SCENARIOS = Table(
+    "scenarios",
+    {
+        "clean": "robench.scenarios.clean:clean",
+        "evasion": "robench.scenarios.evasion:evasion",
+        "sentinel": "robench.scenarios.sentinel:sentinel",
+        "corruption": "robench.scenarios.corruption:corruption",
+        "explanation": "robench.scenarios.explanation:explanation",
+        "efficiency": "robench.scenarios.efficiency:efficiency",
+    },
+)
+BUILDERS = Table(
+    "builders",
+    {
+        "zoo": "robench.workshop:zoo",
+        "file": "robench.workshop:file",
+        "trained": "robench.workshop:trained",
+        "compressed": "robench.workshop:compressed",
+        "defended": "robench.workshop:defended",
+        "images": "robench.workshop:images",
+        "corrupted": "robench.workshop:corrupted",
+    },
+)
+
+TABLES = {
+    table.kind: table
+    for table in (
+        ATTACKS,
+        DATA,
+        ARCHITECTURES,
+        RECIPES,
+        DEFENSES,
+        COMPRESSIONS,
+        CORRUPTIONS,
+        EXPLAINERS,
+        METRICS,
+        SCENARIOS,
+        BUILDERS,
+    )
+}
+"""Every table by its kind; ``robench list KIND`` prints one."""

@@ -1,0 +1,174 @@
+"""A run directory: immutable results, one file pair per finished cell; doing a run again computes what is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robench.errors import StoreError, must
+from robench.files import write_atomically
+from robench.spec import SCHEMA, Cell, sha256
+
+LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
+"""Columns of the cell that lead every frame."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished cell on disk."""
+
+    digest: str
+    rows: Path
+    header: dict[str, Any]
+
+
+class Store:
+    """Cells of one run directory: ``cells/<digest>.<content hash, 8>.parquet`` with a ``.json`` header."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.cells = self.root / "cells"
+
+    @contextmanager
+    def locked(self) -> Iterator[Store]:
+        """Hold the run directory; a second writer is refused.
+
+        Raises:
+            StoreError: The folder cannot be written, or another process is writing to it.
+        """
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(must("--out", "a writable folder", str(error), "choose another --out")) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                remedy = "wait for it or choose another --out"
+                raise StoreError(must("the run directory", "used by one run at a time", str(self.root), remedy)) from error
+            yield self
+
+    def finished(self) -> dict[str, Finished]:
+        """Finished cells by digest; a pair is finished when its header is there.
+
+        Raises:
+            StoreError: Written by a newer robench, or two different contents under one digest.
+        """
+        found: dict[str, Finished] = {}
+        for path in sorted(self.cells.glob("*.json")):
+            header = json.loads(path.read_text())
+            if header["schema"] > SCHEMA:
+                raise StoreError(must("the store's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
+            entry = Finished(header["digest"], path.with_suffix(".parquet"), header)
+            other = found.setdefault(entry.digest, entry)
+            if other is not entry and not _same_numbers(other, entry):
+                remedy = "keep one of the two files"
+                raise StoreError(must(f"cell {entry.digest[:12]}", "stored once", [other.rows.name, path.name], remedy))
+        return found
+
+    def todo(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The cells that have no finished pair yet, in order."""
+        done = self.finished()
+        return [cell for cell in cells if cell.digest not in done]
+
+    def put(self, cell: Cell, rows: pd.DataFrame, header: dict[str, Any]) -> None:
+        """Store a finished cell: rows first, header last, so that a header always has its rows.
+
+        Raises:
+            StoreError: Unwritable folder or full disk.
+        """
+        buffer = io.BytesIO()
+        rows.to_parquet(buffer, index=False)
+        content = sha256(buffer.getvalue())
+        stem = self.cells / f"{cell.digest}.{content[:8]}"
+        write_atomically(stem.with_name(stem.name + ".parquet"), buffer.getvalue())
+        lead = dict(zip(LEAD, _lead(cell), strict=True))
+        full = {"schema": SCHEMA, "digest": cell.digest, "content": content, **lead, **header, "time": time.time()}
+        write_atomically(stem.with_name(stem.name + ".json"), json.dumps(full, indent=1, sort_keys=True).encode())
+
+    def put_failure(self, cell: Cell, error: str) -> None:
+        """Keep what is known of an attempt that failed; the cell stays to do."""
+        lead = dict(zip(LEAD, _lead(cell), strict=True))
+        text = json.dumps({**lead, "error": error, "time": time.time()}, indent=1)
+        write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
+
+    def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
+        """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.
+
+        Raises:
+            StoreError: A result file does not match the hash in its header.
+        """
+        done = self.finished()
+        chosen = sorted(done if digests is None else set(digests) & set(done))
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for digest in chosen:
+            entry = done[digest]
+            rows = _read(entry)
+            for position, name in enumerate(LEAD):
+                rows.insert(position, name, entry.header[name])
+            parts.setdefault(entry.header["scenario"], []).append(rows)
+        return {name: _joined(frames) for name, frames in sorted(parts.items())}
+
+    def write_run(self, header: dict[str, Any]) -> None:
+        """Store the resolved configuration of the run as ``run.json``."""
+        write_atomically(self.root / "run.json", json.dumps(header, indent=1, sort_keys=True).encode())
+
+    def read_run(self) -> dict[str, Any]:
+        """The configuration written by the run.
+
+        Raises:
+            StoreError: This is no run directory.
+        """
+        path = self.root / "run.json"
+        if not path.is_file():
+            raise StoreError(must("a run directory", "a folder with run.json", str(self.root), "name a folder under runs/"))
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def clean_temporary(self) -> None:
+        """Remove what a killed run left half-written."""
+        for path in self.root.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _lead(cell: Cell) -> tuple[Any, ...]:
+    return (cell.model.label, cell.data.label, cell.scenario.name, cell.condition, cell.seed, cell.digest)
+
+
+def _read(entry: Finished) -> pd.DataFrame:
+    try:
+        data = entry.rows.read_bytes()
+    except OSError as error:
+        raise StoreError(must(str(entry.rows), "readable", str(error), "remove its header to compute it again")) from error
+    if sha256(data) != entry.header["content"]:
+        raise StoreError(must(str(entry.rows), "unchanged since it was written", "other bytes", "remove the pair and run again"))
+    return pd.read_parquet(io.BytesIO(data))
+
+
+def _same_numbers(one: Finished, other: Finished) -> bool:
+    measured = ["seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"]
+    frames = [_read(entry).drop(columns=measured, errors="ignore") for entry in (one, other)]
+    return frames[0].equals(frames[1])
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([f.dropna(axis=1, how="all") for f in frames], ignore_index=True).reindex(
+        columns=list(dict.fromkeys(c for f in frames for c in f.columns))
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds ``path``."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,143 @@
+"""One attack under one threat model, judged by the original model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench import catalog
+from robench.devices import is_out_of_memory
+from robench.inference import predict, untouched
+from robench.judge import Verdicts, judge
+from robench.ops.random import Draws
+from robench.registry import facts
+from robench.scenarios.objects import Hold, Objects, columns, walk
+from robench.spec import Ref, ThreatModel
+from robench.task import CLASSIFICATION, Task
+from robench.victim import Victim
+
+
+@facts(version=1)
+def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
+    """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
+    surrogate = objects.extra(0).net if catalog.ATTACKS[Ref.parse(attack).name].facts.get("surrogate") else None
+
+    def measure(hold: Hold) -> list[dict[str, Any]]:
+        _, rows = attack_hold(
+            objects.net, hold, attack=attack, threat=ThreatModel.parse(threat), seed=objects.cell.seed, surrogate=surrogate
+        )
+        return rows
+
+    with untouched(objects.net):
+        if surrogate is None:
+            return walk(objects.holds(), measure)
+        with untouched(surrogate):
+            return walk(objects.holds(), measure)
+
+
+def attack_hold(
+    model: nn.Module,
+    hold: Hold,
+    *,
+    attack: str,
+    threat: ThreatModel,
+    seed: int,
+    surrogate: nn.Module | None = None,
+    task: Task = CLASSIFICATION,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Attack and judge the samples of one hold; returns x_adv (N, ...) and the rows.
+
+    Samples that the clean model gets wrong are not attacked: they count as broken at distance 0.
+    """
+    start = time.perf_counter()
+    outputs = predict(model, hold.x, width=hold.width)
+    score = task.score(outputs, hold.y)
+    chosen = (~task.broken(score)).nonzero()[:, 0]
+    part = Hold(hold.x[chosen], hold.y[chosen], hold.ids[chosen], hold.width)
+    victim = Victim(model, part.x, part.y, threat=threat, task=task, width=hold.width, access=_access(attack))
+    found, error = _attempt(victim, part, attack=attack, threat=threat, seed=seed, surrogate=surrogate)
+    x_adv = hold.x.clone()
+    x_adv[chosen] = found
+    verdicts = judge(model, hold.x, hold.y, x_adv=x_adv, threat=threat, task=task, width=hold.width)
+    books = _books(victim, chosen, len(hold.y))
+    spent = (time.perf_counter() - start) / len(hold.y)
+    clean = {
+        "score_clean": score,
+        "pred_clean": task.predict(outputs),
+        "margin_clean": task.margin(outputs, hold.y),
+    }
+    return x_adv, _rows(hold, verdicts, clean=clean, books=books, error=error, attack=attack, threat=threat, seconds=spent)
+
+
+def _access(attack: str) -> str:
+    access = str(catalog.ATTACKS[Ref.parse(attack).name].facts.get("access", "white"))
+    return "score" if access == "transfer" else access
+
+
+def _attempt(
+    victim: Victim, part: Hold, *, attack: str, threat: ThreatModel, seed: int, surrogate: nn.Module | None
+) -> tuple[Tensor, str]:
+    """The attack's images, or the clean ones and the error's text."""
+    if not len(part.y):
+        return part.x, ""
+    ref = catalog.ATTACKS.resolve(attack)
+    entry = catalog.ATTACKS[ref.name]
+    extra: dict[str, Any] = {"surrogate": surrogate} if entry.facts.get("surrogate") else {}
+    if ":" in ref.name:
+        extra["name"] = ref.name.partition(":")[2]
+    seeds = Draws(seed, part.ids)
+    try:
+        found: Tensor = entry.load()(victim, part.x, part.y, threat=threat, seeds=seeds, **{**ref.kwargs, **extra})
+    except Exception as error:  # noqa: BLE001  a crash is a finding about these samples: they become unknown, never robust
+        if is_out_of_memory(error):
+            raise
+        return victim.result(), f"{type(error).__name__}: {error}"
+    return found.detach(), ""
+
+
+def _books(victim: Victim, chosen: Tensor, count: int) -> dict[str, Tensor]:
+    names = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
+    full = {name: torch.zeros(count, dtype=torch.int64, device=chosen.device) for name in names}
+    for name in names:
+        full[name][chosen] = getattr(victim, name)
+    return full
+
+
+def _rows(
+    hold: Hold,
+    verdicts: Verdicts,
+    *,
+    clean: dict[str, Tensor],
+    books: dict[str, Tensor],
+    error: str,
+    attack: str,
+    threat: ThreatModel,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    correct = clean["score_clean"] >= 1
+    failed = verdicts.failed | (correct & bool(error))
+    status = ["failed" if f else "ok" for f in failed.tolist()]
+    texts = [(error or "non-finite image or outputs") if f else "" for f in failed.tolist()]
+    score_adv = torch.minimum(verdicts.score, clean["score_clean"])
+    return columns(
+        sample=hold.ids,
+        label=hold.y,
+        threat=str(threat),
+        norm=threat.norm,
+        eps=threat.eps,
+        attack=attack,
+        status=status,
+        error=texts,
+        **clean,
+        score_adv=score_adv,
+        pred_adv=verdicts.prediction,
+        margin_adv=verdicts.margin,
+        distance=verdicts.distance,
+        projected=verdicts.projected,
+        unstable=verdicts.unstable,
+        **books,
+        seconds=seconds,
+    )

@@ -1,0 +1,234 @@
+"""The Python API: ``evaluate`` for a model in hand, ``run`` for a suite, ``load`` for stored rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from robench import catalog
+from robench.errors import ConfigError, DataError, must
+from robench.metrics.robust import robust_accuracy
+from robench.metrics.validity import Verdict, verdict
+from robench.runner import Progress, Summary, run_plan, versions
+from robench.spec import Context, Estimate, Settings, ThreatModel
+from robench.store import Store
+from robench.suite import Suite, read_suite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robench.plan import Plan
+    from robench.sources import UserModel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found."""
+
+    rows: pd.DataFrame
+    """One row per sample and attack, with the columns of the ``evasion`` frame."""
+    robust_accuracy: Estimate
+    """Share of all samples that no attack broke, with a 95 % interval."""
+    x_adv: Tensor
+    """Per sample the image of the attack with the lowest judged margin, (N, C, H, W), in [0, 1]."""
+    validity: Verdict
+    """Whether the number can be believed, with reasons."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or partly finished run."""
+
+    out: Path
+    plan: Plan
+    summary: Summary
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: str = "linf(8/255)",
+    attacks: Sequence[str] = ("noise", "pgd(steps=40)", "pgd(steps=40, loss='margin')"),
+    seed: int = 0,
+    device: str | None = None,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Attack a model and judge it: per-sample worst case over the attacks, with a validity verdict.
+
+    Args:
+        model: Takes float32 images (N, C, H, W) in [0, 1], returns logits (N, K); it is left as it was.
+        x: Images (N, C, H, W), float32 in [0, 1].
+        y: Labels (N,), integers in [0, K).
+        threat: ``norm(eps)``, eps in units of [0, 1], e.g. ``linf(8/255)``.
+        attacks: References such as ``pgd(steps=40)`` or ``art:SquareAttack(max_iter=100)``.
+        seed: Seed of every draw.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
+        batch_size: Samples held at once; results do not depend on it.
+
+    Raises:
+        ConfigError: Unknown attack, argument or threat.
+        DataError: Images outside [0, 1], NaN, labels out of range.
+        ModelError: Non-finite weights, or a model that changes while it is measured.
+
+    Source: Croce & Hein, ICML 2020 (per-sample worst case).
+    """
+    import torch
+
+    from robench.data.checks import check_images, check_labels
+    from robench.data.dataset import Dataset
+    from robench.devices import exact_arithmetic, resolve_device
+    from robench.inference import predict, require_finite_weights, untouched
+    from robench.scenarios.objects import Hold
+    from robench.spec import DatasetSpec
+
+    parsed = ThreatModel.parse(threat)
+    for attack in attacks:
+        catalog.ATTACKS.resolve(attack)
+    if not attacks:
+        raise ConfigError(must("attacks", "at least one attack", list(attacks), "e.g. attacks=['pgd(steps=40)']"))
+    check_images(x)
+    require_finite_weights(model)
+    here = next((p.device for p in model.parameters()), torch.device("cpu"))
+    where = str(here) if device is None else resolve_device(device)
+    with exact_arithmetic(), untouched(model.to(where)):
+        outputs = predict(model, x[:1].to(where), width=Settings().width)
+        if outputs.dim() != 2:
+            raise DataError(must("the model's outputs", "logits (N, K)", tuple(outputs.shape), "return one row of logits per image"))
+        check_labels(y, outputs.shape[1])
+        spec = DatasetSpec("memory", tuple(map(str, range(outputs.shape[1]))), tuple(x.shape[1:]), ("test",))  # type: ignore[arg-type]
+        data = Dataset(spec, torch.arange(len(y)), y.cpu().long(), x.cpu().__getitem__)
+        holds = [Hold(a.to(where), b.to(where), i.to(where), Settings().width) for a, b, i in data.batches(batch_size or 256)]
+        frame, x_adv = _attack_all(model, holds, attacks=attacks, threat=parsed, seed=seed)
+        watch = _watch(model, data, threat=threat, seed=seed, context=Context("", where, batch_size or 256))
+    return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
+
+
+def _attack_all(model: nn.Module, holds: Any, *, attacks: Sequence[str], threat: ThreatModel, seed: int) -> Any:
+    import torch
+
+    from robench.scenarios.evasion import attack_hold
+
+    rows, images = [], []
+    for hold in holds:
+        best = hold.x.clone()
+        lowest = torch.full((len(hold.y),), torch.inf)
+        for attack in attacks:
+            x_adv, found = attack_hold(model, hold, attack=attack, threat=threat, seed=seed)
+            rows.extend(found)
+            margin = torch.tensor([row["margin_adv"] for row in found])
+            better = margin < lowest
+            best[better] = x_adv[better]
+            lowest = torch.where(better, margin, lowest)
+        images.append(best)
+    frame = pd.DataFrame(rows)
+    return frame.assign(model="model", dataset="memory", scenario="evasion", condition="", seed=seed, cell=""), torch.cat(images)
+
+
+def _watch(model: nn.Module, data: Any, *, threat: str, seed: int, context: Context) -> pd.DataFrame:
+    """The sentinel's rows for a model in hand."""
+    from robench.scenarios.objects import Objects
+    from robench.scenarios.sentinel import sentinel
+    from robench.spec import Artifact, Cell, Ref
+    from robench.workshop import Model
+
+    nothing = Artifact("model", Ref("memory"))
+    cell = Cell(Ref("sentinel"), "1", nothing, nothing, seed=seed)
+    rows = pd.DataFrame(sentinel(Objects(cell, context, Model(model, {}), data), threat=threat))
+    return rows.assign(model="model", dataset="memory", scenario="sentinel", condition="", seed=seed, cell="")
+
+
+def plan_run(
+    suite: str | Suite,
+    *,
+    models: Iterable[str | UserModel] = (),
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+    changes: dict[str, Any] | None = None,
+) -> tuple[Plan, tuple[tuple[str, str], ...]]:
+    """The graph of a run, and the user's files by hash; nothing is computed.
+
+    Raises:
+        RobenchError: Anything named that is unknown, missing or out of range.
+    """
+    from robench.plan import expand
+    from robench.sources import resolve_sources
+
+    chosen = read_suite(suite) if isinstance(suite, str) else suite
+    named = list(models)
+    sources, paths = resolve_sources(data or chosen.data, named or chosen.models)
+    labels = [m if isinstance(m, str) and m in sources.models else Path(getattr(m, "source", str(m))).name for m in named]
+    update = {"data": data or chosen.data, **(changes or {})}
+    if named:
+        update |= {"models": labels, **_narrowed(chosen, set(labels))}
+    if limit is not None:
+        update["limit"] = limit
+    return expand(chosen.model_copy(update=update), sources, seed=seed, settings=settings), paths
+
+
+def _narrowed(suite: Suite, labels: set[str]) -> dict[str, Any]:
+    """Parts of a suite that name models, kept where the model is still in the run."""
+    kept = [m for m in suite.compression.models if m in labels]
+    return {
+        "compression": suite.compression.model_copy(update={"models": kept}),
+        "defenses": [d for d in suite.defenses if d.model in labels],
+    }
+
+
+def run(
+    suite: str | Suite,
+    *,
+    models: Iterable[str | UserModel] = (),
+    data: str | None = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int | None = None,
+    batch_size: int = 256,
+    settings: Settings | None = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Run:
+    """Run a suite into a run directory; called again it computes only what is missing.
+
+    Raises:
+        RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
+    """
+    from robench.devices import resolve_device, usable_cores
+
+    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, changes=changes)
+    folder = Path(out) if out else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
+    where = resolve_device(device)
+    context = Context(str(folder), where, batch_size, trust=trust, sources=paths)
+    count = workers or (usable_cores() if where == "cpu" else 1)
+    store = Store(folder)
+    with store.locked():
+        store.clean_temporary()
+        header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
+        store.write_run({**header, "cells": [c.digest for c in plan.cells]})
+        summary = run_plan(plan, store, context, workers=count, progress=progress or _silent)
+    return Run(folder, plan, summary)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
+    """Per-sample frames of a run by scenario.
+
+    Raises:
+        StoreError: No run directory, or damaged results.
+    """
+    store = Store(run_directory)
+    return store.frames(store.read_run()["cells"])

@@ -1,0 +1,118 @@
+"""Joins plan, store, executor and scenario. ``run_cell`` is the only place that touches models and devices."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import pandas as pd
+
+from robench import catalog
+from robench.executors import execute
+from robench.plan import Plan
+from robench.spec import Artifact, Cell, Context
+from robench.store import Store
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picklable piece of work for a worker."""
+
+    work: Artifact | Cell
+    context: Context
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker sends back; a failure is a value, never an exception."""
+
+    rows: pd.DataFrame | None
+    header: dict[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    computed: int
+    kept: int
+    failures: tuple[tuple[str, str], ...]
+    """(what, error) of every artifact or cell that failed."""
+
+
+def perform(job: Job) -> Outcome:
+    """Build an artifact or run a cell; the one place where any error is caught."""
+    from robench.devices import exact_arithmetic
+
+    start = time.perf_counter()
+    try:
+        with exact_arithmetic(job.context.threads):
+            rows = run_cell(job.work, job.context) if isinstance(job.work, Cell) else _build(job.work, job.context)
+    except Exception as error:  # noqa: BLE001  a failed cell is a stored finding; the run goes on
+        return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
+    header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
+    return Outcome(rows, header)
+
+
+def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
+    """Rows of one cell, one per sample (and condition)."""
+    from robench.scenarios.objects import open_cell
+
+    scenario = catalog.SCENARIOS[cell.scenario.name].load()
+    return pd.DataFrame(scenario(open_cell(cell, context), **cell.scenario.kwargs))
+
+
+def _build(artifact: Artifact, context: Context) -> None:
+    from robench.workshop import build
+
+    build(artifact, context)
+
+
+def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progress: Progress) -> Summary:
+    """Compute what the store does not hold yet; a finished cell is never run again.
+
+    Artifacts are built level by level, each once, then the cells that need them; cells whose artifact failed fail too.
+    """
+    todo = store.todo(plan.cells)
+    needed = {a.digest for cell in todo for a in cell.artifacts()}
+    failures: list[tuple[str, str]] = []
+    for number, level in enumerate(plan.levels):
+        jobs = [Job(a, context) for a in level if a.digest in needed]
+        for done, (job, outcome) in enumerate(execute(perform, jobs, workers=min(workers, len(jobs))), start=1):
+            progress(f"artifacts {number + 1}/{len(plan.levels)}", done, len(jobs))
+            if outcome.error:
+                failures.append((str(job.work.builder), outcome.error))  # type: ignore[union-attr]
+    jobs = [Job(cell, context) for cell in todo]
+    for done, (job, outcome) in enumerate(execute(perform, _ordered(jobs), workers=min(workers, len(jobs))), start=1):
+        failures.extend(_keep(store, job.work, outcome))  # type: ignore[arg-type]
+        progress("cells", done, len(jobs))
+    return Summary(len(jobs), len(plan.cells) - len(jobs), tuple(failures))
+
+
+def _ordered(jobs: Sequence[Job]) -> list[Job]:
+    """Cells of one model together, so that a worker's small cache of models serves them."""
+    return sorted(jobs, key=lambda j: (j.work.model.digest, j.work.digest))  # type: ignore[union-attr]
+
+
+def _keep(store: Store, cell: Cell, outcome: Outcome) -> list[tuple[str, str]]:
+    if outcome.rows is None:
+        store.put_failure(cell, outcome.error)
+        return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), outcome.error)]
+    store.put(cell, outcome.rows, {**outcome.header, "versions": versions(), "settings": asdict(cell.settings)})
+    return []
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("robench", "torch", "numpy", "pandas", "captum", "adversarial-robustness-toolbox")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+

@@ -1,0 +1,81 @@
+"""Resolve step: what the user named becomes source artifacts with content hashes, before planning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench import catalog
+from robench.errors import ConfigError, ModelError, must, suggestion
+from robench.plan import Sources
+from robench.spec import Artifact, Ref
+from robench.workshop import read_split
+from robench.zoo import ZOO
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """A model of the user's: a weights file with its architecture, an exported program, or a factory."""
+
+    source: str
+    """FILE.safetensors, FILE.pt, FILE.pt2, ``package.module:factory`` or ``path.py:factory``."""
+    arch: str = ""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    input_range: tuple[float, float] = (0.0, 1.0)
+    num_classes: int = 10
+
+
+def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sources, tuple[tuple[str, str], ...]]:
+    """Source artifacts of a data set and of models, and the (sha256, path) pairs of the user's files.
+
+    Raises:
+        ConfigError: Unknown names.
+        DataError: Missing or damaged data.
+        ModelError: A missing model file.
+    """
+    splits = {}
+    label = Ref.parse(data).name
+    entry = catalog.DATA[label]
+    for split in ("train", "test"):
+        if split in _splits(data):
+            splits[split] = f"{entry.version}|{read_split(data, split).spec.sha256}"
+    artifacts = {name: _zoo(name) for name in ZOO}
+    paths = []
+    for model in models:
+        if isinstance(model, str) and model in ZOO:
+            continue
+        user = model if isinstance(model, UserModel) else UserModel(model)
+        artifact, path = _file(user)
+        artifacts[artifact.label] = artifact
+        paths.append(path)
+    return Sources(data, label, splits, artifacts), tuple(paths)
+
+
+def _splits(data: str) -> tuple[str, ...]:
+    return read_split(data, "test").spec.splits
+
+
+def _zoo(name: str) -> Artifact:
+    version = f"{catalog.BUILDERS['zoo'].version}|{ZOO[name].sha256}"
+    return Artifact("model", Ref.of("zoo", name=name), version, label=name)
+
+
+def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
+    path = Path(user.source.rpartition(":")[0] or user.source)
+    if not path.is_file() and ":" not in user.source:
+        remedy = f"{suggestion(user.source, ZOO)}; or name a file or package.module:factory"
+        raise ConfigError(must("--model", "a model of the zoo or a file that exists", user.source, remedy))
+    try:
+        content = path.read_bytes() if path.is_file() else user.source.encode()
+    except OSError as error:
+        raise ModelError(must(f"the model file {path}", "readable", str(error), "check its permissions")) from error
+    digest = hashlib.sha256(content + user.source.rpartition(":")[2].encode()).hexdigest()
+    low, high = user.input_range
+    ref = Ref.of(
+        "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high, num_classes=user.num_classes
+    )
+    version = catalog.BUILDERS["file"].version
+    return Artifact("model", ref, version, label=Path(user.source).name), (digest, user.source)

@@ -1,0 +1,131 @@
+"""Suites: what a run consists of, as validated data. Imports no torch."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import ConfigError, must, suggestion
+
+PACKAGED = ("smoke", "quick", "standard", "full")
+"""Suites inside the package."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Curve(_Strict):
+    """Security curves: every eps of a norm is attacked with the same attacks."""
+
+    norm: str = "linf"
+    eps: list[str] = []
+    attacks: list[str] = []
+
+
+class Corruption(_Strict):
+    """Corruptions by name, from one severity table."""
+
+    table: str = "digits-v1"
+    names: list[str] = []
+
+
+class Scarcity(_Strict):
+    """Recipes trained again on nested, stratified fractions with equal optimiser steps."""
+
+    arch: str = "small_cnn"
+    recipes: list[str] = []
+    fractions: list[float] = []
+    seeds: list[int] = [0]
+    steps: int = 200
+
+
+class Compression(_Strict):
+    """Compressed copies of models, attacked directly and from their float parent."""
+
+    models: list[str] = []
+    arms: list[str] = []
+    threats: list[str] = []
+    attacks: list[str] = []
+
+
+class Defended(_Strict):
+    """A model behind an inference-time defence."""
+
+    model: str
+    defense: str
+
+
+class Suite(_Strict):
+    """One suite."""
+
+    name: str
+    version: int = 1
+    summary: str = ""
+    data: str = "digits"
+    limit: int | None = Field(default=None, ge=1)
+    models: list[str] = []
+    threats: list[str] = []
+    attacks: list[str] = []
+    curves: list[Curve] = []
+    corruption: Corruption = Corruption()
+    scarcity: Scarcity = Scarcity()
+    compression: Compression = Compression()
+    defenses: list[Defended] = []
+    explainers: list[str] = []
+    explain_limit: int = Field(default=100, ge=1)
+    efficiency: bool = False
+
+
+def packaged(name: str) -> str:
+    """The text of a packaged suite."""
+    return resources.files("robench").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_suite(name: str) -> Suite:
+    """A suite by its name, or from a YAML file.
+
+    Raises:
+        ConfigError: No such suite or file, no YAML, an unknown key (with a suggestion) or a wrong type.
+    """
+    if name in PACKAGED:
+        return parse_suite(packaged(name))
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(must("--suite", "a suite's name or a YAML file", name, suggestion(name, PACKAGED)))
+    return parse_suite(path.read_text(encoding="utf-8"))
+
+
+def parse_suite(text: str) -> Suite:
+    """A suite from YAML text.
+
+    Raises:
+        ConfigError: As ``read_suite``.
+    """
+    try:
+        values = yaml.safe_load(text)
+        return Suite.model_validate(values)
+    except yaml.YAMLError as error:
+        raise ConfigError(must("a suite", "YAML", str(error).splitlines()[0], "correct the file")) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _keys(first["loc"])
+            raise ConfigError(must("a suite's key", "a known one", key, suggestion(str(first["loc"][-1]), known))) from error
+        raise ConfigError(must(f"the suite's {key}", first["msg"], first.get("input"), "correct the file")) from error
+
+
+def _keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Suite
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        inner = model.model_fields[str(part)].annotation
+        args = getattr(inner, "__args__", (inner,))
+        model = next(a for a in args if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,337 @@
+"""The command line. Heavy imports live inside the commands, so that help answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robench import __version__
+from robench.errors import ConfigError, RobenchError, must
+
+FORMATS = click.Choice(["table", "json", "csv", "md"])
+FAILED_CELLS = 3
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Prints a ``RobenchError`` as one line and exits with its code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RobenchError as error:
+            click.echo(f"robench: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("robench: interrupted; the same command goes on where it stopped", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"auto_envvar_prefix": "ROBENCH", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robench")
+@click.option("-v", "--verbose", is_flag=True, help="Tell more on stderr.")
+def main(verbose: bool) -> None:
+    """Can an image model be trusted? Robustness, interpretability and generalization, judged soundly."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="robench: %(message)s")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(must("a list of numbers", "such as 0.49,0.48,0.45", text, "separate them by commas")) from error
+
+
+@main.command()
+@click.option("--suite", default="full", show_default=True, help="smoke, quick, standard, full, or a YAML file.")
+@click.option("--model", "models", multiple=True, help="Zoo name, FILE.safetensors, FILE.pt2, or module:factory (with --trust).")
+@click.option("--arch", default="", help="Architecture of a weights file, e.g. 'resnet18(num_classes=10)'.")
+@click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")
+@click.option("--std", default="1", help="Per-channel standard deviation it expects to be divided by.")
+@click.option("--input-range", default="0,1", help="Range of the network's pixels before mean and std.")
+@click.option("--num-classes", default=10, show_default=True)
+@click.option("--data", help="digits, cifar10(root='...'), mnist(root='...'), folder:PATH, npz:PATH.")
+@click.option("--attack", "attacks", multiple=True, help="Replace the suite's attacks, e.g. 'pgd(steps=100)'.")
+@click.option("--threat", "threats", multiple=True, help="Replace the suite's threats, e.g. 'linf(8/255)'.")
+@click.option("--defense", "defenses", multiple=True, help="Add each model behind an inference-time defence.")
+@click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
+@click.option("--limit", type=click.IntRange(1), help="Test images (marks the run as limited).")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
+@click.option("--workers", type=click.IntRange(1), help="Processes [default: one per core on CPU].")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Samples held at once.")
+@click.option("--width", type=int, default=64, show_default=True, help="Padded width of every forward (protocol).")
+@click.option("--trust", is_flag=True, help="Execute code named by --model.")
+@click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
+@click.option("--format", "form", type=FORMATS, default="table", show_default=True)
+def run(**options: Any) -> None:
+    """Run a suite: attacks, scarcity, compression, corruption, explanations; then print the leaderboard."""
+    from robench import api
+    from robench.spec import Settings
+
+    suite, changes = _changes(options)
+    named = _models(options)
+    shared: dict[str, Any] = {
+        "models": named,
+        "data": options["data"],
+        "limit": options["limit"],
+        "seed": options["seed"],
+        "settings": Settings(width=options["width"]),
+        "changes": changes,
+    }
+    if options["dry_run"]:
+        _dry_run(suite, shared, options)
+        return
+    done = api.run(
+        suite,
+        **shared,
+        out=options["out"],
+        device=options["device"],
+        workers=options["workers"],
+        batch_size=options["batch_size"],
+        trust=options["trust"],
+        progress=_progress(),
+    )
+    click.echo(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
+    for what, error in done.summary.failures:
+        click.echo(f"failed: {what}: {error.splitlines()[0]}", err=True)
+    unknown = _report(done.out, options["form"])
+    click.echo(f"report: {done.out / 'report.html'}", err=True)
+    if done.summary.failures or unknown:
+        sys.exit(FAILED_CELLS)
+
+
+def _models(options: dict[str, Any]) -> list[Any]:
+    from robench.sources import UserModel
+    from robench.zoo.entries import NAMES
+
+    low, high = _floats(options["input_range"])
+    return [
+        name
+        if name in NAMES
+        else UserModel(name, options["arch"], _floats(options["mean"]), _floats(options["std"]), (low, high), options["num_classes"])
+        for name in options["models"]
+    ]
+
+
+def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The suite, and the parts of it that options replace."""
+    from robench.errors import suggestion
+    from robench.suite import Corruption, Defended, Scarcity, read_suite
+
+    suite = read_suite(options["suite"])
+    changes: dict[str, Any] = {}
+    for key in ("attacks", "threats"):
+        if options[key]:
+            changes[key] = list(options[key])
+    models = list(options["models"]) or suite.models
+    changes["defenses"] = [*suite.defenses, *(Defended(model=Path(m).name, defense=d) for d in options["defenses"] for m in models)]
+    parts: dict[str, dict[str, Any]] = {
+        "evasion": {"attacks": [], "curves": [], "defenses": []},
+        "corruption": {"corruption": Corruption()},
+        "scarcity": {"scarcity": Scarcity()},
+        "compression": {"compression": type(suite.compression)()},
+        "explanation": {"explainers": []},
+        "efficiency": {"efficiency": False},
+        "clean": {},
+    }
+    for name in options["scenarios"]:
+        if name not in parts:
+            raise ConfigError(must("--scenario", "a known one", name, suggestion(name, parts)))
+    for name, empty in parts.items():
+        if options["scenarios"] and name not in options["scenarios"]:
+            changes.update(empty)
+    return suite, changes
+
+
+def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> None:
+    from robench.api import plan_run
+    from robench.estimate import estimate_seconds
+
+    plan, paths = plan_run(suite, **shared)
+    for what, count in plan.counts().items():
+        click.echo(f"{count:5d}  {what}")
+    for cell in plan.cells if options["form"] == "table" else ():
+        click.echo(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario}")
+    seconds, workers = estimate_seconds(plan, device=options["device"], workers=options["workers"], sources=paths)
+    click.echo(f"{len(plan.cells)} cells, about {seconds:.0f} s with {workers} worker(s); nothing was computed")
+
+
+def _progress() -> Any:
+    from time import monotonic
+
+    last = [0.0]
+
+    def show(what: str, done: int, total: int) -> None:
+        if done == total or monotonic() - last[0] > (0.2 if sys.stderr.isatty() else 10):
+            last[0] = monotonic()
+            click.echo(f"\r{what}: {done}/{total} ", err=True, nl=not sys.stderr.isatty() or done == total)
+
+    return show
+
+
+def _report(folder: Path, form: str) -> int:
+    """Write the reports of a run, print its leaderboard, and return how many samples are unknown."""
+    from robench.metrics.table import tidy
+    from robench.reports.leaderboard import leaderboard
+    from robench.reports.text import echo
+    from robench.reports.writing import write_reports
+    from robench.store import Store
+
+    store = Store(folder)
+    header = store.read_run()
+    frames = store.frames(header["cells"])
+    table = tidy(frames, limited=bool(header["limited"]))
+    write_reports(frames, folder, header, table=table)
+    echo(leaderboard(table), form)
+    return int(table["n_unknown"].fillna(0).sum()) if len(table) else 0
+
+
+@main.command()
+@click.argument("run_directory", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=FORMATS, default="table", show_default=True)
+def report(run_directory: Path, form: str) -> None:
+    """Score stored rows again and write tables, pictures and the page; no model is run."""
+    _report(run_directory, form)
+    click.echo(f"report: {run_directory / 'report.html'}", err=True)
+
+
+@main.command()
+@click.argument("run_directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=FORMATS, default="table", show_default=True)
+def leaderboard(run_directories: tuple[Path, ...], form: str) -> None:
+    """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
+    import pandas as pd
+
+    from robench.reports.leaderboard import leaderboard as rank
+    from robench.reports.text import echo
+
+    echo(rank(pd.concat([_table(folder) for folder in run_directories], ignore_index=True)), form)
+
+
+def _table(folder: Path) -> Any:
+    from robench.metrics.table import tidy
+    from robench.store import Store
+
+    store = Store(folder)
+    header = store.read_run()
+    return tidy(store.frames(header["cells"]), limited=bool(header["limited"]))
+
+
+@main.command()
+@click.argument("run_directory", type=click.Path(path_type=Path))
+@click.option("--require", "requirements", multiple=True, required=True, help="'robust_accuracy[linf(8/255)]>=0.4'")
+@click.option("--model", "models", multiple=True, help="Only these models.")
+def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
+    """Pass or fail a release: each bound is held against the interval's worse end; suspicious or unknown fails."""
+    from robench.reports.audit import audit as check
+    from robench.reports.audit import parse_requirement
+
+    table = _table(run_directory)
+    if models:
+        table = table[table["model"].isin(models)]
+    result = check(table, [parse_requirement(text) for text in requirements])
+    for line in result.lines():
+        click.echo(line)
+    sys.exit(0 if result.passed else 1)
+
+
+@main.command(name="list")
+@click.argument("kind", required=False)
+@click.option("--format", "form", type=FORMATS, default="table", show_default=True)
+def list_(kind: str | None, form: str) -> None:
+    """List attacks, data, architectures, recipes, ..., models or suites."""
+    from robench.catalog import TABLES
+    from robench.errors import suggestion
+    from robench.suite import PACKAGED
+    from robench.zoo.entries import NAMES
+
+    plain = {"models": list(NAMES), "suites": list(PACKAGED)}
+    if kind is None:
+        for name in sorted([*TABLES, *plain]):
+            click.echo(name)
+        return
+    if kind not in TABLES and kind not in plain:
+        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *plain])))
+    rows = [(n, "") for n in plain[kind]] if kind in plain else [(n, e.facts["summary"]) for n, e in TABLES[kind].items()]
+    if form != "table":
+        import pandas as pd
+
+        from robench.reports.text import echo
+
+        echo(pd.DataFrame(rows, columns=["name", "summary"]), form)
+        return
+    for name, summary in sorted(rows):
+        click.echo(f"{name:24s} {summary}")
+
+
+@main.command()
+@click.argument("kind")
+@click.argument("name")
+def show(kind: str, name: str) -> None:
+    """Show one entry: its facts, parameters and defaults; a suite's YAML."""
+    from robench.catalog import TABLES
+    from robench.errors import suggestion
+    from robench.suite import PACKAGED, packaged, read_suite
+
+    if kind in ("suite", "suites"):
+        read_suite(name)
+        click.echo(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"))
+        return
+    if kind in ("model", "models"):
+        from robench.zoo import ZOO
+
+        if name not in ZOO:
+            raise ConfigError(must("a model", "a known one", name, suggestion(name, ZOO)))
+        click.echo(ZOO[name])
+        return
+    table = TABLES.get(kind) or TABLES.get(f"{kind}s")
+    if table is None:
+        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, TABLES)))
+    entry = table[name]
+    click.echo(f"{name}: {entry.facts['summary']}\n  from {entry.origin}, {entry.target}")
+    for key, value in entry.facts.items():
+        if key != "summary":
+            click.echo(f"  {key}: {value}")
+    for key, default in entry.parameters.items():
+        click.echo(f"  {key} = {default!r}")
+
+
+@main.command()
+def doctor() -> None:
+    """Print versions, devices, precision flags and free disk, and say what is missing and how to get it."""
+    from robench.doctor import findings
+
+    problems = 0
+    for name, state, good in findings():
+        click.echo(f"{'ok ' if good else '!! '} {name:18s} {state}")
+        problems += not good
+    sys.exit(1 if problems else 0)
+
+
+@main.group()
+def zoo() -> None:
+    """The embedded zoo."""
+
+
+@zoo.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("zoo-weights"), show_default=True)
+def build(name: str, out: Path) -> None:
+    """Train a model of the zoo again from its recorded recipe and seed."""
+    from robench.zoo.building import build as rebuild
+
+    click.echo(rebuild(name, out, progress=_training()))
+
+
+def _training() -> Any:
+    def show(done: int, total: int, loss: float) -> None:
+        if done % 100 == 0 or done == total:
+            click.echo(f"step {done}/{total}, loss {loss:.4f}", err=True)
+
+    return show

@@ -1,0 +1,81 @@
+"""How long a plan will take: passes counted from the plan, seconds per pass measured here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+from robench.devices import exact_arithmetic, resolve_device, usable_cores
+from robench.plan import Plan
+from robench.spec import Artifact, Cell, Context, Ref
+from robench.workshop import load, load_model
+
+START = 6.0
+"""Seconds until a worker has imported what it needs."""
+OVERHEAD = 0.06
+"""Seconds per cell outside the model: loading, judging twice, writing."""
+PASSES = {"noise": 20.0, "fgsm": 4.0, "pgd": 40.0, "transfer": 60.0}
+"""Forward passes per sample of attacks without a ``steps`` or ``draws`` argument."""
+
+
+def estimate_seconds(
+    plan: Plan, *, device: str, workers: int | None, sources: Iterable[tuple[str, str]] = ()
+) -> tuple[float, int]:
+    """Estimated wall seconds of a plan, and the number of workers it assumes."""
+    where = resolve_device(device)
+    count = workers or (usable_cores() if where == "cpu" else 1)
+    context = Context("", where, sources=tuple(sources))
+    speed: dict[str, float] = {}
+    total = 0.0
+    for cell in plan.cells:
+        base = _base(cell.model)
+        if base.digest not in speed:
+            speed[base.digest] = _seconds_per_forward(base, cell, context)
+        total += OVERHEAD + _forwards(cell, plan) * speed[base.digest]
+    for artifact in (a for level in plan.levels for a in level):
+        total += _building(artifact, max(speed.values(), default=1e-4))
+    return START + total / count, count
+
+
+def _base(artifact: Artifact) -> Artifact:
+    while artifact.builder.name in ("compressed", "defended"):
+        artifact = artifact.inputs[0]
+    return artifact
+
+
+def _seconds_per_forward(model: Artifact, cell: Cell, context: Context) -> float:
+    """Seconds of one forward of one sample; a network still to be trained is taken as a small CNN."""
+    if model.stored:
+        return 3e-5
+    net, data = load_model(model, context).net, load(cell.data, context)
+    x = data.images(torch.arange(min(64, len(data)))).to(context.device)
+    with exact_arithmetic(), torch.no_grad():
+        net(x)
+        start = time.perf_counter()
+        for _ in range(5):
+            net(x)
+    return (time.perf_counter() - start) / (5 * len(x))
+
+
+def _forwards(cell: Cell, plan: Plan) -> float:
+    """Forward passes of a cell over all samples; a gradient counts as two more."""
+    samples = plan.suite.limit or 1000
+    name = cell.scenario.name
+    if name == "evasion":
+        ref = Ref.parse(cell.scenario.kwargs["attack"])
+        steps = float(ref.kwargs.get("steps", ref.kwargs.get("draws", PASSES.get(ref.name, 100.0))))
+        return samples * (3 + steps * (1 if ref.name == "noise" else 3) * ref.kwargs.get("restarts", 1) * 0.6)
+    per_sample = {"clean": 1.0, "sentinel": 30.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
+    if name == "explanation":
+        return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
+    return samples * per_sample
+
+
+def _building(artifact: Artifact, forward: float) -> float:
+    if artifact.builder.name == "trained":
+        arguments = artifact.builder.kwargs
+        inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
+        return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    return 0.5

@@ -41,7 +41,7 @@ class Ref:
     """Sorted (key, literal) pairs."""
 
     @classmethod
-    def of(cls, name: str, **args: Any) -> Ref:
+    def of(cls, name: str, /, **args: Any) -> Ref:
         """A reference from Python values."""
         return cls(name, tuple(sorted((k, _freeze(v)) for k, v in args.items())))
 

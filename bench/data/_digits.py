@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from robench.data.checks import check_split
 from robench.data.dataset import Dataset, from_arrays, stratified_order
@@ -47,5 +49,5 @@ def digits(*, split: str = "test") -> Dataset:
 
 def _split_rows(labels: Tensor) -> dict[str, Tensor]:
     order = stratified_order(labels, 0, "digits-split")
-    parts = order.split(list(_SIZES.values()))
-    return {name: part.sort().values for name, part in zip(_SIZES, parts, strict=True)}
+    ends = list(itertools.accumulate(_SIZES.values()))
+    return {name: order[end - n : end].sort().values for (name, n), end in zip(_SIZES.items(), ends, strict=True)}

@@ -54,7 +54,7 @@ def npz(path: str, *, split: str = "test", layout: str = "auto", num_classes: in
 def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in archive.files}  # a single array is no context: TypeError
     except FileNotFoundError as error:
         raise DataError(must("an npz data set", "an existing file", str(path), "correct the path after 'npz:'")) from error
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:

@@ -66,9 +66,9 @@ class Dataset:
         """
         if size < 1:
             raise ConfigError(must("a batch size", "at least 1", size, "ask for one image or more"))
-        for rows in torch.arange(len(self)).split(size):
-            if len(rows):
-                yield self.images(rows), self.labels[rows], self.ids[rows]
+        for start in range(0, len(self), size):
+            rows = torch.arange(start, min(start + size, len(self)))
+            yield self.images(rows), self.labels[rows], self.ids[rows]
 
     def _positions(self, rows: Tensor) -> Tensor:
         if rows.dtype != torch.int64 or rows.ndim != 1:
@@ -122,7 +122,8 @@ def from_arrays(spec: DatasetSpec, array: Tensor, labels: Tensor, *, ids: Tensor
         raise DataError(must(f"images and labels of {spec.name}", "as many", (len(array), len(labels)), "restore the files"))
     if array.dtype != torch.uint8:
         check_images(array)
-    known = replace(spec, shape=tuple(array.shape[1:]), sha256=content_hash(array, labels))
+    _, channels, height, width = array.shape
+    known = replace(spec, shape=(channels, height, width), sha256=content_hash(array, labels))
     return Dataset(known, torch.arange(len(labels)) if ids is None else ids, labels, ArrayReader(array))
 
 
@@ -147,7 +148,7 @@ def stratified_order(labels: Tensor, seed: int, stage: str) -> Tensor:
         stage: Name of the purpose; another purpose gives an independent order.
     """
     place = torch.zeros(len(labels), dtype=torch.float64)
-    for label in labels.unique().tolist():
+    for label in torch.bincount(labels).nonzero().flatten().tolist():
         rows = (labels == label).nonzero().flatten()
         shuffled = rows[permutation(seed, stage, len(rows), step=label + 1)]
         place[shuffled] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)

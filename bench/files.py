@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from robench.errors import StoreError, must
@@ -23,6 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         remedy = "free space or choose another --out; the run resumes where it stopped"
         raise StoreError(must(f"{path.parent}", "a writable folder with free space", str(error), remedy)) from error

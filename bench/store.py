@@ -63,11 +63,11 @@ class Store:
         """Finished cells by digest; a pair is finished when its header is there.
 
         Raises:
-            StoreError: Written by a newer robench, or two different contents under one digest.
+            StoreError: A damaged header, one written by a newer robench, or two different contents under one digest.
         """
         found: dict[str, Finished] = {}
         for path in sorted(self.cells.glob("*.json")):
-            header = json.loads(path.read_text())
+            header = _header(path)
             if header["schema"] > SCHEMA:
                 raise StoreError(must("the store's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
             entry = Finished(header["digest"], path.with_suffix(".parquet"), header)
@@ -128,12 +128,15 @@ class Store:
         """The configuration written by the run.
 
         Raises:
-            StoreError: This is no run directory.
+            StoreError: This is no run directory, or its configuration is damaged.
         """
         path = self.root / "run.json"
         if not path.is_file():
             raise StoreError(must("a run directory", "a folder with run.json", str(self.root), "name a folder under runs/"))
-        found: dict[str, Any] = json.loads(path.read_text())
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(must(str(path), "readable JSON", str(error), "run the same command again to write it anew")) from error
         return found
 
     def clean_temporary(self) -> None:
@@ -144,6 +147,18 @@ class Store:
 
 def _lead(cell: Cell) -> tuple[Any, ...]:
     return (cell.model.label, cell.data.label, cell.scenario.name, cell.condition, cell.seed, cell.digest)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    needed = {"schema", "digest", "content", *LEAD}
+    remedy = "remove it to compute its cell again"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(must(f"the header {path}", "readable JSON", str(error), remedy)) from error
+    if not isinstance(found, dict) or not isinstance(found.get("schema"), int) or (found["schema"] <= SCHEMA and needed - set(found)):
+        raise StoreError(must(f"the header {path}", "a cell's header", str(found)[:60], remedy))
+    return found
 
 
 def _read(entry: Finished) -> pd.DataFrame:

@@ -97,7 +97,10 @@ def read_suite(name: str) -> Suite:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(must("--suite", "a suite's name or a YAML file", name, suggestion(name, PACKAGED)))
-    return parse_suite(path.read_text(encoding="utf-8"))
+    try:
+        return parse_suite(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(must("--suite", "a readable text file", str(error), "write it as UTF-8 YAML")) from error
 
 
 def parse_suite(text: str) -> Suite:

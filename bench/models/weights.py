@@ -1,0 +1,59 @@
+"""Weights: seeded initialisation and the hash that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from robench.models import TABLE
+from robench.ops.random import Draws
+from robench.registry import Table
+from robench.spec import Ref
+from torch import Tensor, nn
+
+ARCHITECTURES = Table("architectures", TABLE)
+"""Our architectures and those of the entry-point group ``robench.architectures``."""
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hexadecimal SHA-256 over the state dict: names in sorted order, each with type, shape and little-endian bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> nn.Module:
+    """The same model with weights drawn from ``seed`` alone: no global generator, equal on every device.
+
+    Matrices and kernels are normal with variance gain / fan-in (gain 2 for convolutions, which feed ReLUs, else 1);
+    biases are zero; scales of norm layers stay as they are; what is all zero by design (position tables) stays so.
+
+    Source: He et al., ICCV 2015, section 2.2.
+    """
+    draws = Draws(seed, torch.zeros(1, dtype=torch.int64))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim >= 2 and bool(parameter.any()):
+            parameter.copy_(_scaled(draws.normal(name, tuple(parameter.shape))[0]))
+    return model
+
+
+def _scaled(values: Tensor) -> Tensor:
+    gain = 2.0 if values.ndim == 4 else 1.0
+    return values * math.sqrt(gain / values[0].numel())
+
+
+def fresh(arch: Ref | str, *, seed: int) -> nn.Module:
+    """A bare net of the named architecture with weights drawn from ``seed``, on the CPU, in eval mode.
+
+    Raises:
+        ConfigError: The architecture or one of its arguments is unknown.
+    """
+    ref = ARCHITECTURES.resolve(arch)
+    return initialise(ARCHITECTURES[ref.name].load()(**ref.kwargs), seed).eval()

@@ -48,7 +48,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 @main.command()
 @click.option("--suite", default="full", show_default=True, help="smoke, quick, standard, full, or a YAML file.")
-@click.option("--model", "models", multiple=True, help="Zoo name, FILE.safetensors, FILE.pt2, or module:factory (with --trust).")
+@click.option("--model", "models", multiple=True, help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust).")
 @click.option("--arch", default="", help="Architecture of a weights file, e.g. 'resnet18(num_classes=10)'.")
 @click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")
 @click.option("--std", default="1", help="Per-channel standard deviation it expects to be divided by.")
@@ -113,7 +113,7 @@ def _models(options: dict[str, Any]) -> list[Any]:
     low, high = _floats(options["input_range"])
     return [
         name
-        if name in NAMES
+        if name in NAMES or name.startswith("trained(")
         else UserModel(name, options["arch"], _floats(options["mean"]), _floats(options["std"]), (low, high), options["num_classes"])
         for name in options["models"]
     ]

@@ -47,6 +47,9 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     for model in models:
         if isinstance(model, str) and model in ZOO:
             continue
+        if isinstance(model, str) and model.startswith("trained("):
+            artifacts[model] = _trained(model, data, splits)
+            continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
         artifacts[artifact.label] = artifact
@@ -61,6 +64,17 @@ def _splits(data: str) -> tuple[str, ...]:
 def _zoo(name: str) -> Artifact:
     version = f"{catalog.BUILDERS['zoo'].version}|{ZOO[name].sha256}"
     return Artifact("model", Ref.of("zoo", name=name), version, label=name)
+
+
+def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
+    """A model that the run trains first: ``trained(arch='resnet18(width=16)', recipe='pgd_at', steps=500)``."""
+    if "train" not in splits:
+        raise ConfigError(must("the data of a trained model", "a set with a train split", data, "name another data set"))
+    ref = catalog.BUILDERS.resolve(text)
+    recipe, arch = catalog.RECIPES.resolve(ref.kwargs["recipe"]), catalog.ARCHITECTURES.resolve(ref.kwargs["arch"])
+    version = "|".join([catalog.BUILDERS["trained"].version, catalog.RECIPES[recipe.name].version, str(recipe), str(arch)])
+    images = Artifact("data", catalog.BUILDERS.resolve(Ref.of("images", source=data, split="train")), splits["train"])
+    return Artifact("model", ref, version, (images,), label=text, stored=True)
 
 
 def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:

@@ -1,0 +1,95 @@
+"""Metrics of the ``evasion`` frame: the worst case per sample over all attacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from robench.metrics import stats
+from robench.registry import facts
+from robench.spec import Estimate
+
+
+def worst_case(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per sample (index ``sample``) over all attacks of the frame.
+
+    Returns:
+        ``score_clean`` and ``score`` (the lowest of clean and attacked, in [0, 1], before the penalty), ``unknown`` (an
+        attack failed and nothing broke the sample) and ``robust`` (``score``, 0 where unknown).
+    """
+    lowest = np.fmin(frame["score_clean"].to_numpy(np.float64), frame["score_adv"].to_numpy(np.float64))
+    rows = pd.DataFrame(
+        {
+            "sample": frame["sample"].to_numpy(),
+            "score_clean": frame["score_clean"].to_numpy(np.float64),
+            "score": lowest,
+            "failed": (frame["status"] != "ok").to_numpy(),
+        }
+    )
+    rows.loc[~rows["failed"] & frame["score_adv"].isna().to_numpy(), "failed"] = True
+    worst = rows.groupby("sample").agg({"score_clean": "min", "score": "min", "failed": "max"})
+    worst["unknown"] = worst.pop("failed") & (worst["score"] > 0)
+    worst["robust"] = worst["score"].where(~worst["unknown"], 0.0)
+    return worst
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def robust_accuracy(frame: pd.DataFrame) -> Estimate:
+    """Fraction of all samples that stay correct under every attack in the frame (worst case per sample).
+
+    A clean mistake is not robust. A sample that nothing broke and on which an attack failed is unknown, and counts as
+    not robust.
+
+    Args:
+        frame: Rows of one threat with columns sample, attack, status, score_clean, score_adv.
+
+    Returns:
+        Value in [0, 1] with Wilson's interval over samples.
+
+    Source: Croce & Hein, ICML 2020 (per-sample worst case); Wilson, JASA 1927 (interval).
+    """
+    return stats.rate(worst_case(frame)["robust"])
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def robust_accuracy_without_unknown(frame: pd.DataFrame) -> Estimate:
+    """Robust accuracy in [0, 1] over the samples that are not unknown; stands beside ``robust_accuracy``, never for it."""
+    worst = worst_case(frame)
+    return stats.rate(worst.loc[~worst["unknown"], "robust"])
+
+
+@facts(version=1, unit="samples", higher_is_better=False, bounds=(0, None), needs="evasion", group="robustness")
+def n_unknown(frame: pd.DataFrame) -> Estimate:
+    """Number of samples that no attack broke and on which at least one attack failed."""
+    worst = worst_case(frame)
+    return Estimate.exact(float(worst["unknown"].sum()), n=len(worst))
+
+
+def curve(frame: pd.DataFrame) -> pd.DataFrame:
+    """Robustness in [0, 1] per sample (rows) and eps (columns, increasing, from 0 = clean to the largest finite).
+
+    Samples that were not attacked at every eps are left out.
+    """
+    finite = frame[np.isfinite(frame["eps"]) & (frame["eps"] > 0)]
+    columns = {float(eps): worst_case(rows)["robust"] for eps, rows in finite.groupby("eps")}
+    if not columns:
+        return pd.DataFrame()
+    clean = finite.groupby("sample")["score_clean"].min()
+    return pd.DataFrame({0.0: clean, **columns}).dropna()
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def security_curve_area(frame: pd.DataFrame) -> Estimate:
+    """Area under robust accuracy against eps from 0 to the largest finite eps, divided by that eps: in [0, 1].
+
+    Args:
+        frame: Rows of one norm and several eps; eps = 0 is the clean score.
+
+    Returns:
+        Trapezoid area with a bootstrap interval over samples; empty when no eps is positive and finite.
+
+    Source: Biggio & Roli, Pattern Recognition 2018, section 4 (security evaluation curve).
+    """
+    points = curve(frame)
+    if points.empty:
+        return stats.EMPTY
+    return stats.area_interval(points.columns.to_numpy(np.float64), points)

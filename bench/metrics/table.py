@@ -1,0 +1,260 @@
+"""Per-sample frames → one tidy table of estimates.
+
+Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds besides its name:
+
+* ``corruption`` rows: ``threat`` is the corruption (``mean`` over all of them), ``eps`` the severity (missing over all).
+* scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
+* ``explanation`` rows: ``attack`` is the explainer.
+* ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
+  or ``curve`` (over the eps of the norm in ``threat``).
+* ``status``: ``ok``, ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
+  samples are unknown).
+* Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from robench.metrics import clean, corrupted, cost, explained, robust, scarcity
+from robench.metrics.validity import SUSPICIOUS, Verdict, verdict
+from robench.spec import Estimate
+
+COLUMNS = (
+    "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
+    "n_clean_correct", "n_unknown", "status", "validity", "seconds", "forwards", "backwards", "cell",
+)  # fmt: skip
+"""The tidy table's columns, in order."""
+
+MEASURED = ("seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes")
+"""What differs between runs: the column ``seconds`` and the rows of these metrics. ``unmeasured`` leaves them out."""
+
+_KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
+_COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
+_SHOWN = 12
+"""Digits of a cell's digest that the table shows."""
+
+Metric = Callable[[pd.DataFrame], Estimate]
+
+
+def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.DataFrame:
+    """All estimates of the frames as one table with ``COLUMNS``, in a fixed order.
+
+    Args:
+        frames: Scenario name → per-sample frame (see docs/architecture.md). Scenarios that have no metric are passed over.
+        limited: The run looked at a part of the samples only (``--limit``); a column ``limited`` in a frame says the same.
+
+    Returns:
+        One row per estimate; without rows when the frames are empty.
+    """
+    rows: list[dict[str, Any]] = []
+    for scenario in sorted(frames):
+        if scenario in _MAKERS and len(frames[scenario]):
+            maker = _MAKERS[scenario]
+            for key, part in _groups(_ordered(frames[scenario])):
+                for row in maker(part, frames):
+                    part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
+                    rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
+    if "clean" in frames and len(frames["clean"]):
+        rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    return _typed(rows)
+
+
+def unmeasured(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without everything measured (see ``MEASURED``): byte-identical between runs of one suite."""
+    kept = table[~table["metric"].isin(MEASURED)]
+    return kept.drop(columns=[c for c in MEASURED if c in kept]).reset_index(drop=True)
+
+
+def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for column in COLUMNS:
+        if column in _COUNTS:
+            table[column] = table[column].astype("Int64")
+        elif column in ("eps", "value", "ci_low", "ci_high", "seconds"):
+            table[column] = table[column].astype("float64")
+        else:
+            table[column] = table[column].fillna("").astype(str)
+    order = table.assign(threat=table["threat"].str.replace(r"\(.*", "", regex=True))
+    order = order.sort_values(list(_KEYS), kind="stable", na_position="last")
+    return table.loc[order.index].reset_index(drop=True)
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows in a fixed order, since a bootstrap goes by position: shards may have been finished in any order."""
+    keys = [k for k in ("cell", "split", "threat", "attack", "corruption", "severity", "explainer", "sample") if k in frame]
+    return frame.sort_values(["model", "dataset", "condition", *keys], kind="stable")
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """(model, dataset, condition) → rows; further seeds become conditions of their own."""
+    for (model, dataset, condition), rows in frame.groupby(["model", "dataset", "condition"], sort=True):
+        seeds = sorted(rows["seed"].unique()) if "seed" in rows else [0]
+        for seed in seeds:
+            suffix = f"seed={seed}" if seed != seeds[0] else ""
+            part = rows[rows["seed"] == seed] if len(seeds) > 1 else rows
+            yield {"model": model, "dataset": dataset, "condition": f"{condition} {suffix}".strip()}, part
+
+
+def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
+    unknown = row.get("n_unknown") or 0
+    row["status"] = "limited" if limited else "unknown" if unknown else "ok"
+    return row
+
+
+def _row(metric: str, estimate: Estimate, rows: pd.DataFrame, **more: Any) -> dict[str, Any]:
+    """Columns that every estimate has."""
+    cells = "+".join(sorted({str(c)[:_SHOWN] for c in rows["cell"].unique()})) if "cell" in rows else ""
+    exact = estimate.kind == "exact"
+    return {
+        "metric": metric,
+        "value": estimate.value,
+        "ci_low": math.nan if exact else estimate.low,
+        "ci_high": math.nan if exact else estimate.high,
+        "n": estimate.n,
+        "cell": cells,
+        **more,
+    }
+
+
+def _all(metrics: Mapping[str, Metric], rows: pd.DataFrame, **more: Any) -> Iterator[dict[str, Any]]:
+    for name, metric in metrics.items():
+        estimate = metric(rows)
+        if estimate.n:
+            yield _row(name, estimate, rows, **more)
+
+
+_CLEAN: dict[str, Metric] = {
+    "accuracy": clean.accuracy,
+    "brier": clean.brier,
+    "ece": clean.ece,
+    "train_test_gap": clean.train_test_gap,
+    "worst_class_accuracy": clean.worst_class_accuracy,
+}
+_EXPLAINED: dict[str, Metric] = {
+    "infidelity": explained.infidelity,
+    "insertion_deletion_gap": explained.insertion_deletion_gap,
+    "max_sensitivity": explained.max_sensitivity,
+}
+_COST: dict[str, Metric] = {
+    "latency_p50_ms": cost.latency_p50_ms,
+    "latency_p95_ms": cost.latency_p95_ms,
+    "macs": cost.macs,
+    "parameters": cost.parameters,
+    "peak_memory_bytes": cost.peak_memory_bytes,
+    "stored_bytes": cost.stored_bytes,
+}
+
+
+def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    correct = int((clean.split(rows, "test")["score"] > 0).sum())
+    yield from _all(_CLEAN, rows, n_clean_correct=correct)
+
+
+def _corruption(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    only = {"corrupted_accuracy": corrupted.corrupted_accuracy}
+    correct = int((rows.groupby("sample")["score_clean"].min() > 0).sum())
+    yield from _all(only, rows, threat="mean", n_clean_correct=correct)
+    for severity, part in rows.groupby("severity"):
+        yield from _all(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
+    for (name, severity), part in rows.groupby(["corruption", "severity"]):
+        yield from _all(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
+
+
+def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    for explainer, part in rows.groupby("explainer"):
+        yield from _all(_EXPLAINED, part, attack=explainer)
+
+
+def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    yield from _all(_COST, rows)
+
+
+def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    sentinel = _same_model(frames.get("sentinel"), rows)
+    norms = rows["threat"].str.partition("(")[0]
+    for norm, same in rows.groupby(norms):
+        verdicts = []
+        for (eps, threat), part in same.groupby(["eps", "threat"]):
+            found = verdict(part, sentinel, siblings=same[same["eps"] < eps])
+            verdicts.append(found)
+            yield from _threat(part, found, threat=threat, eps=float(eps))
+        finite = same.loc[np.isfinite(same["eps"]) & (same["eps"] > 0), "eps"].nunique()
+        if finite > 1:
+            area = {"security_curve_area": robust.security_curve_area}
+            yield from _all(area, same, threat=norm, attack="curve", validity=_joined(verdicts), **_counts(same))
+
+
+def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[str, Any]]:
+    """One row per attack, then the worst case with its verdict."""
+    only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
+    for attack, part in rows.groupby("attack"):
+        yield from _all(only, part, attack=attack, **more, **_counts(part))
+    both = {**only, "robust_accuracy_without_unknown": robust.robust_accuracy_without_unknown}
+    yield from _all(both, rows, attack="worst", validity=str(found), **more, **_counts(rows))
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+    worst = robust.worst_case(rows)
+    return {
+        "n_clean_correct": int((worst["score_clean"] > 0).sum()),
+        "n_unknown": int(worst["unknown"].sum()),
+        "seconds": float(rows["seconds"].sum()),
+        "forwards": int(rows["forwards"].sum()),
+        "backwards": int(rows["backwards"].sum()),
+    }
+
+
+def _same_model(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of the frame that belong to the model, data set and condition of ``rows`` (and its seed, if it has that)."""
+    if frame is None or frame.empty:
+        return None
+    first = rows.iloc[0]
+    for key in ("model", "dataset", "condition"):
+        frame = frame[frame[key] == first[key]]
+    if "seed" in frame and "seed" in rows and (frame["seed"] == first["seed"]).any():
+        frame = frame[frame["seed"] == first["seed"]]
+    return frame
+
+
+def _joined(verdicts: list[Verdict]) -> str:
+    reasons = tuple(dict.fromkeys(r for v in verdicts for r in v.reasons))
+    return str(Verdict(SUSPICIOUS, reasons)) if reasons else "sound"
+
+
+def _scarcity(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Accuracy at each fraction (mean over trainings) and the area, per model and data set."""
+    if "fraction" not in frame:
+        return
+    for (model, dataset), rows in frame[frame["fraction"].notna()].groupby(["model", "dataset"], sort=True):
+        rows = rows[[_is_scarcity(c) for c in rows["condition"]]]
+        if rows["fraction"].nunique() < 2:
+            continue
+        key = {"model": model, "dataset": dataset, "condition": "", "threat": "fraction"}
+        for row in _all({"data_efficiency_auc": scarcity.data_efficiency_auc}, rows, attack="curve"):
+            yield {**row, **key}
+        for fraction, part in rows.groupby("fraction"):
+            for row in _all({"accuracy_at_fraction": _over_trainings}, part, eps=float(fraction)):
+                yield {**row, **key}
+
+
+def _over_trainings(rows: pd.DataFrame) -> Estimate:
+    return corrupted.corrupted_accuracy(clean.split(rows, "test"))
+
+
+def _is_scarcity(condition: str) -> bool:
+    """Whether the condition changes the training data only: none, or one condition that names a fraction."""
+    return not condition or ("fraction" in condition and condition.count("(") <= 1)
+
+
+_MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "clean": _clean,
+    "corruption": _corruption,
+    "efficiency": _efficiency,
+    "evasion": _evasion,
+    "explanation": _explanation,
+}

@@ -1,0 +1,14 @@
+"""Reports: the tidy table as leaderboards, text, pictures, a page and a verdict. No torch."""
+
+from __future__ import annotations
+
+TABLE: dict[str, str] = {
+    "leaderboard": "robench.reports.leaderboard:leaderboard",
+    "text": "robench.reports.text:render",
+    "security_curve": "robench.reports.curves:security_curve",
+    "corruption_curve": "robench.reports.curves:corruption_curve",
+    "scarcity_curve": "robench.reports.curves:scarcity_curve",
+    "page": "robench.reports.page:page",
+    "audit": "robench.reports.audit:audit",
+    "files": "robench.reports.write:write_reports",
+}

@@ -1,0 +1,71 @@
+"""All report files of a run, each written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from robench.metrics.table import tidy
+from robench.registry import facts
+from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
+from robench.reports.leaderboard import leaderboard
+from robench.reports.page import page
+from robench.reports.text import render
+
+_CURVES = {"security_curve": security_curve, "corruption_curve": corruption_curve, "scarcity_curve": scarcity_curve}
+
+
+@facts(version=1)
+def write_reports(
+    source: pd.DataFrame | Mapping[str, pd.DataFrame],
+    out: Path,
+    header: Mapping[str, Any] | None = None,
+    *,
+    limited: bool = False,
+) -> list[Path]:
+    """Write table, leaderboard, page and pictures; returns the paths.
+
+    Args:
+        source: A tidy table, or per-sample frames by scenario.
+        out: Folder, made if missing.
+        header: Versions and settings for the page.
+        limited: The run was limited to a part of the samples (for frames; a tidy table says so itself).
+    """
+    table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
+    board = leaderboard(table)
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    files = {
+        "table.csv": render(table, format="csv").encode(),
+        "table.md": render(table, format="md").encode(),
+        "table.parquet": parquet.getvalue(),
+        "leaderboard.csv": render(board, format="csv").encode(),
+        "leaderboard.md": render(board, format="md").encode(),
+        "report.html": page(table, header=header).encode(),
+    }
+    for name, draw in _CURVES.items():
+        figure = draw(table)
+        if figure is not None:
+            files |= {f"{name}.png": image(figure), f"{name}.svg": image(figure, "svg")}
+    out.mkdir(parents=True, exist_ok=True)
+    return [write_atomic(out / name, data) for name, data in sorted(files.items())]
+
+
+def write_atomic(path: Path, data: bytes) -> Path:
+    """Write beside the target, sync and rename, so that a reader never sees half a file; returns the path."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path

@@ -1,0 +1,166 @@
+"""Synthetic per-sample frames with the documented columns; no torch, no models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+N = 60
+EPS = {"linf(2/255)": 2 / 255, "linf(4/255)": 4 / 255, "linf(8/255)": 8 / 255}
+
+
+def cell(model: str, scenario: str, condition: str = "", seed: int = 0) -> dict[str, object]:
+    return {
+        "model": model,
+        "dataset": "digits",
+        "scenario": scenario,
+        "condition": condition,
+        "seed": seed,
+        "cell": f"{abs(hash_of(model + scenario + condition + str(seed))):012x}",
+    }
+
+
+def hash_of(text: str) -> int:
+    return sum((i + 1) * ord(c) for i, c in enumerate(text))
+
+
+def skill(model: str) -> np.ndarray:
+    """How much each sample withstands, in [0, 1]; larger is more robust."""
+    ranks = (np.arange(N) * 7 % N + 0.5) / N
+    return np.clip(ranks * {"plain": 0.6, "trained": 1.6, "masked": 1.2}[model], 0, 2)
+
+
+def clean(model: str, condition: str = "", *, fraction: float = 1.0, seed: int = 0) -> pd.DataFrame:
+    n = N * 2
+    ids = np.arange(n)
+    good = (ids * 7 % N + 0.5) / N > 0.05 + 0.2 * (1 - fraction)
+    return pd.DataFrame(
+        {
+            **cell(model, "clean", condition, seed),
+            "sample": ids,
+            "label": ids % 4,
+            "split": np.where(ids < N, "test", "train"),
+            "pred": np.where(good | (ids >= N), ids % 4, (ids + 1) % 4),
+            "score": (good | (ids >= N)).astype(float),
+            "confidence": 0.8 + 0.001 * (ids % 100),
+            "p_label": 0.8,
+            "brier": np.where(good, 0.06, 1.2),
+            "nll": 0.2,
+            "margin": np.where(good, 1.0, -1.0),
+            "fraction": fraction,
+            "train_n": N,
+            "train_accuracy": 1.0,
+        }
+    )
+
+
+def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", "noise")) -> pd.DataFrame:
+    parts = []
+    correct = clean(model)["score"].to_numpy()[:N]
+    strength = {"fgsm": 0.7, "pgd(steps=40)": 1.0, "noise": 0.1}
+    for threat, eps in EPS.items():
+        for attack in attacks:
+            broken = skill(model) < eps * 255 / 10 * strength[attack]
+            parts.append(
+                pd.DataFrame(
+                    {
+                        **cell(model, "evasion"),
+                        "sample": np.arange(N),
+                        "label": np.arange(N) % 4,
+                        "threat": threat,
+                        "eps": eps,
+                        "attack": attack,
+                        "status": "ok",
+                        "error": "",
+                        "score_clean": correct,
+                        "score_adv": np.where(broken, 0.0, correct),
+                        "unstable": False,
+                        "forwards": 40,
+                        "backwards": 0 if attack == "noise" else 40,
+                        "zero_gradients": 0,
+                        "nonfinite_gradients": 0,
+                        "seconds": 0.01,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def sentinel(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    return pd.DataFrame(
+        {
+            **cell(model, "sentinel"),
+            "sample": ids,
+            "label": ids % 4,
+            "status": "ok",
+            "error": "",
+            "zero_gradient": (ids % 4 == 0) if model == "masked" else np.zeros(N, bool),
+            "nonfinite_gradient": False,
+            "unbounded_broken": (ids % 3 > 0) if model == "masked" else np.ones(N, bool),
+            "probabilities": False,
+            "random": False,
+            "batch_dependent": False,
+        }
+    )
+
+
+def corruption(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    parts = []
+    for index, name in enumerate(("gaussian_noise", "contrast", "jpeg")):
+        for severity in range(1, 6):
+            good = skill(model) > 0.04 * severity + 0.05 * index
+            parts.append(
+                pd.DataFrame(
+                    {
+                        **cell(model, "corruption"),
+                        "sample": ids,
+                        "label": ids % 4,
+                        "corruption": name,
+                        "severity": severity,
+                        "table": "28",
+                        "score": good.astype(float),
+                        "score_clean": 1.0,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def explanation(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    base = {**cell(model, "explanation"), "sample": ids, "label": ids % 4, "infidelity": 0.1, "max_sensitivity": 0.3}
+    parts = [
+        pd.DataFrame({**base, "explainer": name, "gap": gap + 0.001 * ids, "gap_random": 0.05, "degenerate": ids == 0})
+        for name, gap in (("saliency", 0.4), ("smoothgrad", 0.5))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def efficiency(model: str) -> pd.DataFrame:
+    row = {
+        "parameters": 1000,
+        "nonzero": 900,
+        "macs": 5e6,
+        "stored_bytes": 4000,
+        "latency_p50_ms": 1.5,
+        "latency_p95_ms": 2.5,
+    }
+    return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
+
+
+MODELS = ("plain", "trained", "masked")
+
+
+def frames() -> dict[str, pd.DataFrame]:
+    """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
+    scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
+    return {
+        "clean": pd.concat([*(clean(m) for m in MODELS), *scarce], ignore_index=True),
+        "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),
+        "sentinel": pd.concat([sentinel(m) for m in MODELS], ignore_index=True),
+        "corruption": pd.concat([corruption(m) for m in MODELS], ignore_index=True),
+        "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
+        "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
+    }

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from robench.metrics.table import COLUMNS, tidy, unmeasured
+
+
+@pytest.fixture(scope="module")
+def table(synthetic):
+    return tidy(synthetic.frames())
+
+
+def pick(table: pd.DataFrame, **where: object) -> pd.DataFrame:
+    for key, value in where.items():
+        table = table[table[key] == value]
+    return table
+
+
+def test_columns_stand_in_the_promised_order(table):
+    assert ",".join(table.columns) == (
+        "model,dataset,scenario,condition,threat,eps,attack,metric,value,ci_low,ci_high,n,n_clean_correct,n_unknown,"
+        "status,validity,seconds,forwards,backwards,cell"
+    )
+    assert tuple(tidy({}).columns) == COLUMNS and len(tidy({})) == 0
+
+
+def test_one_row_per_attack_and_one_worst_row_with_the_verdict(table):
+    rows = pick(table, model="trained", threat="linf(8/255)", metric="robust_accuracy")
+    assert list(rows["attack"]) == ["fgsm", "noise", "pgd(steps=40)", "worst"]
+    assert list(rows["validity"]) == ["", "", "", "sound"]
+    assert rows["value"].iloc[-1] <= rows["value"].min()
+    assert pick(table, model="masked", attack="worst")["validity"].str.startswith("suspicious: zero gradients").all()
+    assert list(rows["n"]) == [60] * 4 and list(rows["n_clean_correct"]) == [57] * 4 and list(rows["n_unknown"]) == [0] * 4
+
+
+def test_work_is_summed_and_rows_name_their_cell(table):
+    worst = pick(table, model="trained", threat="linf(8/255)", metric="robust_accuracy", attack="worst").iloc[0]
+    assert (worst["forwards"], worst["backwards"]) == (7200, 4800)
+    assert worst["seconds"] == pytest.approx(1.8)
+    assert worst["cell"] and "+" not in worst["cell"]
+
+
+def test_the_curve_row_is_per_norm_and_suspicious_if_one_threat_is(table):
+    curve = pick(table, attack="curve", metric="security_curve_area")
+    assert list(curve["threat"]) == ["linf"] * 3 and curve["eps"].isna().all()
+    assert list(curve["validity"].str.partition(":")[0]) == ["suspicious", "sound", "sound"]
+
+
+def test_corruptions_have_each_severity_and_their_means(table):
+    rows = pick(table, model="plain", metric="corrupted_accuracy")
+    assert len(rows) == 15 + 5 + 1
+    each = rows[rows["threat"] != "mean"]["value"].mean()
+    assert pick(rows, threat="mean")["value"].iloc[-1] == pytest.approx(each)
+    assert math.isnan(pick(rows, threat="mean")["eps"].iloc[-1])
+
+
+def test_scarcity_has_conditions_seeds_fractions_and_an_area(table):
+    conditions = pick(table, model="plain", metric="accuracy")["condition"]
+    assert list(conditions) == [
+        "", "data(fraction=0.1)", "data(fraction=0.1) seed=1", "data(fraction=0.5)", "data(fraction=0.5) seed=1",
+    ]  # fmt: skip
+    assert list(pick(table, metric="accuracy_at_fraction")["eps"]) == [0.1, 0.5, 1.0]
+    assert len(pick(table, metric="data_efficiency_auc")) == 1
+
+
+def test_explanations_and_costs_are_there(table):
+    assert set(pick(table, metric="insertion_deletion_gap")["attack"]) == {"saliency", "smoothgrad"}
+    cost = pick(table, model="plain", scenario="efficiency")
+    assert len(cost) == 6 and cost["ci_low"].isna().all()
+
+
+def test_order_of_the_rows_in_the_frames_does_not_matter(synthetic, table):
+    shuffled = {k: f.sample(frac=1, random_state=3) for k, f in reversed(synthetic.frames().items())}
+    again = tidy(shuffled)
+    pd.testing.assert_frame_equal(unmeasured(again), unmeasured(table), rtol=1e-12)
+    assert (
+        unmeasured(again).drop(columns=["value", "ci_low", "ci_high"]).to_csv()
+        == unmeasured(table).drop(columns=["value", "ci_low", "ci_high"]).to_csv()
+    )
+
+
+def test_unmeasured_is_the_same_bytes_whatever_was_measured(synthetic, table):
+    frames = synthetic.frames()
+    frames["evasion"] = frames["evasion"].assign(seconds=9.0)
+    frames["efficiency"] = frames["efficiency"].assign(latency_p50_ms=7.0, latency_p95_ms=8.0, peak_memory_bytes=1.0)
+    other = tidy(frames)
+    assert other.to_csv() != table.to_csv()
+    assert unmeasured(other).to_csv() == unmeasured(table).to_csv()
+    assert "seconds" not in unmeasured(table) and "macs" in set(unmeasured(table)["metric"])
+
+
+def test_limited_and_unknown_are_in_the_status(synthetic):
+    frames = synthetic.frames()
+    assert set(tidy(frames, limited=True)["status"]) == {"limited"}
+    bad = frames["evasion"]["model"].eq("trained") & frames["evasion"]["attack"].eq("fgsm")
+    frames["evasion"].loc[bad, "status"] = "failed"
+    frames["evasion"].loc[bad, "score_adv"] = math.nan
+    worst = pick(tidy(frames), model="trained", threat="linf(8/255)", attack="worst", metric="robust_accuracy").iloc[0]
+    assert worst["status"] == "unknown" and worst["n_unknown"] > 0 and "attack rows failed (fgsm)" in worst["validity"]
+    assert worst["value"] == 0.0

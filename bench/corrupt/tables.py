@@ -39,16 +39,22 @@ IMAGENET: Mapping[str, tuple[float, ...]] = MappingProxyType(
 
 DIGITS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {
-        "gaussian_noise": (0.1, 0.2, 0.3, 0.4, 0.5),
-        "shot_noise": (30, 10, 5, 3, 2),
-        "gaussian_blur": (1, 2, 3, 4, 5),
-        "contrast": (0.5, 0.3, 0.2, 0.1, 0.05),
-        "brightness": (0.1, 0.2, 0.3, 0.5, 0.7),
-        "pixelate": (0.5, 0.2, 0.15, 0.12, 0.1),
-        "jpeg": (20, 10, 5, 3, 1),
-        "rotation": (5, 15, 25, 35, 45),
+        "gaussian_noise": (0.108, 0.428, 0.498, 0.708, 0.933),
+        "shot_noise": (4.11, 1.15, 0.648, 0.438, 0.324),
+        "gaussian_blur": (2.1, 3.65, 4.62, 5.22, 6.0),
+        "contrast": (0.638, 0.406, 0.322, 0.181, 0.109),
+        "brightness": (0.143, 0.317, 0.401, 0.553, 0.686),
+        "pixelate": (7 / 32, 6 / 32, 5 / 32, 4 / 32, 3 / 32),
+        "jpeg": (14, 6, 4, 2, 1),
+        "rotation": (7.53, 11.4, 16.2, 21.1, 26.3),
     }
 )
+"""For the enlarged 8 x 8 digits: ``calibrate`` on the validation split, for the zoo's ``digits-standard`` as first shipped.
+
+The severities cost that net about 1.5, 8, 17, 29 and 42 of its 98.4 points. Two cannot be tuned so: pixelate has whole
+numbers of pixels only (2.8, 3.2, 6.0, 23.6, 64.0 points), and jpeg hardly hurts pictures this smooth at its worst
+quality (at most 2.4 points); their levels are chosen by hand so that the cost never falls.
+"""
 
 TABLES: Mapping[str, Mapping[str, tuple[float, ...]]] = MappingProxyType(
     {"cifar-v1": CIFAR, "imagenet-v1": IMAGENET, "digits-v1": DIGITS}

@@ -177,19 +177,32 @@ def _progress() -> Any:
 
 def _report(folder: Path, form: str) -> int:
     """Write the reports of a run, print its leaderboard, and return how many samples are unknown."""
-    from robench.metrics.table import tidy
     from robench.reports.leaderboard import leaderboard
-    from robench.reports.text import echo
-    from robench.reports.writing import write_reports
+    from robench.reports.write import write_reports
     from robench.store import Store
 
-    store = Store(folder)
-    header = store.read_run()
-    frames = store.frames(header["cells"])
-    table = tidy(frames, limited=bool(header["limited"]))
-    write_reports(frames, folder, header, table=table)
-    echo(leaderboard(table), form)
+    table, header = _table(folder), Store(folder).read_run()
+    write_reports(table, folder, header)
+    _echo(leaderboard(_main_threats(table, header)), form)
     return int(table["n_unknown"].fillna(0).sum()) if len(table) else 0
+
+
+def _main_threats(table: Any, header: dict[str, Any]) -> Any:
+    """The table without the robustness rows of security curves, which would flood a screen."""
+    named = header["suite"]["threats"]
+    return table[~table["scenario"].eq("evasion") | table["threat"].isin(named)] if named else table
+
+
+def _echo(table: Any, form: str) -> None:
+    """Print a table on stdout: drawn and coloured for the eye, or as csv, json, md."""
+    from robench.reports.text import render, show
+
+    if form != "table":
+        click.echo(render(table, format=form), nl=False)
+        return
+    from rich.console import Console
+
+    show(table, console=Console(width=None if sys.stdout.isatty() else 180))
 
 
 @main.command()
@@ -204,14 +217,17 @@ def report(run_directory: Path, form: str) -> None:
 @main.command()
 @click.argument("run_directories", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
-def leaderboard(run_directories: tuple[Path, ...], form: str) -> None:
+@click.option("--by", default="robust_accuracy", show_default=True, help="Metric that ranks.")
+@click.option("--threat", help="Threat that ranks, e.g. 'linf(8/255)' [default: the most measured].")
+def leaderboard(run_directories: tuple[Path, ...], form: str, by: str, threat: str | None) -> None:
     """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
     import pandas as pd
 
     from robench.reports.leaderboard import leaderboard as rank
-    from robench.reports.text import echo
+    from robench.store import Store
 
-    echo(rank(pd.concat([_table(folder) for folder in run_directories], ignore_index=True)), form)
+    tables = [_main_threats(_table(folder), Store(folder).read_run()) for folder in run_directories]
+    _echo(rank(pd.concat(tables, ignore_index=True), by=by, threat=threat), form)
 
 
 def _table(folder: Path) -> Any:
@@ -230,15 +246,14 @@ def _table(folder: Path) -> Any:
 def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
     """Pass or fail a release: each bound is held against the interval's worse end; suspicious or unknown fails."""
     from robench.reports.audit import audit as check
-    from robench.reports.audit import parse_requirement
 
     table = _table(run_directory)
     if models:
         table = table[table["model"].isin(models)]
-    result = check(table, [parse_requirement(text) for text in requirements])
-    for line in result.lines():
-        click.echo(line)
-    sys.exit(0 if result.passed else 1)
+    result = check(table, requirements)
+    _echo(result.frame(), "md")
+    click.echo("passed" if result.passed else "failed")
+    sys.exit(result.exit_code)
 
 
 @main.command(name="list")
@@ -262,9 +277,9 @@ def list_(kind: str | None, form: str) -> None:
     if form != "table":
         import pandas as pd
 
-        from robench.reports.text import echo
+        from robench.reports.text import render
 
-        echo(pd.DataFrame(rows, columns=["name", "summary"]), form)
+        click.echo(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False)
         return
     for name, summary in sorted(rows):
         click.echo(f"{name:24s} {summary}")

@@ -71,10 +71,11 @@ def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
     return pd.DataFrame(scenario(open_cell(cell, context), **cell.scenario.kwargs))
 
 
-def _build(artifact: Artifact, context: Context) -> None:
+def _build(artifact: Artifact, context: Context) -> pd.DataFrame:
     from robench.workshop import build
 
     build(artifact, context)
+    return pd.DataFrame()
 
 
 def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progress: Progress) -> Summary:

@@ -61,7 +61,10 @@ class Ref:
             call = ast.parse(f"f({tail}", mode="eval").body
             if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
                 raise ValueError("positional")
-            return cls.of(head.strip(), **{str(k.arg): _literal(k.value) for k in call.keywords})
+            found = {str(k.arg): _literal(k.value) for k in call.keywords}
+            if len(found) < len(call.keywords):
+                raise ValueError("an argument is given twice")
+            return cls.of(head.strip(), **found)
         except (SyntaxError, ValueError) as error:
             raise ConfigError(
                 must("a reference", "name(key=literal, ...)", text, "give arguments by keyword, strings in quotes")

@@ -34,7 +34,8 @@ def leaderboard(
     Args:
         tables: One tidy table or several, which are joined.
         by: Metric that ranks.
-        threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the one most models were measured at.
+        threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the one most models were measured at,
+            linf before other norms.
         weights: Column → weight of a single score; none is computed unless asked for, and its column names the weights.
 
     Returns:
@@ -81,8 +82,9 @@ def _key(base: pd.DataFrame, by: str, threat: str | None) -> tuple[str, str]:
         if threat not in set(rows["threat"]):
             raise ConfigError(must("the threat", "one that was measured", threat, suggestion(threat, set(rows["threat"]))))
         return by, threat
-    counts = rows[rows["eps"] != math.inf].groupby("threat").agg(models=("model", "nunique"), eps=("eps", "max"))
-    best = counts.sort_values(["models", "eps"], ascending=False, kind="stable")
+    counts = rows[rows["eps"] != math.inf].groupby("threat").agg(models=("model", "nunique"), norm=("threat", "first"))
+    counts["linf"] = counts["norm"].str.startswith("linf")
+    best = counts.sort_values(["models", "linf"], ascending=False, kind="stable")
     return by, "" if best.empty else str(best.index[0])
 
 

@@ -44,7 +44,6 @@ def test_what_is_no_reference_is_refused(text):
         Ref.parse(text)
 
 
-@pytest.mark.xfail(strict=True, reason="Ref.parse keeps the last of two equal keywords")
 def test_an_argument_given_twice_is_refused():
     with pytest.raises(ConfigError):
         Ref.parse("pgd(steps=1, steps=2)")

@@ -136,7 +136,8 @@ class Store:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise StoreError(must(str(path), "readable JSON", str(error), "run the same command again to write it anew")) from error
+            remedy = "run the same command again to write it anew"
+            raise StoreError(must(str(path), "readable JSON", str(error), remedy)) from error
         return found
 
     def clean_temporary(self) -> None:
@@ -156,7 +157,8 @@ def _header(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(must(f"the header {path}", "readable JSON", str(error), remedy)) from error
-    if not isinstance(found, dict) or not isinstance(found.get("schema"), int) or (found["schema"] <= SCHEMA and needed - set(found)):
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if not isinstance(schema, int) or (schema <= SCHEMA and needed - set(found)):
         raise StoreError(must(f"the header {path}", "a cell's header", str(found)[:60], remedy))
     return found
 
@@ -167,7 +169,8 @@ def _read(entry: Finished) -> pd.DataFrame:
     except OSError as error:
         raise StoreError(must(str(entry.rows), "readable", str(error), "remove its header to compute it again")) from error
     if sha256(data) != entry.header["content"]:
-        raise StoreError(must(str(entry.rows), "unchanged since it was written", "other bytes", "remove the pair and run again"))
+        remedy = "remove the pair and run again"
+        raise StoreError(must(str(entry.rows), "unchanged since it was written", "other bytes", remedy))
     return pd.read_parquet(io.BytesIO(data))
 
 

@@ -232,7 +232,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, failing):
         real(descriptor)
 
     monkeypatch.setattr("robench.files.os.fsync", full)
-    with pytest.raises(StoreError, match="No space left on device.*resumes where it stopped"):
+    with pytest.raises(StoreError, match=r"No space left on device.*resumes where it stopped"):
         store.put(cell(1), rows(), {})
     monkeypatch.undo()
     after = snapshot(tmp_path)

@@ -43,7 +43,7 @@ def security_curve(table: pd.DataFrame, *, norm: str | None = None, dataset: str
     rows = rows[norms == chosen]
     figure, axes = _axes(f"Security curve, {chosen} ({_where(rows)})", "perturbation size eps" + _unit(rows))
     lines = {m: pd.concat([_at_zero(part), part]) for m, part in rows.groupby("model")}
-    _draw(axes, lines, scale=255.0 if _in_255(rows) else 1.0)
+    _draw(axes, lines, sorted(set(table["model"])), scale=255.0 if _in_255(rows) else 1.0)
     return figure
 
 
@@ -56,7 +56,7 @@ def corruption_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Figu
         return None
     figure, axes = _axes(f"Common corruptions ({_where(rows)})", "severity")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    _draw(axes, dict(iter(rows.groupby("model"))))
+    _draw(axes, dict(iter(rows.groupby("model"))), sorted(set(table["model"])))
     return figure
 
 
@@ -71,7 +71,7 @@ def scarcity_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Figure
     axes.set_xticks(sorted(rows["eps"].unique()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
     axes.xaxis.minorticks_off()
-    _draw(axes, dict(iter(rows.groupby("model"))))
+    _draw(axes, dict(iter(rows.groupby("model"))), sorted(set(table["model"])))
     return figure
 
 
@@ -123,14 +123,16 @@ def _axes(title: str, x: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, lines: dict[str, pd.DataFrame], *, scale: float = 1.0) -> None:
+def _draw(axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, scale: float = 1.0) -> None:
+    """One line per model; the colour follows the model's place among all models, so that all pictures agree."""
     ends = []
-    for i, (model, rows) in enumerate(sorted(lines.items())):
+    for model, rows in sorted(lines.items()):
+        i = models.index(model)
         points = rows.sort_values("eps")
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith("suspicious").any())
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
         style = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
-        axes.plot(x, points["value"], color=colour, marker=marker, **style)
+        axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, **style)
         axes.fill_between(x, points["ci_low"], points["ci_high"], color=colour, alpha=0.07 if bad else 0.15, linewidth=0)
         ends.append((float(points["value"].iloc[-1]), f"{model} (suspicious)" if bad else model, colour, float(x[-1])))
     _label(axes, ends)

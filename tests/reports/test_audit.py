@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from robench.errors import ConfigError
+from robench.metrics.table import tidy
+from robench.reports.audit import AuditResult, audit, parse_requirement
+
+
+@pytest.fixture(scope="module")
+def table(synthetic):
+    return tidy(synthetic.frames())
+
+
+def only(result: AuditResult, model: str):
+    return next(f for f in result.findings if f.model == model)
+
+
+def test_requirements_are_read():
+    r = parse_requirement(" robust_accuracy[linf(8/255)] >= 40% ")
+    assert (r.metric, r.selector, r.relation, r.bound) == ("robust_accuracy", "linf(8/255)", ">=", 0.4)
+    assert parse_requirement("ece<=1/20").bound == 0.05
+
+
+BAD = ["robust_accuracy", "robust_accuracy=0.4", "ece<=x", "ece<=1/0", "[linf]>=0.1"]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_malformed_requirements_are_errors(text):
+    with pytest.raises(ConfigError, match=r"e\.g\. robust_accuracy"):
+        parse_requirement(text)
+
+
+def test_unknown_metrics_are_errors():
+    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
+        parse_requirement("acuracy>=0.1")
+
+
+def test_a_lower_bound_is_held_against_the_lower_end(table):
+    trained = table[table["model"] == "trained"]
+    assert audit(trained, ["robust_accuracy[linf(8/255)]>=0.37"]).exit_code == 0
+    failed = audit(trained, ["robust_accuracy[linf(8/255)]>=0.45"])
+    assert failed.exit_code == 1 and only(failed, "trained").value == 0.5
+    assert only(failed, "trained").reason == "0.3774 is not >= 0.45"
+
+
+def test_an_upper_bound_is_held_against_the_upper_end_and_exact_values_as_they_are(table):
+    trained = table[table["model"] == "trained"]
+    assert audit(trained, ["ece<=0.2", "parameters<=1000"]).passed
+    assert not audit(trained, ["ece<=0.16"]).passed
+    assert not audit(trained, ["parameters<1000"]).passed
+
+
+def test_eps_may_be_written_differently(table):
+    assert audit(table[table["model"] == "trained"], [f"robust_accuracy[linf({8 / 255!r})]>=0.3"]).passed
+
+
+def test_suspicious_and_missing_fail_with_their_reason(table):
+    result = audit(table, ["robust_accuracy[linf(2/255)]>=0", "data_efficiency_auc>=0"])
+    assert "zero gradients" in only(result, "masked").reason
+    assert [f.reason for f in result.findings if f.model == "trained"] == ["", "missing: not measured"]
+
+
+def test_limited_unknown_and_empty_fail(synthetic, table):
+    limited = audit(tidy(synthetic.frames(), limited=True), ["accuracy>=0"])
+    assert {f.reason.partition(":")[0] for f in limited.findings} == {"limited"} and not limited.passed
+    unknown = audit(table.assign(n_unknown=3, validity="sound"), ["robust_accuracy[linf(8/255)]>=0"])
+    assert only(unknown, "trained").reason == "unknown: an attack failed on 3 samples"
+    assert audit(table.iloc[:0], ["accuracy>=0"]).exit_code == 1
+
+
+def test_without_selector_every_threat_must_hold_and_corruptions_mean_the_mean(table):
+    trained = table[table["model"] == "trained"]
+    assert not audit(trained, ["robust_accuracy>=0.5"]).passed
+    assert audit(trained, ["robust_accuracy>=0.3"]).passed
+    mean = only(audit(trained, ["corrupted_accuracy>=0.5"]), "trained")
+    assert mean.passed and mean.value == pytest.approx(0.894, abs=1e-3)
+    assert audit(trained, ["insertion_deletion_gap[saliency]>=0.1"]).passed
+
+
+def test_findings_are_a_table(table):
+    frame = audit(table, ["accuracy>=0.5"]).frame()
+    assert list(frame["model"]) == ["masked", "plain", "trained"] and frame["passed"].all()

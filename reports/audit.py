@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import pandas as pd
+
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.registry import facts

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.registry import Table, facts

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import leaderboard

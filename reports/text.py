@@ -10,6 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
 from robench.errors import ConfigError, must, suggestion
 from robench.registry import facts
 

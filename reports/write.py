@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from robench.metrics.table import tidy
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+
 from robench.metrics import stats
 from robench.registry import facts
 from robench.spec import Estimate

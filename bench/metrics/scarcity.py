@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+
 from robench.metrics import stats
 from robench.metrics.clean import split
 from robench.registry import facts

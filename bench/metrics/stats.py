@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from robench.errors import DataError, must
-from robench.spec import Estimate
 from scipy import optimize
 from scipy import stats as distributions
+
+from robench.errors import DataError, must
+from robench.spec import Estimate
 
 LEVEL = 0.95
 REPLICATES = 2000

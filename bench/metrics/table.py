@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from robench.metrics import clean, corrupted, cost, explained, robust, scarcity
 from robench.metrics.validity import SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
 from robench.metrics.robust import worst_case
 
 SOUND, SUSPICIOUS = "sound", "suspicious"

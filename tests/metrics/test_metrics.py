@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+
 from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, scarcity
 from robench.registry import Table
 

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from robench.errors import DataError
-from robench.metrics import stats
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+from robench.errors import DataError
+from robench.metrics import stats
 
 COUNTS = [(0, 1), (0, 10), (3, 10), (10, 10), (37, 100), (999, 1000)]
 

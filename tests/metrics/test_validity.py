@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+
 from robench.metrics.validity import access_of, verdict
 
 

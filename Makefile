@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh machine: `make run` and `make test`.
-# TORCH_INDEX picks the build of torch: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# TORCH_INDEX picks the build of torch: make install TORCH_INDEX=<the index of PyTorch's installation page>
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

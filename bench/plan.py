@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robench import catalog
-from robench.errors import ConfigError, must
+from robench.corrupt.tables import level_of
+from robench.errors import ConfigError, must, suggestion
 from robench.spec import Artifact, Cell, Ref, Settings, ThreatModel
 from robench.suite import Suite
 
@@ -52,13 +53,19 @@ class _Draft:
     cells: list[Cell] = field(default_factory=list)
 
     def images(self, split: str, limit: int | None = None) -> Artifact:
+        if split not in self.sources.splits:
+            remedy = "use data with such a split, or leave scarcity and compression out"
+            known = list(self.sources.splits)
+            raise ConfigError(must(f"the splits of {self.sources.data}", f"with {split!r}", known, remedy))
         ref = catalog.BUILDERS.resolve(Ref.of("images", source=self.sources.data, split=split, limit=limit, seed=self.seed))
         return Artifact("data", ref, self.sources.splits[split], label=self.sources.data_label)
 
     def test(self) -> Artifact:
         return self.images("test", self.suite.limit)
 
-    def add(self, scenario: Ref, model: Artifact, *, data: Artifact | None = None, plugins: Iterable[str] = (), **more: Any) -> None:
+    def add(
+        self, scenario: Ref, model: Artifact, *, data: Artifact | None = None, plugins: Iterable[str] = (), **more: Any
+    ) -> None:
         ref = catalog.SCENARIOS.resolve(scenario)
         version = "|".join([catalog.SCENARIOS[ref.name].version, *plugins])
         more.setdefault("seed", self.seed)
@@ -74,6 +81,8 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         ConfigError: An unknown name, argument, threat or eps anywhere in the suite.
     """
     draft = _Draft(suite, sources, seed, settings or Settings())
+    for name in suite.models:
+        _known(draft, name)
     for model in sources.models.values():
         if model.label in suite.models:
             _model(draft, model)
@@ -132,6 +141,7 @@ def _surrogate(draft: _Draft, ref: Ref) -> Artifact:
 
 def _corruption(draft: _Draft, model: Artifact, name: str) -> None:
     table = draft.suite.corruption.table
+    level_of(table, name, 1)
     args = {"corruption": name, "table": table}
     built = Artifact(
         "data",
@@ -177,13 +187,15 @@ def _compression(draft: _Draft) -> None:
 def _scarcity(draft: _Draft) -> None:
     plan = draft.suite.scarcity
     train = draft.images("train") if plan.recipes else None
+    arch = catalog.ARCHITECTURES.resolve(plan.arch)
+    made_of = f"{catalog.BUILDERS['trained'].version}|{arch}|{catalog.ARCHITECTURES[arch.name].version}"
     for recipe in plan.recipes:
         ref = catalog.RECIPES.resolve(recipe)
-        version = f"{catalog.BUILDERS['trained'].version}|{catalog.RECIPES[ref.name].version}"
+        version = f"{made_of}|{ref}|{catalog.RECIPES[ref.name].version}"
         for fraction in plan.fractions:
             for seed in plan.seeds:
-                args = {"arch": plan.arch, "recipe": str(Ref.parse(recipe)), "steps": plan.steps, "fraction": fraction, "seed": seed}
-                builder = catalog.BUILDERS.resolve(Ref.of("trained", **args))
+                args = {"recipe": str(Ref.parse(recipe)), "steps": plan.steps, "fraction": fraction, "seed": seed}
+                builder = catalog.BUILDERS.resolve(Ref.of("trained", arch=plan.arch, **args))
                 inputs = () if train is None else (train,)
                 built = Artifact("model", builder, version, inputs, label=f"trained-{Ref.parse(recipe).name}", stored=True)
                 draft.add(Ref.of("clean"), built, condition=f"scarcity(fraction={fraction!r})", seed=seed)
@@ -191,7 +203,7 @@ def _scarcity(draft: _Draft) -> None:
 
 def _known(draft: _Draft, name: str) -> Artifact:
     if name not in draft.sources.models:
-        raise ConfigError(must("a model of the suite", "a known one", name, f"known: {', '.join(sorted(draft.sources.models))}"))
+        raise ConfigError(must("a model of the suite", "a known one", name, suggestion(name, draft.sources.models)))
     return draft.sources.models[name]
 
 

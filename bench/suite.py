@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,9 +39,9 @@ class Scarcity(_Strict):
 
     arch: str = "small_cnn"
     recipes: list[str] = []
-    fractions: list[float] = []
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = []
     seeds: list[int] = [0]
-    steps: int = 200
+    steps: int = Field(default=200, ge=1)
 
 
 class Compression(_Strict):

@@ -1,0 +1,263 @@
+"""The plan: complete, stable, each thing once, and every unknown name refused before anything is computed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from robench import catalog
+from robench.api import plan_run
+from robench.errors import ConfigError
+from robench.plan import Plan, Sources, expand
+from robench.spec import Artifact, Context, Ref, Settings
+from robench.suite import PACKAGED, Suite, parse_suite, read_suite
+
+ZOO = ("digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades", "digits-vit", "digits-mlp", "digits-trap")
+SOURCES = Sources(
+    "digits",
+    "digits",
+    {"train": "hash-of-train", "test": "hash-of-test"},
+    {name: Artifact("model", Ref.of("zoo", name=name), f"1|{name}", label=name) for name in ZOO},
+)
+SMALL = """
+name: small
+limit: 60
+models: [digits-standard, digits-pgd-at]
+threats: [linf(0.1)]
+attacks: [fgsm, transfer(source='digits-standard')]
+corruption: {names: [gaussian_noise, rotation]}
+scarcity: {recipes: [standard], fractions: [0.5, 1.0], seeds: [0, 1], steps: 30}
+"""
+
+
+def plan(suite: Suite | str, **more) -> Plan:
+    return expand(parse_suite(suite) if isinstance(suite, str) else suite, SOURCES, **more)
+
+
+def digests(suite: Suite | str, **more) -> set[str]:
+    return {cell.digest for cell in plan(suite, **more).cells}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_suites_expand_with_unique_digests(name):
+    found = [cell.digest for cell in plan(read_suite(name)).cells]
+    assert len(found) == len(set(found)) > 0
+
+
+def test_counts_of_a_small_suite_in_closed_form():
+    found = plan(SMALL)
+    # two models: clean on both splits, 2 attacks and a sentinel each, 2 corruptions; 2 fractions x 2 seeds of one recipe
+    assert found.counts() == {
+        "build corrupted": 2, "build trained": 4, "clean": 2 * 2 + 4, "evasion": 4, "sentinel": 2, "corruption": 4,
+    }  # fmt: skip
+
+
+def test_every_scenario_of_full_reaches_every_model():
+    cells = plan(read_suite("full")).cells
+    for scenario in ("clean", "evasion", "sentinel", "corruption", "explanation", "efficiency"):
+        assert {c.model.label for c in cells if c.scenario.name == scenario} >= set(ZOO), scenario
+    arms = {c.condition for c in cells if c.model.builder.name == "compressed"}
+    assert arms == set(read_suite("full").compression.arms)
+    assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
+    trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
+    assert len(trained) == 2 * 5 * 3
+
+
+def test_attacks_meet_only_the_norms_they_declare():
+    for cell in plan(read_suite("full")).cells:
+        if cell.scenario.name == "evasion":
+            norm = cell.scenario.kwargs["threat"].partition("(")[0]
+            assert norm in catalog.ATTACKS[Ref.parse(cell.scenario.kwargs["attack"]).name].facts["norms"]
+
+
+def test_compressed_and_defended_models_are_also_attacked_from_their_parent():
+    cells = plan(read_suite("full")).cells
+    for kind in ("compressed", "defended"):
+        models = {c.model.digest for c in cells if c.model.builder.name == kind}
+        for digest in models:
+            mine = [c for c in cells if c.model.digest == digest and c.scenario.name == "evasion"]
+            sources = {c.extra[0].label for c in mine if c.extra}
+            assert mine[0].model.inputs[0].label in sources
+
+
+def test_levels_hold_each_stored_artifact_once_inputs_first():
+    for name in PACKAGED:
+        found = plan(read_suite(name))
+        built = [a.digest for level in found.levels for a in level]
+        assert len(built) == len(set(built))
+        needed = {a.digest for c in found.cells for a in c.artifacts() if a.stored}
+        assert needed <= set(built)
+
+
+def test_stored_inputs_come_on_an_earlier_level():
+    from robench.plan import _levels
+    from robench.spec import Cell
+
+    data = Artifact("data", Ref.of("images"))
+    base = Artifact("model", Ref.of("trained"), inputs=(data,), stored=True)
+    between = Artifact("model", Ref.of("compressed"), inputs=(base,))
+    top = Artifact("model", Ref.of("trained", seed=1), inputs=(between,), stored=True)
+    cells = [Cell(Ref("clean"), "1", model, data) for model in (top, between, base)]
+    assert _levels(cells) == ((base,), (top,))
+
+
+def test_digests_do_not_depend_on_the_order_of_models_or_attacks():
+    suite = parse_suite(SMALL)
+    turned = suite.model_copy(update={"models": suite.models[::-1], "attacks": suite.attacks[::-1]})
+    assert digests(suite) == digests(turned)
+    assert digests(suite) == digests(suite)
+
+
+def test_display_names_do_not_change_digests():
+    suite = parse_suite(SMALL)
+    assert digests(suite) == digests(suite.model_copy(update={"name": "other", "summary": "x", "version": 2}))
+
+
+def test_a_default_written_out_is_the_same_cell():
+    one, other = (parse_suite(SMALL).model_copy(update={"attacks": [a]}) for a in ("pgd", "pgd(steps=40)"))
+    short, long = ({c.version for c in plan(s).cells if c.scenario.name == "evasion"} for s in (one, other))
+    assert catalog.ATTACKS["pgd"].parameters["steps"] == 40 and short == long
+
+
+@pytest.mark.parametrize(
+    "more", [{"seed": 1}, {"settings": Settings(width=32)}, {"settings": Settings(tf32=True)}], ids=["seed", "width", "tf32"]
+)
+def test_seed_and_settings_change_every_cell(more):
+    trained = {c.digest for c in plan(SMALL).cells if c.model.builder.name == "trained"} if "seed" in more else set()
+    assert not (digests(SMALL) - trained) & digests(SMALL, **more)
+
+
+def test_limit_changes_cells_on_test_images_only():
+    before, after = plan(SMALL).cells, plan(SMALL.replace("limit: 60", "limit: 61")).cells
+    same = {c.digest for c in before} & {c.digest for c in after}
+    assert same == {c.digest for c in before if c.scenario.kwargs.get("split") == "train"}
+
+
+@pytest.mark.parametrize(("table", "name"), [("ATTACKS", "fgsm"), ("SCENARIOS", "evasion")])
+def test_a_changed_default_or_version_changes_its_cells(monkeypatch, table, name):
+    before = {c.digest for c in plan(SMALL).cells if "fgsm" in str(c.scenario)}
+    entry = getattr(catalog, table)[name]
+    monkeypatch.setitem(entry.__dict__, "facts", {**entry.facts, "version": 99})
+    after = {c.digest for c in plan(SMALL).cells if "fgsm" in str(c.scenario)}
+    assert before and not before & after
+    monkeypatch.undo()
+    monkeypatch.setitem(entry.__dict__, "parameters", {**entry.parameters, "brand_new": 7})
+    changed = {c.digest for c in plan(SMALL).cells if "fgsm" in str(c.scenario)}
+    assert not before & changed
+
+
+@pytest.mark.parametrize("kind", ["CORRUPTIONS", "RECIPES", "ARCHITECTURES"])
+def test_versions_of_what_an_artifact_is_made_of_change_it(monkeypatch, kind):
+    name = {"CORRUPTIONS": "gaussian_noise", "RECIPES": "standard", "ARCHITECTURES": "small_cnn"}[kind]
+    before = {a.digest for level in plan(SMALL).levels for a in level}
+    entry = getattr(catalog, kind)[name]
+    monkeypatch.setitem(entry.__dict__, "facts", {**entry.facts, "version": 99})
+    after = {a.digest for level in plan(SMALL).levels for a in level}
+    changed = before - after
+    assert len(changed) == {"CORRUPTIONS": 1, "RECIPES": 4, "ARCHITECTURES": 4}[kind]
+
+
+def test_a_changed_default_of_a_recipe_trains_anew(monkeypatch):
+    text = SMALL.replace("recipes: [standard]", "recipes: [pgd_at]")
+    before = {a.digest for level in plan(text).levels for a in level if a.builder.name == "trained"}
+    entry = catalog.RECIPES["pgd_at"]
+    monkeypatch.setitem(entry.__dict__, "parameters", {**entry.parameters, "eps": 0.123})
+    assert not before & {a.digest for level in plan(text).levels for a in level}
+
+
+@pytest.mark.parametrize("kind", ["EXPLAINERS", "COMPRESSIONS", "DEFENSES"])
+def test_versions_of_plug_ins_change_their_cells(monkeypatch, kind):
+    suite = read_suite("smoke")
+    before = digests(suite)
+    name = {"EXPLAINERS": "saliency", "COMPRESSIONS": "prune", "DEFENSES": "bit_depth"}[kind]
+    entry = getattr(catalog, kind)[name]
+    monkeypatch.setitem(entry.__dict__, "facts", {**entry.facts, "version": 99})
+    assert before - digests(suite)
+
+
+def test_content_of_data_and_weights_is_part_of_the_identity():
+    suite = parse_suite(SMALL)
+    other = Sources(SOURCES.data, SOURCES.data_label, {**SOURCES.splits, "test": "changed"}, SOURCES.models)
+    on_test = {c.digest for c in expand(suite, SOURCES).cells if c.scenario.name == "evasion"}
+    assert not on_test & {c.digest for c in expand(suite, other).cells}
+
+
+def test_where_a_run_computes_is_no_part_of_a_cell():
+    fields = {"device", "batch_size", "threads", "root", "workers"}
+    assert fields - {"workers"} <= set(Context.__dataclass_fields__)
+    cell = plan(SMALL).cells[0]
+    assert not fields & (set(cell.__dataclass_fields__) | set(cell.settings.__dataclass_fields__))
+
+
+def changed(**update) -> Suite:
+    return parse_suite(SMALL).model_copy(update=update)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "hint"),
+    [
+        (SMALL.replace("fgsm", "fgms"), "fgms", "fgsm"),
+        (SMALL.replace("fgsm", "pgd(stpes=3)"), "stpes", "steps"),
+        (SMALL.replace("gaussian_noise", "gausian_noise"), "gausian_noise", "gaussian_noise"),
+        (SMALL.replace("recipes: [standard]", "recipes: [standart]"), "standart", "standard"),
+        (SMALL.replace("recipes: [standard]", "arch: smal_cnn, recipes: [standard]"), "smal_cnn", "small_cnn"),
+        (SMALL.replace("source='digits-standard'", "source='digits-standart'"), "digits-standart", "digits-standard"),
+        (SMALL.replace("[digits-standard, digits-pgd-at]", "[digits-standart]"), "digits-standart", "digits-standard"),
+        (SMALL + "explainers: [salincy]", "salincy", "saliency"),
+        (SMALL + "defenses: [{model: digits-standard, defense: bit_deph}]", "bit_deph", "bit_depth"),
+        (SMALL + "defenses: [{model: digits-standart, defense: bit_depth}]", "digits-standart", "digits-standard"),
+        (SMALL + "compression: {models: [digits-standard], arms: [prun]}", "prun", "prune"),
+        (SMALL + "compression: {models: [digits-standart], arms: [int8]}", "digits-standart", "digits-standard"),
+        (SMALL + "curves: [{norm: linff, eps: ['0.1'], attacks: [fgsm]}]", "linff(0.1)", "linf"),
+        (SMALL.replace("names: [gaussian", "table: digits-v2, names: [gaussian"), "digits-v2", "digits-v1"),
+    ],
+)
+def test_unknown_names_anywhere_are_refused_with_what_was_meant(text, wrong, hint):
+    with pytest.raises(ConfigError) as caught:
+        plan(text)
+    assert wrong in str(caught.value)
+    assert hint in str(caught.value).replace(repr(wrong), "")
+
+
+@pytest.mark.parametrize("threat", ["linf(8)", "linf(-1)", "linf", "linf(x)", "linf(1/0)", "l3(1)"])
+def test_unusable_threats_are_refused(threat):
+    with pytest.raises(ConfigError):
+        plan(changed(threats=[threat]))
+
+
+def test_eps_in_bytes_is_refused_with_what_was_meant():
+    with pytest.raises(ConfigError, match="did you mean 8/255"):
+        plan(changed(threats=["linf(8)"]))
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_fractions_outside_0_to_1_are_refused(fraction):
+    with pytest.raises(ConfigError, match="fraction"):
+        plan(SMALL.replace("[0.5, 1.0]", f"[{fraction}]"))
+
+
+def test_scarcity_without_training_images_is_refused():
+    sources = Sources("npz:x", "npz:x", {"test": "hash"}, SOURCES.models)
+    with pytest.raises(ConfigError, match="train"):
+        expand(parse_suite(SMALL), sources)
+
+
+def test_plan_run_knows_the_zoo_and_narrows_a_suite_to_chosen_models():
+    found, paths = plan_run("smoke", models=["digits-pgd-at"])
+    assert paths == ()
+    assert {c.model.label for c in found.cells if c.model.builder.name == "zoo"} == {"digits-pgd-at"}
+    assert not [c for c in found.cells if c.model.builder.name in ("compressed", "defended")]
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys; from robench.plan import Sources, expand; from robench.suite import read_suite\n"
+        "from robench.spec import Artifact, Ref\n"
+        f"models = {{n: Artifact('model', Ref.of('zoo', name=n), label=n) for n in {ZOO!r}}}\n"
+        "plan = expand(read_suite('full'), Sources('digits', 'digits', {'train': 'a', 'test': 'b'}, models))\n"
+        "assert len(plan.cells) > 100 and 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr

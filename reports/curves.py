@@ -41,11 +41,18 @@ def security_curve(table: pd.DataFrame, *, norm: str | None = None, dataset: str
         return None
     norms = rows["threat"].str.partition("(")[0]
     chosen = norm or str(norms.mode().iloc[0])
-    rows = rows[norms == chosen]
+    rows = _informative(rows[norms == chosen])
     figure, axes = _axes(f"Security curve, {chosen} ({_where(rows)})", "perturbation size eps" + _unit(rows))
     lines = {m: pd.concat([_at_zero(part), part]) for m, part in rows.groupby("model")}
-    _draw(axes, lines, sorted(set(table["model"])), scale=255.0 if _in_255(rows) else 1.0)
+    _draw(axes, lines, sorted(set(table["model"])), scale=255.0 if _in_255(rows) else 1.0, legend=True)
     return figure
+
+
+def _informative(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows up to the smallest eps at which no model is left with 1 %; beyond it all lines lie on the axis."""
+    best = rows.groupby("eps")["value"].max()
+    fallen = best[best < 0.01].index
+    return rows[rows["eps"] <= fallen.min()] if len(fallen) else rows
 
 
 @facts(version=1)
@@ -124,7 +131,7 @@ def _axes(title: str, x: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, scale: float = 1.0) -> None:
+def _draw(axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, scale: float = 1.0, legend: bool = False) -> None:
     """One line per model; the colour follows the model's place among all models, so that all pictures agree."""
     ends = []
     for model, rows in sorted(lines.items()):
@@ -133,10 +140,14 @@ def _draw(axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, 
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith("suspicious").any())
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
         style = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
-        axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, **style)
+        name = f"{model} (suspicious)" if bad else model
+        axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, label=name, **style)
         axes.fill_between(x, points["ci_low"], points["ci_high"], color=colour, alpha=0.07 if bad else 0.15, linewidth=0)
-        ends.append((float(points["value"].iloc[-1]), f"{model} (suspicious)" if bad else model, colour, float(x[-1])))
-    _label(axes, ends)
+        ends.append((float(points["value"].iloc[-1]), name, colour, float(x[-1])))
+    if legend:  # the lines fall to the right, where names at their ends would lie on each other
+        axes.legend(loc="upper right", frameon=False, fontsize=9)
+    else:
+        _label(axes, ends)
 
 
 def _label(axes: Axes, ends: Sequence[tuple[float, str, str, float]]) -> None:

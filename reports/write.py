@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from robench.files import write_atomically
 from robench.metrics.table import tidy
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
@@ -53,20 +52,7 @@ def write_reports(
         figure = draw(table)
         if figure is not None:
             files |= {f"{name}.png": image(figure), f"{name}.svg": image(figure, "svg")}
-    out.mkdir(parents=True, exist_ok=True)
-    return [write_atomic(out / name, data) for name, data in sorted(files.items())]
+    for name, data in sorted(files.items()):
+        write_atomically(out / name, data)
+    return [out / name for name in sorted(files)]
 
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write beside the target, sync and rename, so that a reader never sees half a file; returns the path."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path

@@ -19,7 +19,8 @@ from robench.reports.curves import image, scarcity_curve, security_curve, spread
 from robench.reports.leaderboard import leaderboard, score
 from robench.reports.page import flat, page
 from robench.reports.text import interval, render
-from robench.reports.write import write_atomic, write_reports
+from robench.files import write_atomically
+from robench.reports.write import write_reports
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_an_empty_table_still_makes_a_page(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     target = tmp_path / "a"
-    write_atomic(target, b"old")
+    write_atomically(target, b"old")
     with pytest.raises(TypeError):
-        write_atomic(target, "not bytes")  # type: ignore[arg-type]
+        write_atomically(target, "not bytes")  # type: ignore[arg-type]
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]

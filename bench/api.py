@@ -15,7 +15,7 @@ from robench.errors import ConfigError, DataError, must
 from robench.metrics.robust import robust_accuracy
 from robench.metrics.validity import Verdict, verdict
 from robench.runner import Progress, Summary, run_plan, versions
-from robench.spec import Context, Estimate, Settings, ThreatModel
+from robench.spec import Context, Estimate, Ref, Settings, ThreatModel
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
@@ -89,10 +89,10 @@ def evaluate(
     from robench.spec import DatasetSpec
 
     parsed = ThreatModel.parse(threat)
-    for attack in attacks:
-        catalog.ATTACKS.resolve(attack)
-    if not attacks:
+    if not attacks or isinstance(attacks, str):
         raise ConfigError(must("attacks", "at least one attack", list(attacks), "e.g. attacks=['pgd(steps=40)']"))
+    for attack in attacks:
+        _require_norm(catalog.ATTACKS.resolve(attack), parsed)
     check_images(x)
     require_finite_weights(model)
     here = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -100,14 +100,25 @@ def evaluate(
     with exact_arithmetic(), untouched(model.to(where)):
         outputs = predict(model, x[:1].to(where), width=Settings().width)
         if outputs.dim() != 2:
-            raise DataError(must("the model's outputs", "logits (N, K)", tuple(outputs.shape), "return one row of logits per image"))
+            remedy = "return one row of logits per image"
+            raise DataError(must("the model's outputs", "logits (N, K)", tuple(outputs.shape), remedy))
         check_labels(y, outputs.shape[1])
+        if len(y) != len(x):
+            raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
         spec = DatasetSpec("memory", tuple(map(str, range(outputs.shape[1]))), tuple(x.shape[1:]), ("test",))  # type: ignore[arg-type]
         data = Dataset(spec, torch.arange(len(y)), y.cpu().long(), x.cpu().__getitem__)
-        holds = [Hold(a.to(where), b.to(where), i.to(where), Settings().width) for a, b, i in data.batches(batch_size or 256)]
+        batches = data.batches(batch_size or 256)
+        holds = [Hold(a.to(where), b.to(where), i.to(where), Settings().width) for a, b, i in batches]
         frame, x_adv = _attack_all(model, holds, attacks=attacks, threat=parsed, seed=seed)
         watch = _watch(model, data, threat=threat, seed=seed, context=Context("", where, batch_size or 256))
     return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
+
+
+def _require_norm(attack: Ref, threat: ThreatModel) -> None:
+    norms = catalog.ATTACKS[attack.name].facts.get("norms", ())
+    if threat.norm not in norms:
+        expected = "one of " + ", ".join(norms)
+        raise ConfigError(must(f"the norm of {attack.name}", expected, threat.norm, "choose another attack"))
 
 
 def _attack_all(model: nn.Module, holds: Any, *, attacks: Sequence[str], threat: ThreatModel, seed: int) -> Any:
@@ -127,15 +138,15 @@ def _attack_all(model: nn.Module, holds: Any, *, attacks: Sequence[str], threat:
             best[better] = x_adv[better]
             lowest = torch.where(better, margin, lowest)
         images.append(best)
-    frame = pd.DataFrame(rows)
-    return frame.assign(model="model", dataset="memory", scenario="evasion", condition="", seed=seed, cell=""), torch.cat(images)
+    lead = {"model": "model", "dataset": "memory", "scenario": "evasion", "condition": "", "seed": seed, "cell": ""}
+    return pd.DataFrame(rows).assign(**lead), torch.cat(images)
 
 
 def _watch(model: nn.Module, data: Any, *, threat: str, seed: int, context: Context) -> pd.DataFrame:
     """The sentinel's rows for a model in hand."""
     from robench.scenarios.objects import Objects
     from robench.scenarios.sentinel import sentinel
-    from robench.spec import Artifact, Cell, Ref
+    from robench.spec import Artifact, Cell
     from robench.workshop import Model
 
     nothing = Artifact("model", Ref("memory"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from robench.ops.random import Draws
-from robench.registry import facts
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robench.ops.random import Draws
+from robench.registry import facts
 
 
 def moved(x: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from robench.errors import ConfigError, must
 from robench.registry import facts
-from torch import Tensor, nn
 
 
 class BitDepth(nn.Module):

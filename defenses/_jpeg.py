@@ -7,9 +7,10 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
+
 from robench.errors import ConfigError, must
 from robench.registry import facts
-from torch import Tensor, nn
 
 
 def compressed(image: Tensor, quality: int) -> Tensor:

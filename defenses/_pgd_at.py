@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from robench.defenses._inner import ascend, frozen_statistics
 from robench.ops.random import Draws
 from robench.registry import facts
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 @facts(version=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from robench.ops.random import Draws
-from robench.registry import facts
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robench.ops.random import Draws
+from robench.registry import facts
 
 
 @facts(version=1)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
+
 from robench.defenses import TABLE_RECIPES
 from robench.errors import DataError, ModelError, must
 from robench.files import write_atomically
-from robench.models.weights import weights_sha256
+from robench.models.weights import DAMAGED, weights_sha256
 from robench.ops.random import Draws, permutation
 from robench.registry import Table
 from robench.spec import Ref
-from torch import Tensor, nn
 
 RECIPES = Table("recipes", TABLE_RECIPES)
 """Our recipes and those of the entry-point group ``robench.recipes``."""
@@ -207,7 +207,7 @@ class _State:
 def _read(path: Path) -> dict[str, Any]:
     try:
         whole: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         raise ModelError(must(f"the checkpoint {path}", "readable", str(error)[:120], "remove it to start anew")) from error
     return whole
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from robench.errors import ConfigError, must
-from robench.registry import facts
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robench.errors import ConfigError, must
+from robench.registry import facts
 
 
 class PreActBlock(nn.Module):

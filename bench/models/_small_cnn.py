@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from robench.registry import facts
 from torch import Tensor, nn
+
+from robench.registry import facts
 
 
 @facts(version=1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from robench.errors import ConfigError, must
 from robench.registry import facts
-from torch import Tensor, nn
 
 
 class Attention(nn.Module):

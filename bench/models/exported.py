@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import io
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -13,15 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from robench.errors import ModelError, must
 from torch import Tensor, nn
+
+from robench.errors import ModelError, must
+from robench.models.weights import DAMAGED
 
 _SCALAR = "add|sub|mul|floordiv|getitem|ge|le|gt|lt|eq|ne"
 _OPERATORS = re.compile(rf"^(torch\.ops\.(aten|prims|higher_order)\.[\w.]+|_operator\.({_SCALAR}))$")
 _SYMBOL = re.compile(r"^[su]\d+$")
 _FUNCTIONS = frozenset(
-    ["Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan", "Equality", "Unequality", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod"]
-)
+    {
+        "Add", "CeilDiv", "CleanDiv", "Eq", "Equality", "Float", "FloorDiv", "Ge", "GreaterThan", "Gt", "Integer", "Le",
+        "LessThan", "Lt", "Max", "Min", "Mod", "Mul", "Ne", "Pow", "PythonMod", "Rational", "StrictGreaterThan",
+        "StrictLessThan", "Unequality",
+    }
+)  # fmt: skip
 
 
 class Exported(nn.Module):
@@ -55,7 +60,7 @@ def load_exported(path: Path, *, trust: bool = False) -> Exported:
         program = torch.export.load(path)
         # Guards are Python text in the file that torch would execute; the trial pass of load_model takes their place.
         module: nn.Module = program.module(check_guards=False)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         remedy = "export it again with this version of torch (torch.export.save)"
         raise ModelError(must(f"{path}", "a whole exported program", str(error)[:160], remedy)) from error
     _require_eval(program.graph, path)
@@ -63,7 +68,7 @@ def load_exported(path: Path, *, trust: bool = False) -> Exported:
 
 
 def _example_shape(example: Any) -> tuple[int, int, int] | None:
-    args = example[0] if example else ()
+    args: tuple[Any, ...] = example[0] if example else ()
     if len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 4:
         _, channels, height, width = args[0].shape
         return (channels, height, width)
@@ -84,7 +89,7 @@ def _require_harmless(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             reason = next(_dangers(archive), None)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RecursionError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, *DAMAGED) as error:
         remedy = "copy it again, or export it again (torch.export.save)"
         raise ModelError(must(f"{path}", "a whole exported program", str(error)[:160], remedy)) from error
     if reason:
@@ -108,7 +113,7 @@ def _dangers(archive: zipfile.ZipFile) -> Iterator[str]:
 def _plain(data: bytes) -> bool:
     try:
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+    except DAMAGED:
         return not data
     return True
 

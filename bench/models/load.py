@@ -13,12 +13,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
+
 from robench.errors import ConfigError, ModelError, must
 from robench.models.exported import load_exported
-from robench.models.weights import ARCHITECTURES
+from robench.models.weights import ARCHITECTURES, DAMAGED, construct
 from robench.models.wrap import Normalised
 from robench.spec import ModelSpec, Ref
-from torch import Tensor, nn
 
 _Shape = tuple[int, int, int]
 _DEFAULT_SHAPE = (1, 32, 32)
@@ -75,7 +76,7 @@ def load_model(
     shape = shape or seen
     if shape:
         _trial(model, num_classes, shape)
-    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, tuple(mean), tuple(std), tuple(input_range))
+    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, tuple(mean), tuple(std), (input_range[0], input_range[1]))
 
 
 def _file_of(source: str) -> Path:
@@ -108,7 +109,7 @@ def _from_weights(
     entry = ARCHITECTURES[given.name]
     known = {"num_classes": num_classes} | ({"in_channels": shape[0], "size": shape[1]} if shape else {})
     ref = ARCHITECTURES.resolve(given.with_defaults({k: v for k, v in known.items() if k in entry.parameters}))
-    net: nn.Module = entry.load()(**ref.kwargs)
+    net = construct(ref)
     read_weights(net, path)
     size = ref.kwargs.get("size", _DEFAULT_SHAPE[1])
     return net, ref, (ref.kwargs.get("in_channels", 1), size, size)
@@ -141,7 +142,7 @@ def _state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         remedy = "save model.state_dict(), best as safetensors; whole pickled models execute code and are not read"
         raise ModelError(must(f"{path}", "a state dict of tensors", str(error)[:160], remedy)) from error
-    except (safetensors.SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, *DAMAGED) as error:
         raise ModelError(must(f"{path}", "a whole weight file", str(error)[:160], "copy or export it again")) from error
     return _unwrapped(found, path)
 

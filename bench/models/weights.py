@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
+import struct
 
 import torch
+from torch import Tensor, nn
+
 from robench.models import TABLE
 from robench.ops.random import Draws
 from robench.registry import Table
 from robench.spec import Ref
-from torch import Tensor, nn
+
+DAMAGED = (
+    AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error,
+    pickle.UnpicklingError,
+)  # fmt: skip
+"""What torch's readers raise on a file that is cut off, altered or of another kind (measured by cutting and altering)."""
 
 ARCHITECTURES = Table("architectures", TABLE)
 """Our architectures and those of the entry-point group ``robench.architectures``."""
@@ -55,5 +64,16 @@ def fresh(arch: Ref | str, *, seed: int) -> nn.Module:
     Raises:
         ConfigError: The architecture or one of its arguments is unknown.
     """
+    return initialise(construct(arch), seed).eval()
+
+
+def construct(arch: Ref | str) -> nn.Module:
+    """A bare net of the named architecture, its weights still to be set; the global generator is left as it was.
+
+    Raises:
+        ConfigError: The architecture or one of its arguments is unknown.
+    """
     ref = ARCHITECTURES.resolve(arch)
-    return initialise(ARCHITECTURES[ref.name].load()(**ref.kwargs), seed).eval()
+    with torch.random.fork_rng(devices=[]):
+        net: nn.Module = ARCHITECTURES[ref.name].load()(**ref.kwargs)
+    return net

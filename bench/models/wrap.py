@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from robench.errors import ConfigError, must
 from torch import Tensor, nn
+
+from robench.errors import ConfigError, must
 
 
 class Normalised(nn.Module):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
+
 from robench.data._digits import digits
 from robench.data.dataset import Dataset
 from robench.defenses.training import Progress, TrainReport, train
@@ -16,7 +18,6 @@ from robench.files import write_atomically
 from robench.models.weights import fresh
 from robench.zoo.entries import ZooEntry
 from robench.zoo.loading import entry, load
-from torch import nn
 
 
 def build(name: str, out: Path, *, progress: Progress | None = None) -> ZooEntry:

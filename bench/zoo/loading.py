@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from robench.errors import ConfigError, ModelError, must, suggestion
 from robench.models.load import read_weights
 from robench.models.weights import fresh, weights_sha256
 from robench.zoo.entries import WEIGHTS, ZOO, ZooEntry
-from torch import nn
 
 
 def entry(name: str) -> ZooEntry:

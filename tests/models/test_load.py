@@ -1,0 +1,244 @@
+"""Loading a user's model: every form works, and every kind of damage is told with a remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from robench.errors import ConfigError, ModelError
+from robench.models import Normalised, fresh, load_model, weights_sha256
+
+ARCH = "small_cnn(width=4)"
+FACTORY = "from robench.models import fresh\n\ndef make():\n    return fresh('small_cnn(width=4)', seed=5)\n"
+X = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return fresh(ARCH, seed=5)
+
+
+@pytest.fixture
+def weights(net: nn.Module, tmp_path: Path) -> Path:
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def export(model: nn.Module, path: Path, *, dynamic: bool = True) -> Path:
+    shapes = ({0: torch.export.Dim("n", min=1, max=4096)},) if dynamic else None
+    torch.export.save(torch.export.export(model, (torch.rand(4, 1, 32, 32),), dynamic_shapes=shapes), path)
+    return path
+
+
+def rewrite(path: Path, out: Path, change) -> Path:
+    """A copy of a zip file in which ``change(name, bytes)`` made the content."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return out
+
+
+def test_safetensors(net: nn.Module, weights: Path) -> None:
+    model, spec = load_model(str(weights), arch=ARCH)
+    assert torch.equal(model(X), net(X)) and not model.training
+    assert weights_sha256(model) == weights_sha256(net)
+    assert str(spec.arch) == "small_cnn(in_channels=1, num_classes=10, size=32, width=4)" and spec.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}],
+    ids=["plain", "checkpoint", "parallel"],
+)
+def test_state_dicts_of_torch(net: nn.Module, tmp_path: Path, wrap) -> None:
+    torch.save(wrap(net.state_dict()), tmp_path / "net.pt")
+    assert torch.equal(load_model(str(tmp_path / "net.pt"), arch=ARCH)[0](X), net(X))
+
+
+def test_normalisation_lies_inside(net: nn.Module, weights: Path) -> None:
+    model, spec = load_model(str(weights), arch=ARCH, mean=(0.5,), std=(0.25,), input_range=(0.0, 1.0))
+    assert isinstance(model, Normalised) and spec.mean == (0.5,) and spec.std == (0.25,)
+    assert torch.allclose(model(X), net((X - 0.5) / 0.25))
+
+
+def test_classes_channels_and_size_are_filled_in(tmp_path: Path) -> None:
+    net = fresh("mlp(num_classes=3, in_channels=3, size=8)", seed=0)
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "n.safetensors")
+    model, spec = load_model(str(tmp_path / "n.safetensors"), arch="mlp", num_classes=3, shape=(3, 8, 8))
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 3) and spec.shape == (3, 8, 8)
+
+
+def test_exported_program_runs_at_any_width_and_survives_eval(net: nn.Module, tmp_path: Path) -> None:
+    model, spec = load_model(str(export(net, tmp_path / "net.pt2")))
+    model.eval()
+    model.train()
+    x = X.clone().requires_grad_()
+    assert torch.allclose(model(x), net(X)) and spec.shape == (1, 32, 32)
+    assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0])
+    assert weights_sha256(model)
+
+
+def test_exported_program_of_one_batch_size_is_refused(net: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="dynamic batch dimension"):
+        load_model(str(export(net, tmp_path / "net.pt2", dynamic=False)))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), nn.Dropout(0.5)])
+def test_program_exported_in_train_mode_is_refused(layer: nn.Module, tmp_path: Path) -> None:
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(1024, 10)).train()
+    with pytest.raises(ModelError, match="exported in eval mode"):
+        load_model(str(export(net, tmp_path / "net.pt2")))
+
+
+EVIL = [
+    ("operator", lambda j: j["graph_module"]["graph"]["nodes"][0].update(target="torch.os.system")),
+    ("operator", lambda j: j["graph_module"]["graph"]["nodes"][0].update(target="math.__loader__.load_module")),
+    ("expression", lambda j: j.update(planted={"expr_str": "__import__('os').system('true')"})),
+    ("expression", lambda j: j.update(planted={"expr_str": "Max(s0, '().__class__')"})),
+    ("expression", lambda j: j.update(planted={"expr_str": "Symbol('().__class__')"})),
+    ("expression", lambda j: j.update(planted={"expr_str": "s0.__class__"})),
+    ("pickle", lambda j: j.update(planted={"use_pickle": True})),
+]
+
+
+@pytest.mark.parametrize(("reason", "plant"), EVIL)
+def test_code_in_an_exported_program_needs_trust(net: nn.Module, tmp_path: Path, reason: str, plant) -> None:
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return data
+        document = json.loads(data)
+        plant(document)
+        return json.dumps(document).encode()
+
+    bad = rewrite(export(net, tmp_path / "net.pt2"), tmp_path / "bad.pt2", change)
+    with pytest.raises(ModelError, match=f"{reason}.*--trust"):
+        load_model(str(bad))
+
+
+def test_guards_of_an_exported_program_are_not_executed(net: nn.Module, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return data
+        document = json.loads(data)
+        document["guards_code"] = [f"open({str(mark)!r}, 'w')"]
+        return json.dumps(document).encode()
+
+    bad = rewrite(export(net, tmp_path / "net.pt2"), tmp_path / "bad.pt2", change)
+    load_model(str(bad))
+    assert not mark.exists()
+
+
+def test_compiled_code_in_an_exported_program_needs_trust(net: nn.Module, tmp_path: Path) -> None:
+    path = export(net, tmp_path / "net.pt2")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("net/data/aotinductor/model/x.so", b"\x7fELF")
+    with pytest.raises(ModelError, match=r"compiled code.*--trust"):
+        load_model(str(path))
+
+
+def test_factories_need_trust(tmp_path: Path, net: nn.Module) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FACTORY)
+    with pytest.raises(ModelError, match="add --trust"):
+        load_model(f"{path}:make")
+    with pytest.raises(ModelError, match="add --trust"):
+        load_model("robench.models._mlp:mlp")
+    model, _ = load_model(f"{path}:make", trust=True)
+    assert torch.equal(model(X), net(X))
+    model, _ = load_model("robench.models._mlp:mlp", trust=True, shape=(1, 32, 32))
+    assert model(X).shape == (3, 10) and not model.training
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("def make(", "importable"),
+        ("import no_such_module_here", "importable"),
+        ("make = 3", "a function"),
+        ("def make():\n    return 3\n", "torch.nn.Module"),
+        ("def make():\n    return {}['x']\n", "KeyError"),
+        ("def make(path):\n    return path\n", "callable without arguments"),
+    ],
+)
+def test_broken_factories_are_told(tmp_path: Path, code: str, part: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    with pytest.raises(ModelError, match=part):
+        load_model(f"{path}:make", trust=True)
+
+
+def test_damaged_files_are_told(weights: Path, net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    for source in (weights, tmp_path / "net.pt", export(net, tmp_path / "net.pt2")):
+        whole = source.read_bytes()
+        for part in (whole[: len(whole) // 2], b"", b"not a model"):
+            source.write_bytes(part)
+            with pytest.raises(ModelError, match=r"must be .*; (copy|save|export)"):
+                load_model(str(source), arch=ARCH)
+
+
+def test_whole_pickled_models_are_refused(net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net, tmp_path / "whole.pt")
+    with pytest.raises(ModelError, match="state_dict"):
+        load_model(str(tmp_path / "whole.pt"), arch=ARCH)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ModelError, match="a state dict"):
+        load_model(str(tmp_path / "list.pt"), arch=ARCH)
+
+
+def test_weights_that_do_not_fit_are_named(weights: Path) -> None:
+    with pytest.raises(ModelError, match=r"0\.weight \(4, 1, 3, 3\) instead of \(8, 1, 3, 3\).*--arch"):
+        load_model(str(weights), arch="small_cnn(width=8)")
+    with pytest.raises(ModelError, match=r"missing.*and \d+ more"):
+        load_model(str(weights), arch="mlp")
+
+
+def test_weights_that_are_not_finite_are_named(net: nn.Module, tmp_path: Path) -> None:
+    state = net.state_dict()
+    state["2.bias"][1] = float("nan")
+    safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(ModelError, match=r"'2\.bias'.*finite"):
+        load_model(str(tmp_path / "nan.safetensors"), arch=ARCH)
+
+
+def test_hash_of_the_file_is_checked(weights: Path) -> None:
+    right = hashlib.sha256(weights.read_bytes()).hexdigest()
+    load_model(str(weights), arch=ARCH, sha256=right)
+    with pytest.raises(ModelError, match=right):
+        load_model(str(weights), arch=ARCH, sha256="0" * 64)
+
+
+def test_wrong_number_of_classes_is_told(net: nn.Module, tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(ModelError, match=r"logits \(16, 7\)"):
+        load_model(str(export(net, tmp_path / "n.pt2")), num_classes=7)
+    with pytest.raises(ModelError, match="instead of"):
+        load_model(str(weights), arch=ARCH, num_classes=7)
+
+
+def test_logits_that_are_not_finite_are_told(weights: Path) -> None:
+    with pytest.raises(ModelError, match="logits must be finite"):
+        load_model(str(weights), arch=ARCH, mean=(0.0,), std=(1e-45,))
+
+
+@pytest.mark.parametrize(
+    ("source", "arch", "kind", "part"),
+    [
+        ("there/is/none.safetensors", ARCH, ModelError, "check the path"),
+        ("there/is/none.py:make", None, ModelError, "check the path"),
+        ("something", None, ConfigError, "FILE.safetensors"),
+        ("net.safetensors", None, ConfigError, "--arch"),
+        ("net.safetensors", "smal_cnn", ConfigError, "did you mean 'small_cnn'"),
+    ],
+)
+def test_impossible_sources_are_told(source: str, arch: str | None, kind: type[Exception], part: str) -> None:
+    with pytest.raises(kind, match=part):
+        load_model(source, arch=arch, trust=True)

@@ -27,7 +27,9 @@ def fgsm(victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatMode
     """
     victim = as_victim(victim, x, y, threat)
     rows = victim.alive()
-    found = victim.gradient(x, rows, loss)
+    if not len(rows):
+        return victim.result()
+    found = victim.gradient(x[rows], rows, loss)
     keep = ~victim.broken[rows]
     rows, gradient = rows[keep], found.gradient[keep]
     if len(rows):

@@ -31,7 +31,7 @@ def transfer(
     boundary transfers poorly.
 
     Args:
-        victim: The victim or a plain module; only its scores are asked.
+        victim: The victim or a plain module; only its decisions are asked.
         x: Clean images (N, ...), in [0, 1].
         y: Labels (N,).
         threat: linf or l2.
@@ -52,7 +52,8 @@ def transfer(
     model = Relentless(surrogate, x, y, threat=threat, task=victim.task, width=victim.width)
     pgd(model, x, y, threat=threat, seeds=seeds, steps=steps, loss=loss)
     rows = victim.alive()
-    victim.margins(model.result()[rows], rows)
+    if len(rows):
+        victim.misclassified(model.result()[rows], rows)
     return victim.result()
 
 

@@ -88,7 +88,9 @@ def judge(
 
 
 def _second_look(model: nn.Module, images: Tensor, width: int) -> Tensor:
-    """Outputs of the same images in other company: reversed, and shifted by half a batch."""
-    order = torch.arange(len(images), device=images.device).flip(0).roll(max(1, min(width, len(images)) // 2))
-    outputs = predict(model, images[order], width=width)
+    """Outputs of the same images in other company: reversed and shifted by half a batch; a lone batch is cut in two."""
+    count = len(images)
+    order = torch.arange(count, device=images.device).flip(0).roll(max(1, min(width, count)) // 2)
+    parts = [order] if count > width else order.tensor_split(min(2, count))
+    outputs = torch.cat([predict(model, images[part], width=width) for part in parts])
     return torch.empty_like(outputs).index_copy_(0, order, outputs)

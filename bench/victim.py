@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.errors import AttackError, NoGradientError, must
+from robench.errors import AttackError, ConfigError, NoGradientError, must, suggestion
 from robench.inference import chunks, padded
 from robench.ops.norms import Ball
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
 
-_LEVELS = {"decision": 0, "score": 1, "white": 2}
+_LEVELS = {"transfer": 0, "decision": 0, "score": 1, "white": 2}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Victim:
         width: int = 64,
         access: str = "white",
     ) -> None:
+        if access not in _LEVELS:
+            raise ConfigError(must("a victim's access", "one of " + ", ".join(_LEVELS), access, suggestion(access, _LEVELS)))
         self.model, self.x, self.y = model, x, y
         self.threat, self.task, self.width, self.access = threat, task, width, access
         self.ball = Ball(x, threat)
@@ -65,7 +67,7 @@ class Victim:
 
     def margins(self, points: Tensor, rows: Tensor) -> Tensor:
         """Margins of the points, (n,): one forward pass each (score access)."""
-        self._require("score")
+        self.require("score")
         with torch.no_grad():
             found = [self.task.margin(out, self.y[rows[a:b]]) for out, a, b in self._outputs(points)]
         margin = torch.cat(found)
@@ -85,7 +87,7 @@ class Victim:
         Raises:
             NoGradientError: The model returned no gradient for its input.
         """
-        self._require("white")
+        self.require("white")
         function = self.task.loss(loss)
         parts = [self._fused(points[a:b], self.y[rows[a:b]], function) for a, b in chunks(len(points), self.width)]
         result = Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -97,7 +99,12 @@ class Victim:
         """The first success of each sample, else its lowest-margin point, else x itself, (N, ...)."""
         return self.best
 
-    def _require(self, level: str) -> None:
+    def require(self, level: str) -> None:
+        """Refuse what the access level does not grant.
+
+        Raises:
+            AttackError: The victim is less open than ``level``.
+        """
         if _LEVELS[self.access] < _LEVELS[level]:
             raise AttackError(must("the attack's access", f"at most {self.access!r}", level, "choose another threat model"))
 

@@ -85,19 +85,15 @@ class Ball:
             return points.clamp(0, 1)
         delta = points.double() - self.x.double()
         shrunk = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[self.threat.norm](delta.flatten(1), self.threat.eps)
-        moved = (self.x.double() + shrunk.view_as(delta)).to(self.x.dtype)
         outside = distance(self.x, points, self.threat.norm) > self.threat.eps
-        return self._exact(torch.where(per_sample(outside, points), moved, points).clamp(0, 1))
+        return torch.where(per_sample(outside, points), self._moved(shrunk.view_as(delta)), points).clamp(0, 1)
 
-    def _exact(self, points: Tensor) -> Tensor:
-        """Pull back what the cast to float32 pushed over eps."""
-        size = distance(self.x, points, self.threat.norm)
-        over = size > self.threat.eps
-        if self.threat.norm == "l0" or not bool(over.any()):
-            return points
-        factor = torch.where(over, self.threat.eps / size.clamp_min(1e-300) * (1 - 1e-6), torch.ones_like(size))
-        pulled = (self.x.double() + (points.double() - self.x.double()) * per_sample(factor, points)).to(self.x.dtype)
-        return torch.where(per_sample(over, points), pulled, points)
+    def _moved(self, delta: Tensor) -> Tensor:
+        """x + delta in the images' own precision, every feature rounded towards x so that no norm grows."""
+        reach = delta if self.threat.norm == "l0" else delta * (1 - 1e-12)
+        moved = (self.x.double() + reach).to(self.x.dtype)
+        over = (moved.double() - self.x.double()).abs() > reach.abs()
+        return torch.where(over, torch.nextafter(moved, self.x), moved)
 
     def random(self, draws: Draws, stage: str, *, step: int = 0) -> Tensor:
         """A random point of the ball, (N, ...): uniform in linf; random direction and radius otherwise."""

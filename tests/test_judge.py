@@ -1,0 +1,131 @@
+"""Planted cheats: whatever an attack hands in, the judge decides on the original model."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from robench.judge import judge
+from robench.ops.norms import distance
+from robench.spec import ThreatModel
+
+THREAT = ThreatModel.parse("linf(0.1)")
+
+
+class Threshold(nn.Module):
+    """Class 0 where the mean is below ``level``."""
+
+    def __init__(self, level=0.5):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([self.level - mean, mean - self.level], 1)
+
+
+def clean(value=0.3, count=8):
+    return torch.full((count, 1, 4, 4), value), torch.zeros(count, dtype=torch.int64)
+
+
+def verdict(model, x, y, x_adv, **options):
+    return judge(model, x, y, x_adv=x_adv, threat=THREAT, **options)
+
+
+def test_an_honest_success_is_one():
+    x, y = clean(0.45)
+    found = verdict(Threshold(), x, y, x + 0.1)
+    assert found.broken().all()
+    assert not found.projected.any()
+    assert torch.allclose(found.distance, torch.full((8,), 0.1, dtype=torch.float64), atol=1e-6)
+    assert (found.prediction == 1).all()
+
+
+def test_an_image_out_of_the_ball_is_projected_and_judged_there():
+    x, y = clean(0.3)
+    found = verdict(Threshold(), x, y, torch.ones_like(x))
+    assert found.projected.all()
+    assert not found.broken().any()
+    assert (found.distance <= 0.1).all()
+
+
+def test_an_image_out_of_the_box_is_projected():
+    x, y = clean(0.97)
+    found = verdict(Threshold(1.02), x, y, x + 0.09)
+    assert found.projected.all()
+    assert not found.broken().any()
+
+
+def test_a_nan_image_is_a_failure_not_a_success():
+    x, y = clean()
+    for bad in (math.nan, math.inf):
+        x_adv = x.clone()
+        x_adv[2, 0, 0, 0] = bad
+        found = verdict(Threshold(), x, y, x_adv)
+        assert found.failed.tolist() == [i == 2 for i in range(8)]
+        assert not found.broken().any()
+
+
+class Poisonable(Threshold):
+    def forward(self, x):
+        return super().forward(x) / (x.flatten(1).amax(1, keepdim=True) < 0.35)
+
+
+def test_nan_logits_are_a_failure_not_a_success():
+    x, y = clean()
+    x_adv = x.clone()
+    x_adv[5] += 0.09
+    found = verdict(Poisonable(), x, y, x_adv)
+    assert found.failed.tolist() == [i == 5 for i in range(8)]
+    assert not found.broken().any()
+
+
+def test_success_on_a_search_copy_only_is_none():
+    x, y = clean(0.45)
+    model = Threshold(0.6)
+    twin = copy.deepcopy(model)
+    twin.level.data.fill_(0.5)
+    assert verdict(twin, x, y, x + 0.1).broken().all()
+    assert not verdict(model, x, y, x + 0.1).broken().any()
+
+
+def test_what_was_wrong_before_is_broken_at_distance_zero_and_no_win_of_the_attack():
+    x, y = clean(0.7)
+    found = verdict(Threshold(), x, y, x)
+    assert found.broken().all()
+    assert (found.distance == 0).all()
+
+
+class Companion(nn.Module):
+    """Looks at the mean of its batch."""
+
+    def forward(self, x):
+        shift = x.flatten(1).mean(1) - x.mean()
+        return torch.stack([shift, -shift], 1)
+
+
+def test_a_model_that_depends_on_its_batch_is_unstable():
+    gen = torch.Generator().manual_seed(0)
+    for count in (40, 64, 100):
+        x = torch.rand(count, 1, 4, 4, generator=gen).sort(0).values
+        found = verdict(Companion(), x, torch.zeros(count, dtype=torch.int64), x)
+        assert found.unstable.any()
+        assert found.broken()[found.unstable].all()
+
+
+def test_a_tie_is_no_recognition():
+    x, y = clean(0.5)
+    assert verdict(Threshold(), x, y, x).broken().all()
+
+
+def test_one_sample_is_judged():
+    x, y = clean(0.45, 1)
+    assert verdict(Threshold(), x, y, x + 0.1).broken().all()
+
+
+def test_the_distance_is_recomputed_in_float64():
+    x, y = clean(0.3)
+    found = verdict(Threshold(), x, y, x + 0.05)
+    assert found.distance.dtype == torch.float64
+    assert torch.equal(found.distance, distance(x, x + 0.05, "linf"))

@@ -177,20 +177,14 @@ def _progress() -> Any:
 
 def _report(folder: Path, form: str) -> int:
     """Write the reports of a run, print its leaderboard, and return how many samples are unknown."""
-    from robench.reports.leaderboard import leaderboard
+    from robench.reports.leaderboard import leaderboard, main_threats
     from robench.reports.write import write_reports
     from robench.store import Store
 
     table, header = _table(folder), Store(folder).read_run()
-    write_reports(table, folder, header)
-    _echo(leaderboard(_main_threats(table, header)), form)
+    write_reports(table, folder, {k: v for k, v in header.items() if k != "cells"})
+    _echo(leaderboard(table, threats=main_threats(header)), form)
     return int(table["n_unknown"].fillna(0).sum()) if len(table) else 0
-
-
-def _main_threats(table: Any, header: dict[str, Any]) -> Any:
-    """The table without the robustness rows of security curves, which would flood a screen."""
-    named = header["suite"]["threats"]
-    return table[~table["scenario"].eq("evasion") | table["threat"].isin(named)] if named else table
 
 
 def _echo(table: Any, form: str) -> None:
@@ -224,10 +218,12 @@ def leaderboard(run_directories: tuple[Path, ...], form: str, by: str, threat: s
     import pandas as pd
 
     from robench.reports.leaderboard import leaderboard as rank
+    from robench.reports.leaderboard import main_threats
     from robench.store import Store
 
-    tables = [_main_threats(_table(folder), Store(folder).read_run()) for folder in run_directories]
-    _echo(rank(pd.concat(tables, ignore_index=True), by=by, threat=threat), form)
+    named = [t for folder in run_directories for t in main_threats(Store(folder).read_run())]
+    table = pd.concat([_table(folder) for folder in run_directories], ignore_index=True)
+    _echo(rank(table, by=by, threat=threat, threats=[*named, *([threat] if threat else [])]), form)
 
 
 def _table(folder: Path) -> Any:

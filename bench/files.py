@@ -24,7 +24,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         remedy = "free space or choose another --out; the run resumes where it stopped"
         raise StoreError(must(f"{path.parent}", "a writable folder with free space", str(error), remedy)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

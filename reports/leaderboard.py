@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.registry import Table, facts
+from robench.spec import ThreatModel
 
 UNRANKED = "-"
 _PLAIN = {
@@ -28,6 +30,7 @@ def leaderboard(
     *,
     by: str = "robust_accuracy",
     threat: str | None = None,
+    threats: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Models side by side, best first, with intervals; rank ``-`` for what must not be ranked.
@@ -35,8 +38,9 @@ def leaderboard(
     Args:
         tables: One tidy table or several, which are joined.
         by: Metric that ranks.
-        threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the one most models were measured at,
-            linf before other norms.
+        threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the first of ``threats``, else the
+            one most models were measured at, linf before other norms.
+        threats: Threats that get a column; by default all, a security curve's included.
         weights: Column → weight of a single score; none is computed unless asked for, and its column names the weights.
 
     Returns:
@@ -48,7 +52,9 @@ def leaderboard(
     """
     table = tables if isinstance(tables, pd.DataFrame) else pd.concat(list(tables), ignore_index=True)
     base = table[table["condition"] == ""]
-    ranked = _key(base, by, threat)
+    if threats:
+        base = base[(base["scenario"] != "evasion") | base["threat"].isin(list(threats))]
+    ranked = _key(base, by, threat or next((t for t in threats or () if t in set(base["threat"])), None))
     wide = pd.DataFrame([_line(rows, ranked) for _, rows in base.groupby(["dataset", "model"], sort=True)])
     if wide.empty:
         return pd.DataFrame(columns=["rank", "model", "dataset", "n", "validity"])
@@ -56,6 +62,11 @@ def leaderboard(
         label = "score (" + " + ".join(f"{w:g}*{c}" for c, w in sorted(weights.items())) + ")"
         wide[label] = score(wide, weights)
     return _ranked(wide, higher=bool(Table("metrics", METRICS)[by].facts["higher_is_better"]))
+
+
+def main_threats(header: Mapping[str, Any] | None) -> list[str]:
+    """The threats that a run's suite names as its own, without those of security curves; empty where none are known."""
+    return [str(ThreatModel.parse(t)) for t in (header or {}).get("suite", {}).get("threats", [])]
 
 
 def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:

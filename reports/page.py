@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
-from robench.reports.leaderboard import leaderboard
+from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.text import leaderboard_cells, reasons, tidy_cells
 
 _DRAWN = (security_curve, corruption_curve, scarcity_curve)
@@ -26,7 +26,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         header: What to say about the run: versions, suite, seed, device; values may be mappings.
         title: Heading of the page.
     """
-    board = leaderboard(table)
+    board = leaderboard(table, threats=main_threats(header))
     environment = Environment(loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,

@@ -64,7 +64,8 @@ def reasons(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         if row.get("validity", "") not in ("", "sound"):
             where = f" {row['threat']}" if row.get("threat") else ""
-            found[f"{row['model']}{where}: {row['validity']}"] = None
+            condition = f" {row['condition']}" if row.get("condition") else ""
+            found[f"{row['model']}{condition}{where}: {row['validity']}"] = None
     return list(found)
 
 

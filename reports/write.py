@@ -13,7 +13,7 @@ from robench.files import write_atomically
 from robench.metrics.table import tidy
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
-from robench.reports.leaderboard import leaderboard
+from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
 from robench.reports.text import render
 
@@ -37,7 +37,7 @@ def write_reports(
         limited: The run was limited to a part of the samples (for frames; a tidy table says so itself).
     """
     table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
-    board = leaderboard(table)
+    board = leaderboard(table, threats=main_threats(header))
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
     files = {

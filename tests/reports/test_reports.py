@@ -95,7 +95,7 @@ def test_the_security_curve_starts_clean_and_marks_suspicious_models(table):
     axes = security_curve(table).axes[0]
     styles = [line.get_linestyle() for line in axes.lines]
     assert styles == ["--", "-", "-"]
-    assert [t.get_text() for t in axes.texts] == ["masked (suspicious)", "plain", "trained"]
+    assert [t.get_text() for t in axes.get_legend().texts] == ["masked (suspicious)", "plain", "trained"]
     assert list(axes.lines[2].get_xdata()) == pytest.approx([0, 2, 4, 8])
     assert list(axes.lines[2].get_ydata()) == pytest.approx([0.95, 53 / 60, 0.75, 0.5])
 

@@ -1,0 +1,323 @@
+"""The command line, in this process: exit codes, texts without tracebacks, resume, reports and gates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from robench import catalog
+from robench.cli import main
+from robench.store import Store
+
+TINY = """
+name: tiny
+limit: 60
+models: [digits-standard, digits-pgd-at, digits-trap]
+threats: [linf(0.1)]
+attacks: [noise(draws=3), pgd(steps=10), transfer(source='digits-standard')]
+"""
+
+
+def robench(*args: str, code: int = 0) -> Result:
+    """The command's result; its exit code must be as said and nothing may have escaped."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    escaped = result.exception
+    assert escaped is None or isinstance(escaped, SystemExit), result.exc_info
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
+    """(suite, run directory, result of the first run)."""
+    folder = tmp_path_factory.mktemp("cli")
+    suite = folder / "tiny.yaml"
+    suite.write_text(TINY)
+    return suite, folder / "run", robench("run", "--suite", suite, "--out", folder / "run", "--workers", 1, "--device", "cpu")
+
+
+def test_help_names_every_verb():
+    for verb in ("run", "report", "leaderboard", "audit", "list", "show", "doctor", "zoo"):
+        assert verb in robench("--help").output
+        assert "Usage" in robench(verb, "--help").output
+
+
+def test_version_is_the_package_s():
+    import robench as package
+
+    assert package.__version__ in robench("--version").output
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom robench.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'art', 'captum'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+
+
+def test_list_names_kinds_and_entries():
+    kinds = robench("list").output.split()
+    assert set(kinds) >= {*catalog.TABLES, "models", "suites"}
+    for kind in kinds:
+        assert robench("list", kind).output.strip(), kind
+    assert "pgd" in robench("list", "attacks").output
+    assert "digits-trap" in robench("list", "models").output
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "md"])
+def test_list_in_other_formats(form):
+    text = robench("list", "attacks", "--format", form).output
+    assert "pgd" in text and "name" in text
+    if form == "json":
+        assert {row["name"] for row in json.loads(text)} == set(catalog.ATTACKS)
+
+
+def test_show_tells_defaults_models_and_suites():
+    assert "steps = 40" in robench("show", "attack", "pgd").output
+    assert "pgd_at" in robench("show", "model", "digits-pgd-at").output
+    assert "name: smoke" in robench("show", "suite", "smoke").output
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["list", "atacks"], "attacks"),
+        (["show", "attack", "pdg"], "pgd"),
+        (["show", "atack", "pgd"], "attacks"),
+        (["show", "model", "digits-standart"], "digits-standard"),
+        (["show", "suite", "smok"], "smoke"),
+        (["run", "--suite", "smok"], "smoke"),
+        (["run", "--suite", "smoke", "--model", "digits-standart"], "digits-standard"),
+        (["run", "--suite", "smoke", "--attack", "pdg"], "pgd"),
+        (["run", "--suite", "smoke", "--attack", "pgd(stpes=1)"], "steps"),
+        (["run", "--suite", "smoke", "--attack", "pgd(1)"], "keyword"),
+        (["run", "--suite", "smoke", "--threat", "linf(8)"], "did you mean 8/255?"),
+        (["run", "--suite", "smoke", "--threat", "l3(1)"], "linf"),
+        (["run", "--suite", "smoke", "--defense", "bit_deph"], "bit_depth"),
+        (["run", "--suite", "smoke", "--scenario", "evasoin"], "evasion"),
+        (["run", "--suite", "smoke", "--data", "digit"], "digits"),
+        (["run", "--suite", "smoke", "--device", "gpu"], "cuda"),
+        (["run", "--suite", "smoke", "--width", "33"], "64"),
+        (["run", "--suite", "smoke", "--mean", "a,b"], "0.49"),
+        (["run", "--suite", "smoke", "--data", "npz:missing.npz"], "missing.npz"),
+        (["run", "--suite", "smoke", "--data", "folder:missing"], "missing"),
+        (["run", "--suite", "smoke", "--model", "missing.safetensors"], "missing.safetensors"),
+        (["zoo", "build", "digits-standart"], "digits-standard"),
+        (["report", "nowhere"], "run directory"),
+        (["leaderboard", "nowhere"], "run directory"),
+        (["audit", "nowhere", "--require", "robust_accuracy>=0.4"], "run directory"),
+    ],
+)
+def test_bad_names_exit_2_with_a_remedy_and_write_nothing(args, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = ["--out", "out"] if args[0] == "run" else []
+    result = robench(*args, *more, code=2)
+    assert hint in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("args", [["run", "--limit", "0"], ["run", "--workers", "0"], ["run", "--nosuch"], ["nosuch"]])
+def test_usage_errors_exit_2(args):
+    robench(*args, code=2)
+
+
+def test_unknown_key_of_a_suite_exits_2_with_a_suggestion(tmp_path):
+    suite = tmp_path / "s.yaml"
+    suite.write_text("name: s\natacks: [fgsm]")
+    assert "did you mean 'attacks'?" in robench("run", "--suite", suite, "--out", tmp_path / "out", code=2).output
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_of_the_user_needs_trust(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import pathlib\nimport torch\npathlib.Path(__file__).with_name('ran').touch()\n"
+        "def make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
+    )
+    suite = tmp_path / "s.yaml"
+    suite.write_text("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
+    args = ["run", "--suite", suite, "--model", f"{code}:make", "--workers", "1", "--device", "cpu", "--out", tmp_path / "out"]
+    refused = CliRunner().invoke(main, [str(a) for a in args])
+    assert refused.exit_code in (2, 3) and "--trust" in refused.output
+    assert not (tmp_path / "ran").exists()
+    robench(*args, "--trust")
+    assert (tmp_path / "ran").exists()
+
+
+def test_dry_run_computes_nothing(tiny, tmp_path):
+    result = robench("run", "--suite", tiny[0], "--dry-run", "--out", tmp_path / "out", "--workers", "1", "--device", "cpu")
+    assert "nothing was computed" in result.output
+    assert "9  evasion" in result.output and "3  sentinel" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_first_run_computes_and_reports(tiny):
+    _, out, result = tiny
+    assert "18 cells computed, 0 kept" in result.output
+    for model in ("digits-standard", "digits-pgd-at", "digits-trap"):
+        assert model in result.output
+    for name in ("report.html", "table.csv", "table.parquet", "table.md", "run.json"):
+        assert (out / name).is_file(), name
+    assert "suspicious" in (out / "table.csv").read_text()
+
+
+def test_second_run_computes_no_cell(tiny):
+    suite, out, _ = tiny
+    before = sorted(p.name for p in (out / "cells").iterdir())
+    result = robench("run", "--suite", suite, "--out", out, "--workers", 1, "--device", "cpu")
+    assert "0 cells computed, 18 kept" in result.output
+    assert sorted(p.name for p in (out / "cells").iterdir()) == before
+
+
+def test_report_runs_no_model(tiny, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("a model was run")
+
+    _, out, _ = tiny
+    (out / "report.html").unlink()
+    monkeypatch.setattr("robench.runner.perform", refuse)
+    monkeypatch.setattr("robench.workshop.load", refuse)
+    robench("report", out)
+    assert "digits-trap" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "md"])
+def test_leaderboard_in_every_format(tiny, form):
+    result = CliRunner().invoke(main, ["leaderboard", str(tiny[1]), "--format", form])
+    assert result.exit_code == 0, result.output
+    assert "digits-pgd-at" in result.stdout
+    if form == "json":
+        assert {row["model"] for row in json.loads(result.stdout)} >= {"digits-pgd-at", "digits-trap"}
+
+
+def test_leaderboard_ranks_the_robust_first_and_the_trap_not_at_all(tiny):
+    rows = json.loads(CliRunner().invoke(main, ["leaderboard", str(tiny[1]), "--format", "json"]).stdout)
+    order = [row["model"] for row in rows]
+    assert order.index("digits-pgd-at") < order.index("digits-standard") < order.index("digits-trap")
+    (trap,) = (row for row in rows if row["model"] == "digits-trap")
+    assert "suspicious" in json.dumps(trap)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "model", "code"),
+    [
+        ("robust_accuracy[linf(0.1)]>=0.4", "digits-pgd-at", 0),
+        ("robust_accuracy[linf(0.1)]>=0.999", "digits-pgd-at", 1),
+        ("robust_accuracy[linf(0.1)]>=0.4", "digits-standard", 1),
+        ("robust_accuracy[linf(0.1)]>=0", "digits-trap", 1),
+        ("robust_accuracy[l2(9)]>=0", "digits-pgd-at", 1),
+        ("accuracy>=0.5", "digits-standard", 0),
+        ("robust_accuracy>0.4 please", "digits-pgd-at", 2),
+        ("robustness>=0.4", "digits-pgd-at", 2),
+    ],
+)
+def test_audit_holds_the_lower_end_against_the_bound(tiny, requirement, model, code):
+    robench("audit", tiny[1], "--require", requirement, "--model", model, code=code)
+
+
+def test_audit_of_no_model_never_passes(tiny):
+    result = CliRunner().invoke(main, ["audit", str(tiny[1]), "--require", "accuracy>=0", "--model", "nosuch"])
+    assert result.exit_code in (1, 2), result.output
+
+
+def test_limit_marks_the_run_and_fails_every_audit(tiny, tmp_path):
+    robench("run", "--suite", tiny[0], "--model", "digits-pgd-at", "--limit", 20, "--out", tmp_path, "--workers", 1)
+    assert "limited" in (tmp_path / "table.csv").read_text()
+    robench("audit", tmp_path, "--require", "robust_accuracy[linf(0.1)]>=0", code=1)
+
+
+def test_options_replace_attacks_threats_and_scenarios(tiny, tmp_path):
+    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--dry-run", "--workers", 1, "--device", "cpu"]
+    text = robench(*args, "--attack", "fgsm", "--threat", "linf(0.2)").output
+    assert "fgsm" in text and "linf(0.2)" in text and "transfer" not in text and "linf(0.1)" not in text
+    assert "evasion" not in robench(*args, "--scenario", "clean").output
+    assert "bit_depth(bits=3)" in robench(*args, "--defense", "bit_depth(bits=3)").output
+
+
+def test_interrupt_exits_130_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
+    from robench import runner
+
+    suite, _, _ = tiny
+    args = ["run", "--suite", suite, "--out", tmp_path, "--workers", 1, "--device", "cpu", "--scenario", "clean"]
+    perform, calls = runner.perform, []
+
+    def interrupted(job):
+        calls.append(job)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return perform(job)
+
+    monkeypatch.setattr(runner, "perform", interrupted)
+    result = robench(*args, code=130)
+    assert "goes on where it stopped" in result.output
+    assert len(Store(tmp_path).finished()) == 2
+    assert not list(tmp_path.rglob(".*.tmp"))
+    monkeypatch.undo()
+    assert "4 cells computed, 2 kept" in robench(*args).output
+
+
+def test_failing_cell_exits_3_and_stays_to_do(tiny, tmp_path, monkeypatch):
+    from robench import runner
+
+    suite, _, _ = tiny
+    args = ["run", "--suite", suite, "--out", tmp_path, "--workers", 1, "--device", "cpu", "--scenario", "clean"]
+    run_cell = runner.run_cell
+
+    def failing(cell, context):
+        if cell.model.label == "digits-trap":
+            raise ValueError("planted")
+        return run_cell(cell, context)
+
+    monkeypatch.setattr(runner, "run_cell", failing)
+    result = robench(*args, code=3)
+    assert "failed: clean" in result.output and "ValueError: planted" in result.output
+    assert "digits-pgd-at" in result.output
+    assert len(list((tmp_path / "failed").iterdir())) == 2
+    monkeypatch.undo()
+    assert "2 cells computed, 4 kept" in robench(*args).output
+
+
+def test_samples_that_no_attack_could_judge_exit_3(tiny, tmp_path, monkeypatch):
+    from robench.attacks import _fgsm
+
+    def crash(victim, x, y, *, threat, seeds, **params):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(_fgsm, "fgsm", crash)
+    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--attack", "fgsm", "--out", tmp_path, "--workers", 1]
+    robench(*args, code=3)
+    robench("audit", tmp_path, "--require", "robust_accuracy[linf(0.1)]>=0", code=1)
+
+
+def test_out_in_use_exits_2(tiny):
+    suite, out, _ = tiny
+    with Store(out).locked():
+        assert "one run at a time" in robench("run", "--suite", suite, "--out", out, code=2).output
+
+
+def test_environment_stands_in_for_options(tiny, monkeypatch):
+    monkeypatch.setenv("ROBENCH_RUN_SUITE", "smok")
+    assert "smok" in robench("run", code=2).output
+
+
+def test_doctor_names_what_is_there():
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code in (0, 1)
+    for word in ("python", "torch", "cuda", "precision", "free disk"):
+        assert word in result.output
+
+
+@pytest.mark.slow
+def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
+    robench("run", "--suite", "smoke", "--out", tmp_path, "--workers", 1, "--device", "cpu")
+    assert (tmp_path / "report.html").is_file()
+    assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, "--workers", 1, "--device", "cpu").output

@@ -76,7 +76,8 @@ def load_model(
     shape = shape or seen
     if shape:
         _trial(model, num_classes, shape)
-    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, tuple(mean), tuple(std), (input_range[0], input_range[1]))
+    low, high = input_range
+    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, tuple(mean), tuple(std), (low, high))
 
 
 def _file_of(source: str) -> Path:

@@ -14,10 +14,13 @@ from robench.scenarios.objects import Hold, Objects, walk
 def explanation(
     objects: Objects, *, explainers: tuple[str, ...] = ("saliency", "integrated_gradients", "occlusion")
 ) -> list[dict[str, Any]]:
-    """One row per sample and explainer."""
+    """One row per sample and explainer.
+
+    Explainers choose their own inner batches, so samples are held by the protocol's width whatever ``--batch-size`` says.
+    """
 
     def measure(hold: Hold) -> list[dict[str, Any]]:
         return explain_rows(objects.net, hold.x, hold.y, hold.ids, explainers=list(explainers), seed=objects.cell.seed)
 
     with untouched(objects.net):
-        return walk(objects.holds(), measure)
+        return walk(objects.holds(size=objects.cell.settings.width), measure)

@@ -55,10 +55,10 @@ class Objects:
         index, count = self.cell.shard
         return self.data.take(torch.arange(index, len(self.data), count)) if count > 1 else self.data
 
-    def holds(self, data: Dataset | None = None) -> Iterator[Hold]:
-        """The samples, ``batch_size`` at a time."""
+    def holds(self, data: Dataset | None = None, *, size: int | None = None) -> Iterator[Hold]:
+        """The samples, ``batch_size`` at a time, or ``size`` where the numbers would depend on their company."""
         device = self.context.device
-        for x, y, ids in (data or self.shard()).batches(self.context.batch_size):
+        for x, y, ids in (data or self.shard()).batches(size or self.context.batch_size):
             yield Hold(x.to(device), y.to(device), ids.to(device), self.cell.settings.width)
 
 

@@ -179,7 +179,7 @@ def plan_run(
     labels = [m if isinstance(m, str) and m in sources.models else Path(getattr(m, "source", str(m))).name for m in named]
     update = {"data": data or chosen.data, **(changes or {})}
     if named:
-        update |= {"models": labels, **_narrowed(chosen, set(labels))}
+        update |= {"models": labels, **_narrowed(chosen.model_copy(update=update), set(labels))}
     if limit is not None:
         update["limit"] = limit
     return expand(chosen.model_copy(update=update), sources, seed=seed, settings=settings), paths

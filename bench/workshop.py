@@ -139,9 +139,10 @@ def _train(
     fraction: float,
     seed: int,
 ) -> dict[str, Any]:
+    from safetensors.torch import save
+
     from robench.data.dataset import fractions
     from robench.defenses.training import train
-    from safetensors.torch import save
 
     data: Dataset = load(artifact.inputs[0], context)
     part = data if fraction >= 1 else fractions(data, [fraction, 1.0], seed=seed)[0]

@@ -37,7 +37,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         pictures=_pictures(table),
         rows=_rows(tidy_cells(table)),
         limited=bool((table["status"] == "limited").any()),
-        unknown=int(table.loc[table["attack"] == "worst", "n_unknown"].fillna(0).max() if len(table) else 0),
+        unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
     )
 
 

@@ -21,6 +21,7 @@ models: [digits-standard, digits-pgd-at, digits-trap]
 threats: [linf(0.1)]
 attacks: [noise(draws=3), pgd(steps=10), transfer(source='digits-standard')]
 """
+HERE = ("--workers", "1", "--device", "cpu")
 
 
 def robench(*args: str, code: int = 0) -> Result:
@@ -39,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
     folder = tmp_path_factory.mktemp("cli")
     suite = folder / "tiny.yaml"
     suite.write_text(TINY)
-    return suite, folder / "run", robench("run", "--suite", suite, "--out", folder / "run", "--workers", 1, "--device", "cpu")
+    return suite, folder / "run", robench("run", "--suite", suite, "--out", folder / "run", *HERE)
 
 
 def test_help_names_every_verb():
@@ -108,6 +109,7 @@ def test_show_tells_defaults_models_and_suites():
         (["run", "--suite", "smoke", "--device", "gpu"], "cuda"),
         (["run", "--suite", "smoke", "--width", "33"], "64"),
         (["run", "--suite", "smoke", "--mean", "a,b"], "0.49"),
+        (["run", "--suite", "smoke", "--input-range", "0"], "LOW,HIGH"),
         (["run", "--suite", "smoke", "--data", "npz:missing.npz"], "missing.npz"),
         (["run", "--suite", "smoke", "--data", "folder:missing"], "missing"),
         (["run", "--suite", "smoke", "--model", "missing.safetensors"], "missing.safetensors"),
@@ -141,11 +143,11 @@ def test_code_of_the_user_needs_trust(tmp_path):
     code = tmp_path / "mine.py"
     code.write_text(
         "import pathlib\nimport torch\npathlib.Path(__file__).with_name('ran').touch()\n"
-        "def make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
+        "def make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
     )
     suite = tmp_path / "s.yaml"
     suite.write_text("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
-    args = ["run", "--suite", suite, "--model", f"{code}:make", "--workers", "1", "--device", "cpu", "--out", tmp_path / "out"]
+    args = ["run", "--suite", suite, "--model", f"{code}:make", *HERE, "--out", tmp_path / "out"]
     refused = CliRunner().invoke(main, [str(a) for a in args])
     assert refused.exit_code in (2, 3) and "--trust" in refused.output
     assert not (tmp_path / "ran").exists()
@@ -154,7 +156,7 @@ def test_code_of_the_user_needs_trust(tmp_path):
 
 
 def test_dry_run_computes_nothing(tiny, tmp_path):
-    result = robench("run", "--suite", tiny[0], "--dry-run", "--out", tmp_path / "out", "--workers", "1", "--device", "cpu")
+    result = robench("run", "--suite", tiny[0], "--dry-run", "--out", tmp_path / "out", *HERE)
     assert "nothing was computed" in result.output
     assert "9  evasion" in result.output and "3  sentinel" in result.output
     assert not (tmp_path / "out").exists()
@@ -173,7 +175,7 @@ def test_first_run_computes_and_reports(tiny):
 def test_second_run_computes_no_cell(tiny):
     suite, out, _ = tiny
     before = sorted(p.name for p in (out / "cells").iterdir())
-    result = robench("run", "--suite", suite, "--out", out, "--workers", 1, "--device", "cpu")
+    result = robench("run", "--suite", suite, "--out", out, *HERE)
     assert "0 cells computed, 18 kept" in result.output
     assert sorted(p.name for p in (out / "cells").iterdir()) == before
 
@@ -236,7 +238,7 @@ def test_limit_marks_the_run_and_fails_every_audit(tiny, tmp_path):
 
 
 def test_options_replace_attacks_threats_and_scenarios(tiny, tmp_path):
-    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--dry-run", "--workers", 1, "--device", "cpu"]
+    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--dry-run", *HERE]
     text = robench(*args, "--attack", "fgsm", "--threat", "linf(0.2)").output
     assert "fgsm" in text and "linf(0.2)" in text and "transfer" not in text and "linf(0.1)" not in text
     assert "evasion" not in robench(*args, "--scenario", "clean").output
@@ -247,7 +249,7 @@ def test_interrupt_exits_130_and_the_same_command_goes_on(tiny, tmp_path, monkey
     from robench import runner
 
     suite, _, _ = tiny
-    args = ["run", "--suite", suite, "--out", tmp_path, "--workers", 1, "--device", "cpu", "--scenario", "clean"]
+    args = ["run", "--suite", suite, "--out", tmp_path, *HERE, "--scenario", "clean"]
     perform, calls = runner.perform, []
 
     def interrupted(job):
@@ -269,7 +271,7 @@ def test_failing_cell_exits_3_and_stays_to_do(tiny, tmp_path, monkeypatch):
     from robench import runner
 
     suite, _, _ = tiny
-    args = ["run", "--suite", suite, "--out", tmp_path, "--workers", 1, "--device", "cpu", "--scenario", "clean"]
+    args = ["run", "--suite", suite, "--out", tmp_path, *HERE, "--scenario", "clean"]
     run_cell = runner.run_cell
 
     def failing(cell, context):
@@ -318,6 +320,6 @@ def test_doctor_names_what_is_there():
 
 @pytest.mark.slow
 def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
-    robench("run", "--suite", "smoke", "--out", tmp_path, "--workers", 1, "--device", "cpu")
+    robench("run", "--suite", "smoke", "--out", tmp_path, *HERE)
     assert (tmp_path / "report.html").is_file()
-    assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, "--workers", 1, "--device", "cpu").output
+    assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, *HERE).output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+
 from robench.catalog import TABLES
 from robench.errors import ConfigError
 from robench.registry import Table

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from robench.errors import ConfigError, must, suggestion
 from robench.spec import Artifact, Cell, Estimate, Ref, Settings, ThreatModel, canonical, sha256
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
+
 from robench.ops.random import Draws
 from robench.registry import facts
-from torch import Tensor
 
 TRUNCATE = 4.0
 """Radius of the kernel in standard deviations, as in scipy and skimage."""

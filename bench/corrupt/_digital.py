@@ -8,10 +8,11 @@ import math
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+
 from robench.errors import DataError, must
 from robench.ops.random import Draws
 from robench.registry import facts
-from torch import Tensor
 
 _BITS = 22
 """Fractional bits of Pillow's 8-bit resampling weights (``Resample.c``)."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from robench.ops.random import Draws
 from robench.registry import facts
-from torch import Tensor
 
 
 @facts(version=1, level="share of the contrast that is left", harder="down")

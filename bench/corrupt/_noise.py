@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from robench.corrupt.poisson import poisson_inverse
 from robench.ops.random import Draws
 from robench.registry import facts
-from torch import Tensor
 
 
 @facts(version=1, level="standard deviation", harder="up")

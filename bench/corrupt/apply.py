@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from robench.corrupt import TABLE
 from robench.corrupt.tables import level_of
 from robench.errors import DataError, must
 from robench.ops.random import Draws
 from robench.registry import Table
-from torch import Tensor
 
 CORRUPTIONS = Table("corruptions", TABLE)
 _GUARD = 2.0**-10

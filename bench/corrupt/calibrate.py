@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from torch import Tensor, nn
+
 from robench.corrupt.apply import corrupt_at
 from robench.errors import ConfigError, must, suggestion
 from robench.inference import predict, untouched
-from torch import Tensor, nn
 
 TARGETS = (1.5, 8.0, 17.0, 29.0, 42.0)
 """Points of accuracy that severities 1 to 5 shall cost the reference model."""

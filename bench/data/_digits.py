@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 import torch
+from torch import Tensor
+
 from robench.data.checks import check_split
 from robench.data.dataset import Dataset, from_arrays, stratified_order
 from robench.registry import facts
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 _SIZES = {"test": 500, "validation": 250, "train": 1047}
 """In the order they are cut from the stratified order; together all 1797."""

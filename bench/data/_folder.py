@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
 from robench.data.checks import check_split
 from robench.data.dataset import Dataset
 from robench.errors import ConfigError, DataError, must
 from robench.registry import facts
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 _SPLITS = ("train", "validation", "test")

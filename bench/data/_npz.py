@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from robench.data.checks import check_labels
 from robench.data.dataset import Dataset, from_arrays
 from robench.errors import ConfigError, DataError, must
 from robench.registry import facts
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 _LAYOUTS = ("auto", "NCHW", "NHWC", "NHW")
 _OWN = "not stated: files of the user"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from robench.data._sources import read_bytes
 from robench.errors import DataError, must
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from robench.errors import ConfigError, DataError, must, suggestion
 from torch import Tensor
+
+from robench.errors import ConfigError, DataError, must, suggestion
 
 _ROUNDING = 1e-5
 """An excess up to this is arithmetic (a resize, a round trip through another range), not another unit."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from robench.data._pickles import read_pickle
 from robench.data._sources import find, missing, read_bytes
 from robench.data.checks import check_split
@@ -18,7 +20,6 @@ from robench.data.dataset import Dataset, from_arrays
 from robench.errors import DataError, must
 from robench.registry import facts
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 _PIXELS = 3 * 32 * 32
 _CITATION = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, University of Toronto 2009"

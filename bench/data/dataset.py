@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from robench.data.checks import check_images, check_labels
 from robench.errors import ConfigError, DataError, must
 from robench.ops.random import permutation
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 Reader = Callable[[Tensor], Tensor]
 """Rows, int64 (B,), to images, float32 (B, C, H, W) in [0, 1]."""

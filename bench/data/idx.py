@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from robench.data._sources import find, missing, read_bytes
 from robench.data.checks import check_split
 from robench.data.dataset import Dataset, from_arrays
 from robench.errors import DataError, must
 from robench.registry import facts
 from robench.spec import DatasetSpec
-from torch import Tensor
 
 _STEMS = {"train": "train", "test": "t10k"}
 

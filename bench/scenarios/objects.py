@@ -58,7 +58,7 @@ class Objects:
     def holds(self, data: Dataset | None = None, *, size: int | None = None) -> Iterator[Hold]:
         """The samples, ``batch_size`` at a time, or ``size`` where the numbers would depend on their company."""
         device = self.context.device
-        for x, y, ids in (data or self.shard()).batches(size or self.context.batch_size):
+        for x, y, ids in (self.shard() if data is None else data).batches(size or self.context.batch_size):
             yield Hold(x.to(device), y.to(device), ids.to(device), self.cell.settings.width)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from robench.corrupt import TABLE
 from robench.corrupt.apply import StageDraws, corrupt, truncated
 from robench.corrupt.tables import SEVERITIES, TABLES
 from robench.data._digits import digits
 from robench.errors import ConfigError, DataError
 from robench.ops.random import Draws
-from torch import Tensor
 
 IDS = torch.tensor([5, 9, 2**40, 17, 3, 8, 1])
 

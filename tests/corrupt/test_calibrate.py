@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from robench.corrupt.calibrate import TARGETS, calibrate, cost
 from robench.corrupt.tables import DIGITS
 from robench.data._digits import digits
 from robench.errors import ConfigError
 from robench.zoo import load
-from torch import Tensor, nn
 
 COARSE = ("pixelate", "jpeg")
 """Corruptions whose levels cannot reach the targets on digits; see the table's documentation."""

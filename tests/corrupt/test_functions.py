@@ -10,13 +10,14 @@ import pytest
 import scipy.ndimage
 import torch
 from PIL import Image
+from torch import Tensor
+
 from robench.corrupt._blur import gaussian_blur, gaussian_kernel
 from robench.corrupt._digital import jpeg, pixelate
 from robench.corrupt._geometry import rotate, rotation
 from robench.corrupt._light import brightness, contrast
 from robench.corrupt._noise import gaussian_noise, shot_noise
 from robench.ops.random import Draws
-from torch import Tensor
 
 
 def _draws(n: int) -> Draws:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+
 from robench.corrupt.poisson import poisson_inverse
 from robench.ops.random import Draws
 

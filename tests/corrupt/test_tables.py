@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from robench.corrupt import TABLE
 from robench.corrupt.tables import CIFAR, TABLES, level_of, table_of
 from robench.errors import ConfigError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from robench.data import check_images, check_labels
 from robench.data.checks import check_split
 from robench.errors import ConfigError, DataError

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from robench.data._pickles import read_pickle
 from robench.data.cifar import cifar10, cifar100
 from robench.errors import ConfigError, DataError

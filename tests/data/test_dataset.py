@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from robench.data import Dataset, fractions, subset
 from robench.data.dataset import ArrayReader, from_arrays, stratified_order
 from robench.errors import ConfigError, DataError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+
 from robench.data._digits import digits
 from robench.errors import ConfigError
-from sklearn.datasets import load_digits
 
 SPLITS = {"train": 1047, "validation": 250, "test": 500}
 

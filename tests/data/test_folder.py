@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from robench.data import Dataset
 from robench.data._folder import folder
 from robench.errors import ConfigError, DataError

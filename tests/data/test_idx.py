@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from robench.data import Dataset
 from robench.data.idx import fashion_mnist, mnist, read_idx
 from robench.errors import ConfigError, DataError

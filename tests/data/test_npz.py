@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from robench.data._npz import npz
 from robench.errors import ConfigError, DataError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from robench.data._folder import folder
 from robench.data.cifar import cifar10
 from robench.data.idx import mnist

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from robench.data import PREFIXES, TABLE
 from robench.registry import Entry
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robench.ops.random import Draws, permutation, philox
 from scipy import stats
+
+from robench.ops.random import Draws, permutation, philox
 
 WORD = 0xFFFFFFFF
 IDS = torch.tensor([3, 0, 7, 2**40 + 1, 12])

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from robench.errors import ConfigError
+from robench.files import write_atomically
 from robench.metrics.table import tidy
 from robench.registry import Table
 from robench.reports import TABLE
@@ -19,7 +20,6 @@ from robench.reports.curves import image, scarcity_curve, security_curve, spread
 from robench.reports.leaderboard import leaderboard, score
 from robench.reports.page import flat, page
 from robench.reports.text import interval, render
-from robench.files import write_atomically
 from robench.reports.write import write_reports
 
 

@@ -48,7 +48,12 @@ def _floats(text: str) -> tuple[float, ...]:
 
 @main.command()
 @click.option("--suite", default="full", show_default=True, help="smoke, quick, standard, full, or a YAML file.")
-@click.option("--model", "models", multiple=True, help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust).")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust).",
+)
 @click.option("--arch", default="", help="Architecture of a weights file, e.g. 'resnet18(num_classes=10)'.")
 @click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")
 @click.option("--std", default="1", help="Per-channel standard deviation it expects to be divided by.")
@@ -110,11 +115,16 @@ def _models(options: dict[str, Any]) -> list[Any]:
     from robench.sources import UserModel
     from robench.zoo.entries import NAMES
 
-    low, high = _floats(options["input_range"])
+    pixels = _floats(options["input_range"])
+    if len(pixels) != 2 or not pixels[0] < pixels[1]:
+        raise ConfigError(must("--input-range", "LOW,HIGH with LOW below HIGH", options["input_range"], "e.g. -1,1"))
+    mean, std = _floats(options["mean"]), _floats(options["std"])
     return [
         name
         if name in NAMES or name.startswith("trained(")
-        else UserModel(name, options["arch"], _floats(options["mean"]), _floats(options["std"]), (low, high), options["num_classes"])
+        else UserModel(
+            name, options["arch"], _floats(options["mean"]), _floats(options["std"]), (low, high), options["num_classes"]
+        )
         for name in options["models"]
     ]
 
@@ -130,7 +140,10 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if options[key]:
             changes[key] = list(options[key])
     models = list(options["models"]) or suite.models
-    changes["defenses"] = [*suite.defenses, *(Defended(model=Path(m).name, defense=d) for d in options["defenses"] for m in models)]
+    changes["defenses"] = [
+        *suite.defenses,
+        *(Defended(model=Path(m).name, defense=d) for d in options["defenses"] for m in models),
+    ]
     parts: dict[str, dict[str, Any]] = {
         "evasion": {"attacks": [], "curves": [], "defenses": []},
         "corruption": {"corruption": Corruption()},

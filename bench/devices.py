@@ -22,7 +22,9 @@ def resolve_device(name: str) -> str:
     kind, _, index = name.partition(":")
     usable = kind == "cpu" or (kind == "cuda" and torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count())
     if not usable:
-        raise ConfigError(must("device", "auto, cpu or an available cuda:N", name, "run `robench doctor` to see the devices"))
+        raise ConfigError(
+            must("device", "auto, cpu or an available cuda:N", name, "run `robench doctor` to see the devices")
+        )
     return name
 
 

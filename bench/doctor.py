@@ -25,11 +25,19 @@ def findings() -> Iterator[tuple[str, str, bool]]:
     for name in _OPTIONAL:
         yield name, _optional(name), True
     yield "cores", str(usable_cores()), True
-    yield "cuda", torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (fine: everything runs on the CPU)", True
+    yield (
+        "cuda",
+        torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (fine: everything runs on the CPU)",
+        True,
+    )
     flags = f"cudnn.allow_tf32={torch.backends.cudnn.allow_tf32}, switched off while judging"
     yield "precision", flags, True
     free = free_bytes(Path.cwd()) / 2**30
-    yield "free disk", f"{free:.1f} GiB" + ("" if free > 1 else "; a run needs about 1 GiB: free some or use --out"), free > 1
+    yield (
+        "free disk",
+        f"{free:.1f} GiB" + ("" if free > 1 else "; a run needs about 1 GiB: free some or use --out"),
+        free > 1,
+    )
 
 
 def _version(name: str) -> tuple[str, bool]:

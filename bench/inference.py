@@ -17,7 +17,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     for module in model.modules():
         digest.update(bytes([len(module._forward_hooks) % 256, len(module._forward_pre_hooks) % 256]))
     return digest.hexdigest()
@@ -59,7 +61,9 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
     if fingerprint(model) != before:
         remedy = "make the model's forward free of side effects in eval mode"
-        raise ModelError(must("the model's state", "the same after as before", "changed parameters, buffers or hooks", remedy))
+        raise ModelError(
+            must("the model's state", "the same after as before", "changed parameters, buffers or hooks", remedy)
+        )
 
 
 def chunks(count: int, width: int) -> Iterator[tuple[int, int]]:

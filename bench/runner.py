@@ -116,4 +116,3 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     names = ("robench", "torch", "numpy", "pandas", "captum", "adversarial-robustness-toolbox")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
-

@@ -18,6 +18,7 @@ from robench import catalog
 from robench.data.dataset import Dataset
 from robench.errors import ModelError, must
 from robench.files import write_atomically
+from robench.models.weights import fresh
 from robench.registry import facts
 from robench.spec import Artifact, Context, Ref
 
@@ -120,11 +121,9 @@ def trained(
 def _fresh(artifact: Artifact, context: Context, arch: str, seed: int) -> nn.Module:
     data: Dataset = load(artifact.inputs[0], context)
     ref = Ref.parse(arch)
-    make = catalog.ARCHITECTURES[ref.name].load()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net: nn.Module = make(num_classes=len(data.spec.classes), in_channels=data.spec.shape[0], **ref.kwargs)
-    return net
+    known = {"num_classes": len(data.spec.classes), "in_channels": data.spec.shape[0], "size": data.spec.shape[1]}
+    taken = catalog.ARCHITECTURES[ref.name].parameters
+    return fresh(ref.with_defaults({k: v for k, v in known.items() if k in taken}), seed=seed)
 
 
 def _train(

@@ -131,7 +131,9 @@ def _axes(title: str, x: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, scale: float = 1.0, legend: bool = False) -> None:
+def _draw(
+    axes: Axes, lines: dict[str, pd.DataFrame], models: Sequence[str], *, scale: float = 1.0, legend: bool = False
+) -> None:
     """One line per model; the colour follows the model's place among all models, so that all pictures agree."""
     ends = []
     for model, rows in sorted(lines.items()):

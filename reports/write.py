@@ -55,4 +55,3 @@ def write_reports(
     for name, data in sorted(files.items()):
         write_atomically(out / name, data)
     return [out / name for name in sorted(files)]
-

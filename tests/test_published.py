@@ -43,7 +43,9 @@ def published(folder: Path, name: str) -> nn.Module:
     return Normalised(net, mean=facts["mean"], std=facts["std"])
 
 
-@pytest.mark.parametrize(("name", "count", "percent"), [("kw_mnist_0.1", 10_000, 98.2), ("eran_mnist_6_100_nat", 1000, 96.0)])
+@pytest.mark.parametrize(
+    ("name", "count", "percent"), [("kw_mnist_0.1", 10_000, 98.2), ("eran_mnist_6_100_nat", 1000, 96.0)]
+)
 def test_published_clean_accuracy(shared_data: Path, mnist, name: str, count: int, percent: float) -> None:
     model = published(shared_data / "models", name)
     with untouched(model):
@@ -56,7 +58,11 @@ def test_robust_accuracy_lies_between_the_proved_bound_and_plain_pgd(shared_data
     """kw_mnist_0.1: verified on 94.2 % of all images, so an attack that finds less would be wrong."""
     model = published(shared_data / "models", "kw_mnist_0.1")
     found = robench.evaluate(
-        model, mnist.images(torch.arange(500)), mnist.labels[:500], threat="linf(0.1)", attacks=["pgd(steps=40, loss='margin')"]
+        model,
+        mnist.images(torch.arange(500)),
+        mnist.labels[:500],
+        threat="linf(0.1)",
+        attacks=["pgd(steps=40, loss='margin')"],
     )
     assert found.robust_accuracy.high >= 0.942
     assert found.robust_accuracy.low <= 0.959

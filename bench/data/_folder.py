@@ -27,9 +27,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, 
 
 
 @facts(version=1, bundled=False)
-def folder(
-    path: str, *, split: str = "test", size: int | None = None, fit: str = "stretch", channels: int = 3
-) -> Dataset:
+def folder(path: str, *, split: str = "test", size: int | None = None, fit: str = "stretch", channels: int = 3) -> Dataset:
     """Images of ``path/CLASS/**`` or ``path/SPLIT/CLASS/**``, opened when asked for; ids number the sorted paths.
 
     Without folders ``train``, ``validation`` or ``test`` that hold folders in turn, all is the split ``test``.

@@ -33,7 +33,16 @@ _MNIST = DatasetSpec(
 _FASHION = DatasetSpec(
     name="fashion_mnist",
     classes=(
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
     ),
     shape=(1, 28, 28),
     splits=("train", "test"),

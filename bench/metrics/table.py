@@ -79,7 +79,7 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
         elif column in ("eps", "value", "ci_low", "ci_high", "seconds"):
             table[column] = table[column].astype("float64")
         else:
-            table[column] = table[column].fillna("").astype(str)
+            table[column] = table[column].astype(object).fillna("").astype(str)
     order = table.assign(threat=table["threat"].str.replace(r"\(.*", "", regex=True))
     order = order.sort_values(list(_KEYS), kind="stable", na_position="last")
     return table.loc[order.index].reset_index(drop=True)

@@ -101,9 +101,7 @@ def _bare(
     raise ConfigError(must("a model", forms, source, "see `robench list zoo` for the names of embedded models"))
 
 
-def _from_weights(
-    path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None
-) -> tuple[nn.Module, Ref, _Shape]:
+def _from_weights(path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None) -> tuple[nn.Module, Ref, _Shape]:
     if arch is None:
         raise ConfigError(must(f"the architecture of {path}", "given", None, "add --arch 'resnet18(num_classes=10)'"))
     given = Ref.parse(arch)

@@ -15,7 +15,5 @@ def efficiency(objects: Objects) -> list[dict[str, Any]]:
     """One row: parameters, MACs, stored bytes, latency and peak memory."""
     with untouched(objects.net):
         return [
-            measure(
-                objects.net, objects.data.spec.shape, device=objects.context.device, simulated=objects.model.simulated
-            )
+            measure(objects.net, objects.data.spec.shape, device=objects.context.device, simulated=objects.model.simulated)
         ]

@@ -19,11 +19,16 @@ from robench.spec import Ref, ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import Victim
 
+CALL_HOLD = 256
+"""Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
+
 
 @facts(version=1)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
-    surrogate = objects.extra(0).net if catalog.ATTACKS[Ref.parse(attack).name].facts.get("surrogate") else None
+    facts_ = catalog.ATTACKS[Ref.parse(attack).name].facts
+    surrogate = objects.extra(0).net if facts_.get("surrogate") else None
+    size = CALL_HOLD if facts_.get("randomness") == "call" else None
 
     def measure(hold: Hold) -> list[dict[str, Any]]:
         _, rows = attack_hold(
@@ -33,9 +38,9 @@ def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)
 
     with untouched(objects.net):
         if surrogate is None:
-            return walk(objects.holds(), measure)
+            return walk(objects.holds(size=size), measure)
         with untouched(surrogate):
-            return walk(objects.holds(), measure)
+            return walk(objects.holds(size=size), measure)
 
 
 def attack_hold(
@@ -73,8 +78,7 @@ def attack_hold(
 
 
 def _access(attack: str) -> str:
-    access = str(catalog.ATTACKS[Ref.parse(attack).name].facts.get("access", "white"))
-    return "score" if access == "transfer" else access
+    return str(catalog.ATTACKS[Ref.parse(attack).name].facts.get("access", "white"))
 
 
 def _attempt(

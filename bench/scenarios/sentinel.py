@@ -70,8 +70,6 @@ def _outputs(objects: Objects, hold: Hold) -> tuple[Tensor, Tensor, Tensor, Tens
     slack = 1e-4 * first.norm(dim=1).clamp_min(1e-6)
     random = (first - again).abs().amax(1) > slack
     dependent = ((first - flipped).abs().amax(1) > slack) & ~random
-    _, rows = attack_hold(
-        objects.net, hold, attack=UNBOUNDED, threat=ThreatModel.parse("linf(1)"), seed=objects.cell.seed
-    )
+    _, rows = attack_hold(objects.net, hold, attack=UNBOUNDED, threat=ThreatModel.parse("linf(1)"), seed=objects.cell.seed)
     broken = torch.tensor([row["score_adv"] < 1 for row in rows], device=hold.x.device)
     return broken, random, probabilities, dependent

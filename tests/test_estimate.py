@@ -1,0 +1,52 @@
+"""The time estimate grows with the work and needs no run directory."""
+
+from __future__ import annotations
+
+import pytest
+
+from robench import estimate
+from robench.api import plan_run
+from robench.suite import parse_suite
+
+BASE = "name: s\nlimit: {limit}\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\nattacks: ['pgd(steps={steps})']\n"
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch):
+    """A fixed speed, so that counts alone are compared."""
+    monkeypatch.setattr(estimate, "_seconds_per_forward", lambda *a: 1e-3)
+
+
+def seconds(steps: int = 40, limit: int = 50, more: str = "", workers: int = 1) -> float:
+    plan, _ = plan_run(parse_suite(BASE.format(steps=steps, limit=limit) + more))
+    return estimate.estimate_seconds(plan, device="cpu", workers=workers)[0] - estimate.START
+
+
+def test_more_steps_images_and_cells_take_longer():
+    assert seconds(steps=80) > 1.5 * seconds(steps=40)
+    assert seconds(limit=200) > 3 * seconds(limit=50)
+    training = "scarcity: {recipes: [standard], fractions: [1.0], steps: 100}\n"
+    assert seconds(more=training) > seconds() + 100 * 64 * 1e-3
+
+
+def test_workers_share_the_work():
+    assert seconds(workers=2) == pytest.approx(seconds(workers=1) / 2)
+
+
+def test_number_of_workers_comes_back():
+    plan, _ = plan_run(parse_suite(BASE.format(steps=1, limit=10)))
+    assert estimate.estimate_seconds(plan, device="cpu", workers=3)[1] == 3
+    assert estimate.estimate_seconds(plan, device="cpu", workers=None)[1] >= 1
+
+
+def test_real_speed_is_measured_and_positive(monkeypatch):
+    monkeypatch.undo()
+    plan, _ = plan_run(parse_suite(BASE.format(steps=5, limit=20)))
+    total, _ = estimate.estimate_seconds(plan, device="cpu", workers=1)
+    assert estimate.START < total < 600
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "standard", "full"])
+def test_packaged_suites_can_be_estimated(name):
+    plan, paths = plan_run(name)
+    assert estimate.estimate_seconds(plan, device="cpu", workers=2, sources=paths)[0] > estimate.START

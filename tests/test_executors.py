@@ -1,0 +1,91 @@
+"""Executors: every job once, in this process or in spawned ones, which leave with their driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robench.executors import execute
+
+
+def test_one_worker_runs_here_lazily_and_in_order():
+    seen = []
+
+    def work(job):
+        seen.append(job)
+        return os.getpid(), job * job
+
+    results = execute(work, iter([1, 2, 3]), workers=1)
+    assert next(results) == (1, (os.getpid(), 1))
+    assert seen == [1]
+    assert [job for job, _ in results] == [2, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_no_jobs_give_no_results(workers):
+    assert list(execute(abs, [], workers=workers)) == []
+
+
+def test_two_workers_run_every_job_once_elsewhere():
+    results = dict(execute(abs, range(-6, 0), workers=2))
+    assert results == {n: -n for n in range(-6, 0)}
+    pids = {pid for _, pid in execute(os.getpgid, [0] * 4, workers=2)}
+    assert len(pids) == 1
+
+
+def test_a_caller_that_stops_leaves_no_process_behind():
+    results = execute(time.sleep, [0.0, 30.0, 30.0], workers=2)
+    assert next(results) == (0.0, None)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 10
+
+
+DRIVER = """
+import os, sys, time
+from robench.executors import execute
+
+def tell(path):
+    with open(path, 'w') as handle:
+        handle.write(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == '__main__':
+    list(execute(tell, sys.argv[1:], workers=2))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as handle:
+            return handle.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_workers_leave_when_the_driver_is_killed(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    told = [tmp_path / "a", tmp_path / "b"]
+    driver = subprocess.Popen([sys.executable, str(script), *map(str, told)])
+    deadline = time.monotonic() + 60
+    while not all(p.is_file() and p.read_text() for p in told) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(p.read_text()) for p in told]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_module_imports_no_torch():
+    code = "import sys, robench.executors; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -122,9 +122,7 @@ def _models(options: dict[str, Any]) -> list[Any]:
     return [
         name
         if name in NAMES or name.startswith("trained(")
-        else UserModel(
-            name, options["arch"], _floats(options["mean"]), _floats(options["std"]), (low, high), options["num_classes"]
-        )
+        else UserModel(name, options["arch"], mean, std, (pixels[0], pixels[1]), options["num_classes"])
         for name in options["models"]
     ]
 

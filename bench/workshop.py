@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -111,11 +112,25 @@ def trained(
     if not is_built(artifact, context):
         made = _train(artifact, context, arch, place, recipe, steps, batch_size, lr, fraction, seed)
         write_atomically(place / "header.json", json.dumps(made, indent=1, sort_keys=True).encode())
-    from safetensors.torch import load_file
-
     net = _fresh(artifact, context, arch, seed)
-    net.load_state_dict(load_file(place / "model.safetensors"))
-    return Model(net.eval().to(context.device), json.loads((place / "header.json").read_text()))
+    return Model(net.eval().to(context.device), _stored_weights(net, place))
+
+
+def _stored_weights(net: nn.Module, place: Path) -> dict[str, Any]:
+    """Fill the network from its folder; returns the facts that were stored with the weights."""
+    from robench.models.load import read_weights
+    from robench.models.weights import weights_sha256
+
+    remedy = "remove that folder and run again"
+    try:
+        made: dict[str, Any] = json.loads((place / "header.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(must(f"{place / 'header.json'}", "readable JSON", str(error), remedy)) from error
+    read_weights(net, place / "model.safetensors")
+    got = weights_sha256(net)
+    if got != made.get("weights_sha256"):
+        raise ModelError(must(f"the weights in {place}", f"those with sha256 {made.get('weights_sha256')}", got, remedy))
+    return made
 
 
 def _fresh(artifact: Artifact, context: Context, arch: str, seed: int) -> nn.Module:
@@ -217,7 +232,7 @@ def corrupted(
     try:
         with np.load(place / "images.npz") as stored:
             levels = [torch.from_numpy(stored[f"severity{s}"]) for s in range(1, 6)]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise ModelError(must(str(place), "readable", str(error), "remove that folder and run again")) from error
     return tuple(replace(data, reader=_reader(level)) for level in levels)
 

@@ -10,6 +10,7 @@ TABLE: dict[str, str] = {
     "brightness": "robench.corrupt._light:brightness",
     "pixelate": "robench.corrupt._digital:pixelate",
     "jpeg": "robench.corrupt._digital:jpeg",
+    "jpeg_thumbnail": "robench.corrupt._digital:jpeg_thumbnail",
     "rotation": "robench.corrupt._geometry:rotation",
 }
 """Corruption → function ``f(x, level, *, draws) -> x``; severities are levels in ``robench.corrupt.tables``."""

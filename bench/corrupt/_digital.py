@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from robench.errors import DataError, must
 from robench.ops.random import Draws
@@ -74,6 +75,22 @@ def jpeg(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     pixels = to_bytes(x).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     files = np.stack([_through_file(image, math.floor(level)) for image in pixels]) if len(pixels) else pixels
     return torch.from_numpy(files).to(x.device).permute(0, 3, 1, 2).float() / 255
+
+
+@facts(version=1, level="quality", harder="down")
+def jpeg_thumbnail(x: Tensor, level: float, *, draws: Draws) -> Tensor:
+    """Images shrunk to a quarter of their side, written as JPEG of quality ``level``, and enlarged again; (N, C, H, W).
+
+    For the enlarged 8 x 8 digits, on whose smooth 32 x 32 pictures JPEG itself costs next to nothing.
+
+    Raises:
+        DataError: Neither one nor three channels.
+    """
+    if not len(x):
+        return x
+    small = functional.interpolate(x, size=(max(1, x.shape[2] // 4), max(1, x.shape[3] // 4)), mode="area")
+    stored = jpeg(small, level, draws=draws)
+    return functional.interpolate(stored, size=x.shape[2:], mode="bilinear", align_corners=False).clamp(0, 1)
 
 
 def _through_file(image: np.ndarray, quality: int) -> np.ndarray:

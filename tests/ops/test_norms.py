@@ -8,7 +8,10 @@ from robench.ops.norms import Ball, distance, steepest, tolerance
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 
-CASES = "linf(8/255) linf(1) linf(inf) linf(0) l2(0.5) l2(1e-5) l2(inf) l1(2) l1(1e-4) l1(0) l0(3)".split()
+CASES = [
+    *("linf(8/255)", "linf(1)", "linf(inf)", "linf(0)"),
+    *("l2(0.5)", "l2(1e-5)", "l2(inf)", "l1(2)", "l1(1e-4)", "l1(0)", "l0(3)"),
+]
 
 
 def generator(seed=0):

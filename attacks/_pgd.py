@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robench.errors import ConfigError, must
 from robench.ops.norms import steepest
 from robench.ops.random import Draws
 from robench.registry import facts
@@ -45,8 +46,13 @@ def pgd(
         momentum: Weight of the previous direction (gradients l1-normalised), 0 for none.
         random_start: Start at a random point of the ball instead of x.
 
+    Raises:
+        ConfigError: Fewer than one step.
+
     Source: Madry et al., ICLR 2018, section 2.1; momentum as in Dong et al., CVPR 2018, algorithm 1.
     """
+    if steps < 1:
+        raise ConfigError(must("steps", "at least 1", steps, "noise() looks at points without a step"))
     victim = as_victim(victim, x, y, threat)
     eps = min(threat.eps, float(x[0].numel()) ** (0.0 if threat.norm == "linf" else 0.5))
     size = 2.5 * eps / steps if step_size is None else step_size

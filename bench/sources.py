@@ -52,6 +52,8 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
             continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
+        if artifact.label in artifacts:
+            raise ConfigError(must("the models' names", "different", artifact.label, "rename one of the files"))
         artifacts[artifact.label] = artifact
         paths.append(path)
     return Sources(data, label, splits, artifacts), tuple(paths)

@@ -1,0 +1,104 @@
+"""The packaged ``full`` suite: one run of it, and what its leaderboard must show if the house is in order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import robench
+from robench.metrics.stats import paired_difference
+from robench.metrics.table import tidy
+
+pytestmark = pytest.mark.slow
+
+TRAINED = {"digits-pgd-at", "digits-trades"}
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    """Frames of a finished run named by ROBENCH_FULL_RUN, or of one that is done now."""
+    given = os.environ.get("ROBENCH_FULL_RUN")
+    if given is None:
+        given = robench.run("full", out=tmp_path_factory.mktemp("full"), workers=1).out
+    return robench.load(Path(given))
+
+
+@pytest.fixture(scope="module")
+def table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return tidy(frames)
+
+
+def worst(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[(table["metric"] == "robust_accuracy") & (table["attack"] == "worst")]
+    return rows.assign(sound=rows["validity"] == "sound")
+
+
+def test_at_least_300_images_and_100_explained(table: pd.DataFrame) -> None:
+    assert (worst(table)["n"] >= 300).all()
+    explained = table[table["scenario"] == "explanation"]
+    assert len(explained) and (explained["n"] >= 100).all()
+
+
+def test_adversarially_trained_models_lead(table: pd.DataFrame) -> None:
+    at_eps = worst(table).query("threat == 'linf(0.1)' and condition == ''").set_index("model")
+    assert at_eps["sound"].drop("digits-trap").all()
+    others = at_eps.drop(index=[*TRAINED, "digits-trap"])
+    assert at_eps.loc[sorted(TRAINED), "ci_low"].min() > others["ci_high"].max()
+
+
+def test_the_trap_and_the_undone_defence_are_suspicious(table: pd.DataFrame) -> None:
+    rows = worst(table)
+    hidden = rows[(rows["model"] == "digits-trap") | rows["condition"].str.startswith("bit_depth")]
+    assert len(hidden) and not hidden["sound"].any()
+    assert hidden["validity"].str.contains("zero gradients").all()
+
+
+def test_no_worst_case_is_above_the_noise_floor_and_gradients_beat_it(table: pd.DataFrame) -> None:
+    each = table[table["metric"] == "robust_accuracy"]
+    keys = ["model", "condition", "threat"]
+    floor = each[each["attack"].str.startswith("noise")].set_index(keys)["value"]
+    for row in each[each["attack"].str.startswith(("pgd", "worst"))].merge(worst(table)[[*keys, "sound"]], on=keys).itertuples():
+        if row.attack == "worst" or row.sound:
+            assert row.value <= floor[(row.model, row.condition, row.threat)]
+
+
+def test_robust_accuracy_never_rises_with_eps_and_ends_at_zero(table: pd.DataFrame) -> None:
+    rows = worst(table)
+    curves = rows[rows["threat"].str.startswith("linf") & (rows["condition"] == "")]
+    for model, curve in curves.sort_values("eps").groupby("model"):
+        assert curve["value"].is_monotonic_decreasing, model
+        if curve["sound"].all():
+            assert curve["value"].iloc[-1] == 0 and curve["eps"].iloc[-1] == 1
+
+
+def test_corrupted_accuracy_falls_with_severity(table: pd.DataFrame, frames: dict[str, pd.DataFrame]) -> None:
+    means = table[(table["metric"] == "corrupted_accuracy") & (table["threat"] == "mean") & table["eps"].notna()]
+    for model, rows in means.sort_values("eps").groupby("model"):
+        assert rows["value"].is_monotonic_decreasing, model
+    hardest = frames["corruption"].query("severity == 5 and model == 'digits-standard'")
+    for name, rows in hardest.groupby("corruption"):
+        assert paired_difference(rows["score"], rows["score_clean"]).high < 0, name
+
+
+def test_heavy_pruning_and_scarce_data_cost_accuracy(frames: dict[str, pd.DataFrame]) -> None:
+    clean = frames["clean"].query("split == 'test'")
+
+    def scores(model: str, condition: str) -> pd.Series:
+        rows = clean[(clean["model"] == model) & (clean["condition"] == condition)]
+        return rows.set_index(["seed", "sample"])["score"].sort_index()
+
+    pruned = scores("digits-standard", "prune(amount=0.9)")
+    assert paired_difference(pruned, scores("digits-standard", "")).high < 0
+    for recipe in ("standard", "augmented"):
+        few, all_ = (scores(f"trained-{recipe}", f"scarcity(fraction={f})") for f in (0.05, 1.0))
+        assert paired_difference(few.loc[0], all_.loc[0]).high < 0
+
+
+def test_every_training_left_other_weights(frames: dict[str, pd.DataFrame]) -> None:
+    trained = frames["clean"].dropna(subset=["weights_sha256"])
+    arms = trained.drop_duplicates("cell")
+    assert len(arms) == 30 and arms["weights_sha256"].nunique() == 30
+    assert set(arms["steps"]) == {200} and arms["train_n"].nunique() == 5

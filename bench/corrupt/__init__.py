@@ -9,6 +9,7 @@ TABLE: dict[str, str] = {
     "contrast": "robench.corrupt._light:contrast",
     "brightness": "robench.corrupt._light:brightness",
     "pixelate": "robench.corrupt._digital:pixelate",
+    "pixelate_uneven": "robench.corrupt._digital:pixelate_uneven",
     "jpeg": "robench.corrupt._digital:jpeg",
     "jpeg_thumbnail": "robench.corrupt._digital:jpeg_thumbnail",
     "rotation": "robench.corrupt._geometry:rotation",

@@ -28,9 +28,21 @@ def pixelate(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
     height, width = x.shape[-2:]
+    return _through_boxes(x, int(height * level), int(width * level))
+
+
+@facts(version=1, level="share of the side that is left", harder="down")
+def pixelate_uneven(x: Tensor, level: float, *, draws: Draws) -> Tensor:
+    """As ``pixelate``, with the columns rounded up, (N, C, H, W): for steps between few whole pixels, as digits need them."""
+    height, width = x.shape[-2:]
+    return _through_boxes(x, int(height * level), math.ceil(width * level))
+
+
+def _through_boxes(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Images shrunk to rows x cols pixels (at least one each) and enlarged again, on the 8-bit grid."""
     pixels = to_bytes(x)
-    for rows, cols in ((max(1, int(height * level)), max(1, int(width * level))), (height, width)):
-        pixels = _box(_box(pixels, cols, dim=-1), rows, dim=-2)
+    for tall, wide in ((max(1, rows), max(1, cols)), x.shape[-2:]):
+        pixels = _box(_box(pixels, wide, dim=-1), tall, dim=-2)
     return pixels.float() / 255
 
 

@@ -28,6 +28,7 @@ LADDERS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "contrast": _steps(0.95, 0.004),
         "brightness": _steps(0.02, 0.996),
         "pixelate": tuple(side / 32 for side in range(31, 0, -1)),
+        "pixelate_uneven": tuple(side / 64 for side in range(63, 0, -1)),
         "jpeg": tuple(float(quality) for quality in range(95, 0, -1)),
         "jpeg_thumbnail": tuple(float(quality) for quality in range(95, 0, -1)),
         "rotation": _steps(2.0, 90.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from robench import catalog
 from robench.errors import ConfigError, DataError, must
 from robench.metrics.robust import robust_accuracy
 from robench.metrics.validity import Verdict, verdict
-from robench.runner import Progress, Summary, run_plan, versions
+from robench.runner import Progress, Summary, run_cell, run_plan, versions
 from robench.spec import Context, Estimate, Ref, Settings, ThreatModel
 from robench.store import Store
 from robench.suite import Suite, read_suite
@@ -208,6 +208,7 @@ def run(
     settings: Settings | None = None,
     trust: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Run:
     """Run a suite into a run directory; called again it computes only what is missing.
@@ -223,12 +224,35 @@ def run(
     context = Context(str(folder), where, batch_size, trust=trust, sources=paths)
     count = workers or (usable_cores() if where == "cpu" else 1)
     store = Store(folder)
+    _announce(plan, context, announce or _say_nothing)
     with store.locked():
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
         store.write_run({**header, "cells": [c.digest for c in plan.cells]})
         summary = run_plan(plan, store, context, workers=count, progress=progress or _silent)
     return Run(folder, plan, summary)
+
+
+def _announce(plan: Plan, context: Context, announce: Callable[[str], None]) -> None:
+    """Say each user model's clean accuracy through the wrapped path first; a model that cannot run ends the run here.
+
+    Raises:
+        ModelError: The model cannot be loaded, or does not fit the images.
+    """
+    from robench.devices import exact_arithmetic
+
+    for cell in plan.cells:
+        plain = cell.model.builder.name == "file" and not cell.condition
+        if plain and cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test":
+            with exact_arithmetic(context.threads):
+                score = run_cell(cell, context)["score"]
+            announce(
+                f"{cell.model.label}: clean accuracy {score.mean():.1%} of {len(score)} images, as robench sees the model"
+            )
+
+
+def _say_nothing(text: str) -> None:
+    """No announcement."""
 
 
 def _silent(what: str, done: int, total: int) -> None:

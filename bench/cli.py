@@ -101,6 +101,7 @@ def run(**options: Any) -> None:
         batch_size=options["batch_size"],
         trust=options["trust"],
         progress=_progress(),
+        announce=lambda text: click.echo(text, err=True),
     )
     click.echo(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
     for what, error in done.summary.failures:

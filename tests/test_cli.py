@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from robench import catalog
 from robench.cli import main
 from robench.store import Store
+from robench.zoo.entries import WEIGHTS
 
 TINY = """
 name: tiny
@@ -323,3 +324,13 @@ def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
     robench("run", "--suite", "smoke", "--out", tmp_path, *HERE)
     assert (tmp_path / "report.html").is_file()
     assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, *HERE).output
+
+
+def test_a_users_model_is_seen_first_and_one_that_does_not_fit_leaves_nothing(tiny, tmp_path):
+    """The clean accuracy through the wrapped path is said before anything is attacked."""
+    weights = WEIGHTS / "digits-standard.safetensors"
+    args = ("run", "--suite", tiny[0], "--model", weights, "--workers", "1")
+    said = robench(*args, "--arch", "small_cnn", "--out", tmp_path / "good").stderr
+    assert "clean accuracy" in said and said.index("clean accuracy") < said.index("cells")
+    robench(*args, "--arch", "small_cnn(width=8)", "--out", tmp_path / "bad", code=2)
+    assert not (tmp_path / "bad").exists()

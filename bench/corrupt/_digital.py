@@ -33,7 +33,7 @@ def pixelate(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
 @facts(version=1, level="share of the side that is left", harder="down")
 def pixelate_uneven(x: Tensor, level: float, *, draws: Draws) -> Tensor:
-    """As ``pixelate``, with the columns rounded up, (N, C, H, W): for steps between few whole pixels, as digits need them."""
+    """As ``pixelate``, with the columns rounded up, (N, C, H, W): finer steps between few pixels."""
     height, width = x.shape[-2:]
     return _through_boxes(x, int(height * level), math.ceil(width * level))
 

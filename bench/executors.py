@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,13 +36,15 @@ def execute(function: Callable[[Job], Result], jobs: Iterable[Job], *, workers: 
             for future in done:
                 yield waiting.pop(future), future.result()
     finally:
+        processes = list((pool._processes or {}).values())  # forgotten by shutdown, and busy ones would be waited for
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
+        for process in processes:
             process.terminate()
 
 
 def _leave_with_parent(parent: int) -> None:
-    """End this worker when the driver is gone, however it went."""
+    """Leave Ctrl-C to the driver, and end this worker when the driver is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -36,7 +36,7 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         DataError: Missing or damaged data.
         ModelError: A missing model file.
     """
-    splits = {}
+    splits: dict[str, str] = {}
     label = Ref.parse(data).name
     entry = catalog.DATA[label]
     for split in ("train", "test"):

@@ -237,7 +237,7 @@ def corrupted(
     return tuple(replace(data, reader=_reader(level)) for level in levels)
 
 
-def _corrupt(data: Dataset, corruption: str, table: str, seed: int) -> dict[str, np.ndarray]:
+def _corrupt(data: Dataset, corruption: str, table: str, seed: int) -> dict[str, Any]:
     from robench.corrupt.apply import corrupt
 
     found = {}

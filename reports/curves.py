@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -141,7 +142,7 @@ def _draw(
         points = rows.sort_values("eps")
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith("suspicious").any())
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
-        style = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
+        style: dict[str, Any] = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
         name = f"{model} (suspicious)" if bad else model
         axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, label=name, **style)
         axes.fill_between(x, points["ci_low"], points["ci_high"], color=colour, alpha=0.07 if bad else 0.15, linewidth=0)

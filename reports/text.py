@@ -60,7 +60,7 @@ def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> 
 
 def reasons(table: pd.DataFrame) -> list[str]:
     """``model [threat]: reason`` for every verdict that is not plainly sound, once each."""
-    found = {}
+    found: dict[str, None] = {}
     for row in table.to_dict("records"):
         if row.get("validity", "") not in ("", "sound"):
             where = f" {row['threat']}" if row.get("threat") else ""

@@ -7,7 +7,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``explanation`` rows: ``attack`` is the explainer.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``).
-* ``status``: ``ok``, ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
+* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
+  ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -33,6 +34,9 @@ COLUMNS = (
 
 MEASURED = ("seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes")
 """What differs between runs: the column ``seconds`` and the rows of these metrics. ``unmeasured`` leaves them out."""
+
+SIMULATED = "simulated"
+"""Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
 
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
@@ -103,7 +107,7 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]
 
 def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
     unknown = row.get("n_unknown") or 0
-    row["status"] = "limited" if limited else "unknown" if unknown else "ok"
+    row["status"] = "limited" if limited else "unknown" if unknown else row.get("status", "ok")
     return row
 
 
@@ -172,7 +176,8 @@ def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iter
 
 
 def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    yield from _all(_COST, rows)
+    simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
+    yield from _all(_COST, rows, **simulated)
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:

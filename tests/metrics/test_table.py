@@ -101,3 +101,12 @@ def test_limited_and_unknown_are_in_the_status(synthetic):
     worst = pick(tidy(frames), model="trained", threat="linf(8/255)", attack="worst", metric="robust_accuracy").iloc[0]
     assert worst["status"] == "unknown" and worst["n_unknown"] > 0 and "attack rows failed (fgsm)" in worst["validity"]
     assert worst["value"] == 0.0
+
+
+def test_costs_of_a_fake_quantized_model_say_simulated_and_have_no_bytes():
+    row = {"model": "m", "dataset": "d", "scenario": "efficiency", "condition": "int8", "seed": 0, "cell": "c", "parameters": 9,
+           "nonzero": 9, "macs": 5.0, "stored_bytes": None, "latency_p50_ms": None, "latency_p95_ms": None,
+           "peak_memory_bytes": None, "threads": 1, "device": "cpu", "simulated": True}  # fmt: skip
+    found = tidy({"efficiency": pd.DataFrame([row])})
+    assert set(found["status"]) == {"simulated"} and "macs" in set(found["metric"])
+    assert not set(found["metric"]) & {"stored_bytes", "latency_p50_ms", "peak_memory_bytes"}

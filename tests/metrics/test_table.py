@@ -104,7 +104,8 @@ def test_limited_and_unknown_are_in_the_status(synthetic):
 
 
 def test_costs_of_a_fake_quantized_model_say_simulated_and_have_no_bytes():
-    row = {"model": "m", "dataset": "d", "scenario": "efficiency", "condition": "int8", "seed": 0, "cell": "c", "parameters": 9,
+    row = {"model": "m", "dataset": "d", "scenario": "efficiency", "condition": "int8", "seed": 0, "cell": "c",
+           "parameters": 9,
            "nonzero": 9, "macs": 5.0, "stored_bytes": None, "latency_p50_ms": None, "latency_p95_ms": None,
            "peak_memory_bytes": None, "threads": 1, "device": "cpu", "simulated": True}  # fmt: skip
     found = tidy({"efficiency": pd.DataFrame([row])})

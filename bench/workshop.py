@@ -22,6 +22,7 @@ from robench.files import write_atomically
 from robench.models.weights import fresh
 from robench.registry import facts
 from robench.spec import Artifact, Context, Ref
+from robench.task import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Model:
     """Facts for the rows: recipe, fraction, steps, train_n, train_accuracy, weights_sha256 of a trained model."""
     simulated: bool = False
     """Whether bytes and latency of this form say nothing about a deployed one (fake quantization)."""
+    task: Task = CLASSIFICATION
+    """What its outputs mean."""
 
 
 def folder(artifact: Artifact, context: Context) -> Path:
@@ -179,7 +182,7 @@ def compressed(artifact: Artifact, context: Context, *, method: str = "") -> Mod
     calibration: Dataset = load(artifact.inputs[1], context)
     extra: dict[str, Any] = {"calibration": calibration.images().to(context.device)} if entry.facts.get("needs") else {}
     net = entry.load()(parent.net, **extra, **ref.kwargs)
-    return Model(net.eval(), parent.made, simulated=bool(entry.facts.get("simulated")))
+    return Model(net.eval(), parent.made, simulated=bool(entry.facts.get("simulated")), task=parent.task)
 
 
 @facts(version=1, kind="model")
@@ -188,7 +191,7 @@ def defended(artifact: Artifact, context: Context, *, defense: str = "") -> Mode
     parent = load_model(artifact.inputs[0], context)
     ref = catalog.DEFENSES.resolve(defense)
     net = catalog.DEFENSES[ref.name].load()(parent.net, **ref.kwargs)
-    return Model(net.eval(), parent.made)
+    return Model(net.eval(), parent.made, task=parent.task)
 
 
 @facts(version=1, kind="data")

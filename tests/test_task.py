@@ -1,17 +1,24 @@
 """A toy segmentation task goes through victim, attack and judge: the judge knows nothing but scores."""
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from robench.attacks import pgd
+from robench.data.dataset import Dataset
 from robench.errors import ConfigError
 from robench.judge import judge
+from robench.metrics.table import tidy
 from robench.ops.random import Draws
-from robench.spec import ThreatModel
+from robench.runner import run_cell
+from robench.spec import Artifact, Cell, Context, DatasetSpec, Ref, ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import Victim
+from robench.workshop import Model
 
 
 def pixel_loss(outputs, masks):
@@ -47,6 +54,34 @@ def test_segmentation_passes_through(eps, broken):
     verdicts = judge(Brightness(), x, masks, x_adv=x_adv, threat=threat, task=SEGMENTATION)
     assert verdicts.broken(SEGMENTATION).tolist() == [broken] * 6
     assert ((verdicts.score >= 0) & (verdicts.score <= 1)).all()
+
+
+MASKS = (torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).long()
+BY_NUMBER = replace(
+    SEGMENTATION,
+    losses={"ce": lambda outputs, y: pixel_loss(outputs, MASKS[y])},
+    margin=lambda outputs, y: SEGMENTATION.margin(outputs, MASKS[y]),
+    score=lambda outputs, y: accuracy(outputs, MASKS[y]),
+)
+"""The same task on a data set whose label is the number of a mask."""
+
+
+def test_segmentation_passes_through_a_cell_and_the_table(monkeypatch):
+    x = torch.where(MASKS == 1, 0.6, 0.4)[:, None]
+    spec = DatasetSpec("toy", tuple("abcdef"), (1, 4, 4), ("test",))
+    things = {
+        "model": Model(Brightness(), {}, task=BY_NUMBER),
+        "data": Dataset(spec, torch.arange(6), torch.arange(6), x.__getitem__),
+    }
+    monkeypatch.setattr("robench.scenarios.objects.load", lambda artifact, context: things[artifact.kind])
+    parts = (Artifact("model", Ref("toy"), label="toy"), Artifact("data", Ref("toy"), label="toy"))
+    rows = []
+    for eps in ("0.05", "0.2"):
+        cell = Cell(Ref.of("evasion", attack="pgd(steps=5)", threat=f"linf({eps})"), "1", *parts)
+        lead = {"model": "toy", "dataset": "toy", "scenario": "evasion", "condition": "", "seed": 0, "cell": cell.digest}
+        rows.append(run_cell(cell, Context("")).assign(**lead))
+    table = tidy({"evasion": pd.concat(rows)}).query("attack == 'worst' and metric == 'robust_accuracy'")
+    assert table["value"].iloc[0] == 1 and 0 <= table["value"].iloc[1] < 0.5
 
 
 def test_an_unknown_loss_is_refused():

@@ -30,11 +30,15 @@ def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)
     surrogate = objects.extra(0).net if facts_.get("surrogate") else None
     size = CALL_HOLD if facts_.get("randomness") == "call" else None
 
+    options: dict[str, Any] = {
+        "attack": attack,
+        "threat": ThreatModel.parse(threat),
+        "seed": objects.cell.seed,
+        "surrogate": surrogate,
+    }
+
     def measure(hold: Hold) -> list[dict[str, Any]]:
-        _, rows = attack_hold(
-            objects.net, hold, attack=attack, threat=ThreatModel.parse(threat), seed=objects.cell.seed, surrogate=surrogate
-        )
-        return rows
+        return attack_hold(objects.net, hold, task=objects.model.task, **options)[1]
 
     with untouched(objects.net):
         if surrogate is None:
@@ -74,7 +78,8 @@ def attack_hold(
         "pred_clean": task.predict(outputs),
         "margin_clean": task.margin(outputs, hold.y),
     }
-    return x_adv, _rows(hold, verdicts, clean=clean, books=books, error=error, attack=attack, threat=threat, seconds=spent)
+    told: dict[str, Any] = {"error": error, "attack": attack, "threat": threat, "seconds": spent}
+    return x_adv, _rows(hold, verdicts, clean=clean, attacked=~task.broken(score), books=books, **told)
 
 
 def _access(attack: str) -> str:
@@ -115,14 +120,14 @@ def _rows(
     verdicts: Verdicts,
     *,
     clean: dict[str, Tensor],
+    attacked: Tensor,
     books: dict[str, Tensor],
     error: str,
     attack: str,
     threat: ThreatModel,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    correct = clean["score_clean"] >= 1
-    failed = verdicts.failed | (correct & bool(error))
+    failed = verdicts.failed | (attacked & bool(error))
     status = ["failed" if f else "ok" for f in failed.tolist()]
     texts = [(error or "non-finite image or outputs") if f else "" for f in failed.tolist()]
     score_adv = torch.minimum(verdicts.score, clean["score_clean"])

@@ -15,7 +15,7 @@ from robench.errors import ConfigError, DataError, must
 from robench.metrics.robust import robust_accuracy
 from robench.metrics.validity import Verdict, verdict
 from robench.runner import Progress, Summary, run_cell, run_plan, versions
-from robench.spec import Context, Estimate, Ref, Settings, ThreatModel
+from robench.spec import Cell, Context, Estimate, Ref, Settings, ThreatModel
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
@@ -228,7 +228,7 @@ def run(
     with store.locked():
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
-        store.write_run({**header, "cells": [c.digest for c in plan.cells]})
+        store.write_run({**header, "cells": {c.digest: _planned(c) for c in plan.cells}})
         summary = run_plan(plan, store, context, workers=count, progress=progress or _silent)
     return Run(folder, plan, summary)
 
@@ -266,4 +266,35 @@ def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
         StoreError: No run directory, or damaged results.
     """
     store = Store(run_directory)
-    return store.frames(store.read_run()["cells"])
+    planned = store.read_run()["cells"]
+    return _with_missing(store.frames(planned), planned)
+
+
+def _planned(cell: Cell) -> dict[str, Any]:
+    """What a cell was to measure, kept in ``run.json`` so that a missing result is noticed."""
+    about = {"scenario": cell.scenario.name, "model": cell.model.label, "condition": cell.condition, "seed": cell.seed}
+    return {**about, **{k: v for k, v in cell.scenario.kwargs.items() if k in ("threat", "attack")}}
+
+
+def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The frames with ``failed`` rows for every planned attack that has no result.
+
+    Without them a worst case over the attacks that happened to finish would pass for one over all.
+    """
+    if "evasion" not in frames:
+        return frames
+    found, added = frames["evasion"], []
+    done = set(found["cell"])
+    for digest, about in planned.items():
+        if about["scenario"] == "evasion" and digest not in done:
+            same = [found[key] == about[key] for key in ("model", "condition", "seed", "threat")]
+            rows = found[pd.concat(same, axis=1).all(axis=1)].drop_duplicates("sample")
+            told = {
+                "cell": digest,
+                "attack": about["attack"],
+                "status": "failed",
+                "error": "no result: the cell did not finish",
+            }
+            quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "projected": False}
+            added.append(rows.assign(**told, **quiet, unstable=False, score_adv=rows["score_clean"]))
+    return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

@@ -239,12 +239,11 @@ def leaderboard(run_directories: tuple[Path, ...], form: str, by: str, threat: s
 
 
 def _table(folder: Path) -> Any:
+    from robench.api import load
     from robench.metrics.table import tidy
     from robench.store import Store
 
-    store = Store(folder)
-    header = store.read_run()
-    return tidy(store.frames(header["cells"]), limited=bool(header["limited"]))
+    return tidy(load(folder), limited=bool(Store(folder).read_run()["limited"]))
 
 
 @main.command()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from robench import catalog
+from robench import catalog, load
 from robench.cli import main
+from robench.metrics.table import tidy
 from robench.store import Store
 from robench.zoo.entries import WEIGHTS
 
@@ -334,3 +337,20 @@ def test_a_users_model_is_seen_first_and_one_that_does_not_fit_leaves_nothing(ti
     assert "clean accuracy" in said and said.index("clean accuracy") < said.index("cells")
     robench(*args, "--arch", "small_cnn(width=8)", "--out", tmp_path / "bad", code=2)
     assert not (tmp_path / "bad").exists()
+
+
+def test_an_attack_without_a_result_makes_its_samples_unknown_and_fails_the_audit(tiny, tmp_path):
+    """A run that lost one attack must not show the worst case over the others as its own."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny[1], copy)
+    gate = ("audit", copy, "--model", "digits-pgd-at", "--require", "robust_accuracy[linf(0.1)]>=0.1")
+    robench(*gate)
+    for header in (copy / "cells").glob("*.json"):
+        about = json.loads(header.read_text())
+        rows = pd.read_parquet(header.with_suffix(".parquet"))
+        if about["model"] == "digits-pgd-at" and "attack" in rows and rows["attack"].iloc[0].startswith("pgd"):
+            header.unlink()
+    assert "suspicious" in robench(*gate, code=1).output
+    table = tidy(load(copy))
+    lost = table[(table["model"] == "digits-pgd-at") & (table["attack"] == "worst") & (table["metric"] == "robust_accuracy")]
+    assert lost["value"].item() == 0 and lost["n_unknown"].item() > 0 and lost["status"].item() == "unknown"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from robench.errors import ConfigError, must
 from robench.ops.random import Draws
 from robench.registry import facts
 from robench.spec import ThreatModel
@@ -21,7 +22,12 @@ def noise(victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatMod
         threat: Norm and eps.
         seeds: Per-sample randomness.
         draws: Points tried per sample; a sample leaves when one breaks it.
+
+    Raises:
+        ConfigError: Fewer than one draw.
     """
+    if draws < 1:
+        raise ConfigError(must("draws of noise", "at least 1", draws, "without a draw nothing is attacked"))
     victim = as_victim(victim, x, y, threat)
     for step in range(draws):
         rows = victim.alive()

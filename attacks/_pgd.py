@@ -47,12 +47,15 @@ def pgd(
         random_start: Start at a random point of the ball instead of x.
 
     Raises:
-        ConfigError: Fewer than one step.
+        ConfigError: Fewer than one step or restart, or a step size that is not positive.
 
     Source: Madry et al., ICLR 2018, section 2.1; momentum as in Dong et al., CVPR 2018, algorithm 1.
     """
     if steps < 1:
         raise ConfigError(must("steps", "at least 1", steps, "noise() looks at points without a step"))
+    if restarts < 1 or (step_size is not None and not step_size > 0):
+        got = (restarts, step_size)
+        raise ConfigError(must("restarts and step_size", "at least 1 and above 0", got, "else nothing is attacked"))
     victim = as_victim(victim, x, y, threat)
     eps = min(threat.eps, float(x[0].numel()) ** (0.0 if threat.norm == "linf" else 0.5))
     size = 2.5 * eps / steps if step_size is None else step_size

@@ -287,8 +287,10 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
     done = set(found["cell"])
     for digest, about in planned.items():
         if about["scenario"] == "evasion" and digest not in done:
-            same = [found[key] == about[key] for key in ("model", "condition", "seed", "threat")]
+            same = [found[key] == about[key] for key in ("model", "condition", "seed")]
             rows = found[pd.concat(same, axis=1).all(axis=1)].drop_duplicates("sample")
+            threat = ThreatModel.parse(about["threat"])
+            rows = rows.assign(threat=str(threat), norm=threat.norm, eps=threat.eps)
             told = {
                 "cell": digest,
                 "attack": about["attack"],

@@ -253,14 +253,19 @@ def _table(folder: Path) -> Any:
 def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
     """Pass or fail a release: each bound is held against the interval's worse end; suspicious or unknown fails."""
     from robench.reports.audit import audit as check
+    from robench.store import Store
 
     table = _table(run_directory)
-    if models:
-        table = table[table["model"].isin(models)]
+    cells = Store(run_directory).read_run()["cells"].values()
+    wanted = set(models) or {cell["model"] for cell in cells if not cell["condition"]}
+    table = table[table["model"].isin(wanted)]
     result = check(table, requirements)
+    missing = sorted(wanted - set(table["model"]))
     _echo(result.frame(), "md")
-    click.echo("passed" if result.passed else "failed")
-    sys.exit(result.exit_code)
+    for name in missing:
+        click.echo(f"{name}: missing: not measured")
+    click.echo("failed" if missing or not result.passed else "passed")
+    sys.exit(1 if missing else result.exit_code)
 
 
 @main.command(name="list")

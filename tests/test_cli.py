@@ -354,3 +354,15 @@ def test_an_attack_without_a_result_makes_its_samples_unknown_and_fails_the_audi
     table = tidy(load(copy))
     lost = table[(table["model"] == "digits-pgd-at") & (table["attack"] == "worst") & (table["metric"] == "robust_accuracy")]
     assert lost["value"].item() == 0 and lost["n_unknown"].item() > 0 and lost["status"].item() == "unknown"
+
+
+def test_a_model_without_any_result_fails_the_audit(tiny, tmp_path):
+    """A planned model that left nothing, and a name that was never planned, are missing, not passed over."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny[1], copy)
+    for header in (copy / "cells").glob("*.json"):
+        if json.loads(header.read_text())["model"] == "digits-standard":
+            header.unlink()
+    require = ("--require", "accuracy>=0.1")
+    assert "digits-standard: missing" in robench("audit", copy, *require, code=1).output
+    assert "digits-x: missing" in robench("audit", copy, *require, "--model", "digits-x", code=1).output

@@ -22,6 +22,7 @@ from robench.suite import Suite, read_suite
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from robench.data.dataset import Dataset
     from robench.plan import Plan
     from robench.sources import UserModel
 
@@ -82,11 +83,9 @@ def evaluate(
     import torch
 
     from robench.data.checks import check_images, check_labels
-    from robench.data.dataset import Dataset
     from robench.devices import exact_arithmetic, resolve_device
     from robench.inference import predict, require_finite_weights, untouched
     from robench.scenarios.objects import Hold
-    from robench.spec import DatasetSpec
 
     parsed = ThreatModel.parse(threat)
     if not attacks or isinstance(attacks, str):
@@ -105,13 +104,24 @@ def evaluate(
         check_labels(y, outputs.shape[1])
         if len(y) != len(x):
             raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
-        spec = DatasetSpec("memory", tuple(map(str, range(outputs.shape[1]))), tuple(x.shape[1:]), ("test",))  # type: ignore[arg-type]
-        data = Dataset(spec, torch.arange(len(y)), y.cpu().long(), x.cpu().__getitem__)
+        data = _in_memory(x.cpu(), y.cpu().long(), outputs.shape[1])
         batches = data.batches(batch_size or 256)
         holds = [Hold(a.to(where), b.to(where), i.to(where), Settings().width) for a, b, i in batches]
         frame, x_adv = _attack_all(model, holds, attacks=attacks, threat=parsed, seed=seed)
         watch = _watch(model, data, threat=threat, seed=seed, context=Context("", where, batch_size or 256))
     return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
+
+
+def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:
+    """Images and labels in hand as a data set with the ids 0..N-1."""
+    import torch
+
+    from robench.data.dataset import Dataset
+    from robench.spec import DatasetSpec
+
+    shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
+    spec = DatasetSpec("memory", tuple(map(str, range(classes))), shape, ("test",))
+    return Dataset(spec, torch.arange(len(y)), y, x.__getitem__)
 
 
 def _require_norm(attack: Ref, threat: ThreatModel) -> None:

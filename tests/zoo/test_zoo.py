@@ -26,17 +26,14 @@ SHOWN = 300
 
 
 @functools.cache
-def test_images() -> tuple[Tensor, Tensor]:
+def held_out_images() -> tuple[Tensor, Tensor]:
     data = digits(split="test")
     return data.images(), data.labels
 
 
-test_images.__test__ = False
-
-
 def accuracy(model: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
-        return (model(x).argmax(1) == test_images()[1][: len(x)]).float().mean().item()
+        return (model(x).argmax(1) == held_out_images()[1][: len(x)]).float().mean().item()
 
 
 def start(x: Tensor, eps: float) -> Tensor:
@@ -48,7 +45,7 @@ def start(x: Tensor, eps: float) -> Tensor:
 def pgd(name: str, steps: int, eps: float = EPS) -> Tensor:
     """A small attack of the test's own: signed cross-entropy steps from a uniform start."""
     model = load(name)
-    x, y = (part[:SHOWN] for part in test_images())
+    x, y = (part[:SHOWN] for part in held_out_images())
     x_adv = start(x, eps)
     for _ in range(steps):
         x_adv.requires_grad_()
@@ -77,7 +74,7 @@ def test_the_zoo_is_small_and_complete() -> None:
 def test_weights_are_the_recorded_ones_and_reach_the_recorded_accuracy(name: str) -> None:
     model, entry = load(name), ZOO[name]
     assert weights_sha256(model) == entry.sha256 and not model.training
-    assert entry.n == 500 and accuracy(model, test_images()[0]) == pytest.approx(entry.accuracy, abs=0.0041)
+    assert entry.n == 500 and accuracy(model, held_out_images()[0]) == pytest.approx(entry.accuracy, abs=0.0041)
     assert entry.accuracy > 0.95 and entry.train_accuracy > 0.97
 
 
@@ -91,11 +88,11 @@ def test_the_trap_stands_against_its_own_gradient_and_falls_to_transfer() -> Non
     trap = load("digits-trap")
     assert accuracy(trap, pgd("digits-trap", 40)) >= 0.6
     assert accuracy(trap, pgd("digits-standard", 40)) <= 0.2
-    assert accuracy(trap, start(test_images()[0], EPS)) > 0.9
+    assert accuracy(trap, start(held_out_images()[0], EPS)) > 0.9
 
 
 def test_the_trap_s_gradient_is_zero_everywhere() -> None:
-    x = test_images()[0][:50].clone().requires_grad_()
+    x = held_out_images()[0][:50].clone().requires_grad_()
     assert not torch.autograd.grad(load("digits-trap")(x).square().sum(), x)[0].any()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 TABLE_RECIPES: dict[str, str] = {
     "augmented": "robench.defenses._augmented:augmented",
-    "pgd_at": "robench.defenses._pgd_at:pgd_at",
+    "pgd_at": "robench.defenses._adversarial:pgd_at",
     "standard": "robench.defenses._standard:standard",
-    "trades": "robench.defenses._trades:trades",
+    "trades": "robench.defenses._adversarial:trades",
 }
 """Name of a recipe -> ``module:function``, a batch loss ``f(model, x, y, *, draws, step, ...)``."""
 

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.defenses import TABLE_RECIPES
+from robench.defenses._adversarial import ascend, divergence, frozen_statistics, pgd_at, trades
 from robench.defenses._augmented import augmented, moved
-from robench.defenses._inner import ascend, frozen_statistics
-from robench.defenses._pgd_at import pgd_at
-from robench.defenses._trades import divergence, trades
 from robench.defenses.training import RECIPES
 from robench.models import fresh
 from robench.ops.random import Draws

@@ -101,8 +101,8 @@ def test_l2_pgd_equals_art_where_the_box_is_far(net, held_out, steps):
     assert ((mine - other).abs().flatten(1).amax(1) <= 1e-5).float().mean() >= 0.99
 
 
-def slow_pgd(net, x, y, start, eps, size, steps):
-    """One sample, linf, leaving at the first success; else the lowest margin seen."""
+def slow_pgd(net, x, y, start, size, steps, *, direction, project):
+    """One sample, leaving at the first success; else the lowest margin seen."""
     best, lowest, point = x, float("inf"), start
     for step in range(steps + 1):
         leaf = point.clone().requires_grad_(True)
@@ -114,20 +114,53 @@ def slow_pgd(net, x, y, start, eps, size, steps):
         if margin <= 0 or step == steps:
             break
         gradient = torch.autograd.grad(nn.functional.cross_entropy(logits, torch.tensor([y])), leaf)[0]
-        point = torch.minimum(torch.maximum(point + size * gradient.sign(), x - eps), x + eps).clamp(0, 1)
+        point = project(x, point + size * direction(gradient))
     return best
 
 
-def test_our_loop_equals_a_slow_twin_in_float64(net, held_out):
+def towards(x, point, reach):
+    """The point, or the next float towards x where rounding carried it beyond ``reach``."""
+    near, far = x.numpy(), point.numpy()
+    return torch.from_numpy(np.where(np.abs(far - near) > reach, np.nextafter(far, near), far))
+
+
+def into_cube(eps):
+    def project(x, point):
+        low, high = towards(x, x - eps, eps).clamp(min=0), towards(x, x + eps, eps).clamp(max=1)
+        return torch.minimum(torch.maximum(point, low), high)
+
+    return project
+
+
+def into_sphere(eps):
+    def project(x, point):
+        delta = point - x
+        if delta.norm() > eps:
+            reach = delta * (eps / delta.norm()) * (1 - 1e-12)
+            point = towards(x, x + reach, reach.abs().numpy())
+        return point.clamp(0, 1)
+
+    return project
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "size", "direction", "into"),
+    [
+        ("linf", 1 / 32, 1 / 128, torch.sign, into_cube),
+        ("linf", 0.03, 0.011, torch.sign, into_cube),
+        ("l2", 0.5, 0.125, lambda g: g / g.norm(), into_sphere),
+        ("l2", 0.3, 0.07, lambda g: g / g.norm(), into_sphere),
+    ],
+)
+def test_our_loop_is_its_slow_twin_in_float64_to_the_bit(net, held_out, norm, eps, size, direction, into):
     x, y, ids = held_out[0][:24].double(), held_out[1][:24], held_out[2][:24]
-    model, threat = copy.deepcopy(net).double(), ThreatModel.parse("linf(1/32)")
+    model, threat = copy.deepcopy(net).double(), ThreatModel.parse(f"{norm}({eps})")
     victim, draws = Victim(model, x, y, threat=threat), Draws(5, ids)
-    found = pgd(victim, x, y, threat=threat, seeds=draws, steps=8, step_size=1 / 128)
+    found = pgd(victim, x, y, threat=threat, seeds=draws, steps=8, step_size=size)
     starts = victim.ball.random(draws, "pgd.start", step=0)
-    twin = torch.cat(
-        [slow_pgd(model, x[i : i + 1], int(y[i]), starts[i : i + 1], 1 / 32, 1 / 128, 8) for i in range(24)]
-    )
-    assert (found - twin).abs().max() <= 2**-53
+    options = {"direction": direction, "project": into(eps)}
+    twin = [slow_pgd(model, x[i : i + 1], int(y[i]), starts[i : i + 1], size, 8, **options) for i in range(24)]
+    assert torch.equal(found, torch.cat(twin))
     assert 0 < victim.broken.sum() < 24
 
 

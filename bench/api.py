@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from robench.data.dataset import Dataset
     from robench.plan import Plan
+    from robench.scenarios.objects import Objects
     from robench.sources import UserModel
 
 
@@ -85,18 +87,17 @@ def evaluate(
     from robench.data.checks import check_images, check_labels
     from robench.devices import exact_arithmetic, resolve_device
     from robench.inference import predict, require_finite_weights, untouched
-    from robench.scenarios.objects import Hold
 
     parsed = ThreatModel.parse(threat)
     if not attacks or isinstance(attacks, str):
         raise ConfigError(must("attacks", "at least one attack", list(attacks), "e.g. attacks=['pgd(steps=40)']"))
     for attack in attacks:
-        _require_norm(catalog.ATTACKS.resolve(attack), parsed)
+        _require_usable(catalog.ATTACKS.resolve(attack), parsed)
     check_images(x)
     require_finite_weights(model)
     here = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = str(here) if device is None else resolve_device(device)
-    with exact_arithmetic(), untouched(model.to(where)):
+    with exact_arithmetic(), _moved(model, here, where), untouched(model):
         outputs = predict(model, x[:1].to(where), width=Settings().width)
         if outputs.dim() != 2:
             remedy = "return one row of logits per image"
@@ -105,10 +106,9 @@ def evaluate(
         if len(y) != len(x):
             raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
         data = _in_memory(x.cpu(), y.cpu().long(), outputs.shape[1])
-        batches = data.batches(batch_size or 256)
-        holds = [Hold(a.to(where), b.to(where), i.to(where), Settings().width) for a, b, i in batches]
-        frame, x_adv = _attack_all(model, holds, attacks=attacks, threat=parsed, seed=seed)
-        watch = _watch(model, data, threat=threat, seed=seed, context=Context("", where, batch_size or 256))
+        objects = _objects(model, data, seed, Context("", where, batch_size or 256))
+        frame, x_adv = _attack_all(objects, attacks, parsed)
+        watch = _watch(objects, threat)
     return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
 
 
@@ -124,45 +124,71 @@ def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:
     return Dataset(spec, torch.arange(len(y)), y, x.__getitem__)
 
 
-def _require_norm(attack: Ref, threat: ThreatModel) -> None:
-    norms = catalog.ATTACKS[attack.name].facts.get("norms", ())
+def _require_usable(attack: Ref, threat: ThreatModel) -> None:
+    facts = catalog.ATTACKS[attack.name].facts
+    norms = facts.get("norms", ())
     if threat.norm not in norms:
         expected = "one of " + ", ".join(norms)
         raise ConfigError(must(f"the norm of {attack.name}", expected, threat.norm, "choose another attack"))
+    if facts.get("surrogate"):
+        remedy = "transfer between the models of a run with robench.run"
+        raise ConfigError(must("an attack of evaluate", "one that needs no second model", attack.name, remedy))
 
 
-def _attack_all(model: nn.Module, holds: Any, *, attacks: Sequence[str], threat: ThreatModel, seed: int) -> Any:
-    import torch
-
-    from robench.scenarios.evasion import attack_hold
-
-    rows, images = [], []
-    for hold in holds:
-        best = hold.x.clone()
-        lowest = torch.full((len(hold.y),), torch.inf)
-        for attack in attacks:
-            x_adv, found = attack_hold(model, hold, attack=attack, threat=threat, seed=seed)
-            rows.extend(found)
-            margin = torch.tensor([row["margin_adv"] for row in found])
-            better = margin < lowest
-            best[better] = x_adv[better]
-            lowest = torch.where(better, margin, lowest)
-        images.append(best)
-    lead = {"model": "model", "dataset": "memory", "scenario": "evasion", "condition": "", "seed": seed, "cell": ""}
-    return pd.DataFrame(rows).assign(**lead), torch.cat(images)
+@contextmanager
+def _moved(model: nn.Module, here: Any, there: str) -> Iterator[None]:
+    """The model on another device, and back."""
+    model.to(there)
+    try:
+        yield
+    finally:
+        model.to(here)
 
 
-def _watch(model: nn.Module, data: Any, *, threat: str, seed: int, context: Context) -> pd.DataFrame:
-    """The sentinel's rows for a model in hand."""
+def _objects(model: nn.Module, data: Dataset, seed: int, context: Context) -> Objects:
+    """What a scenario is given, for a model in hand."""
     from robench.scenarios.objects import Objects
-    from robench.scenarios.sentinel import sentinel
-    from robench.spec import Artifact, Cell
+    from robench.spec import Artifact
     from robench.workshop import Model
 
     nothing = Artifact("model", Ref("memory"))
-    cell = Cell(Ref("sentinel"), "1", nothing, nothing, seed=seed)
-    rows = pd.DataFrame(sentinel(Objects(cell, context, Model(model, {}), data), threat=threat))
-    return rows.assign(model="model", dataset="memory", scenario="sentinel", condition="", seed=seed, cell="")
+    return Objects(Cell(Ref("memory"), "1", nothing, nothing, seed=seed), context, Model(model, {}), data)
+
+
+def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -> tuple[pd.DataFrame, Tensor]:
+    """Rows of every attack, and per sample the image of the attack with the lowest judged margin."""
+    import torch
+
+    from robench.scenarios.evasion import attack_hold, hold_size
+
+    rows: list[dict[str, Any]] = []
+    best = objects.data.images()
+    lowest = torch.full((len(best),), torch.inf)
+    for attack in attacks:
+        seed = objects.cell.seed
+        parts = [
+            attack_hold(objects.net, h, attack=attack, threat=threat, seed=seed)
+            for h in objects.holds(size=hold_size(attack))
+        ]
+        found = [row for _, part in parts for row in part]
+        margin = torch.tensor([row["margin_adv"] for row in found])
+        better = margin < lowest
+        best[better] = torch.cat([x_adv for x_adv, _ in parts]).cpu()[better]
+        lowest = torch.where(better, margin, lowest)
+        rows.extend(found)
+    return pd.DataFrame(rows).assign(**_lead("evasion", objects)), best
+
+
+def _watch(objects: Objects, threat: str) -> pd.DataFrame:
+    """The sentinel's rows for a model in hand."""
+    from robench.scenarios.sentinel import sentinel
+
+    return pd.DataFrame(sentinel(objects, threat=threat)).assign(**_lead("sentinel", objects))
+
+
+def _lead(scenario: str, objects: Objects) -> dict[str, Any]:
+    seed = objects.cell.seed
+    return {"model": "model", "dataset": "memory", "scenario": scenario, "condition": "", "seed": seed, "cell": ""}
 
 
 def plan_run(
@@ -307,6 +333,6 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "status": "failed",
                 "error": "no result: the cell did not finish",
             }
-            quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "projected": False}
-            added.append(rows.assign(**told, **quiet, unstable=False, score_adv=rows["score_clean"]))
+            quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "nonfinite_outputs": 0}
+            added.append(rows.assign(**told, **quiet, projected=False, unstable=False, score_adv=rows["score_clean"]))
     return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

@@ -72,13 +72,28 @@ def chunks(count: int, width: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + width, count)
 
 
-def padded(points: Tensor, width: int) -> Tensor:
-    """Fill a batch up to ``width`` by repeating its last sample, so that every forward has the same shape."""
+def padded(points: Tensor, width: int, *, grey: bool = False) -> Tensor:
+    """Fill a batch up to ``width`` with its last sample or with grey images, so that every forward has the same shape."""
     missing = width - len(points)
-    return torch.cat([points, points[-1:].expand(missing, *points.shape[1:])]) if missing > 0 else points
+    if missing <= 0:
+        return points
+    last = torch.full_like(points[-1:], 0.5) if grey else points[-1:]
+    return torch.cat([points, last.expand(missing, *points.shape[1:])])
 
 
-def predict(model: nn.Module, x: Tensor, *, width: int) -> Tensor:
-    """Outputs of the model on x (N, ...) without gradients, in padded batches of ``width``."""
+def predict(model: nn.Module, x: Tensor, *, width: int, grey: bool = False) -> Tensor:
+    """Outputs of the model on x (N, ...) without gradients, in batches padded to ``width`` as ``padded`` does."""
     with torch.no_grad():
-        return torch.cat([model(padded(x[a:b], width))[: b - a] for a, b in chunks(len(x), width)])
+        return torch.cat([model(padded(x[a:b], width, grey=grey))[: b - a] for a, b in chunks(len(x), width)])
+
+
+def second_look(model: nn.Module, x: Tensor, *, width: int) -> Tensor:
+    """Outputs on x (N, ...), every image in other company than in ``predict``.
+
+    The order is reversed and shifted by half a batch, what fits one batch is cut in two, and the filling is grey.
+    """
+    count = len(x)
+    order = torch.arange(count, device=x.device).flip(0).roll(max(1, min(width, count)) // 2)
+    parts = [order] if count > width else order.tensor_split(min(2, count))
+    outputs = torch.cat([predict(model, x[part], width=width, grey=True) for part in parts])
+    return torch.empty_like(outputs).index_copy_(0, order, outputs)

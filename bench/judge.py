@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.inference import predict
+from robench.inference import predict, second_look
 from robench.ops.norms import Ball, distance, per_sample
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
@@ -70,7 +70,7 @@ def judge(
     outside = ~ball.contains(images)
     if bool(outside.any()):
         images = torch.where(per_sample(outside, x), ball.project(images), images)
-    looks = [predict(model, images, width=width), _second_look(model, images, width)]
+    looks = [predict(model, images, width=width), second_look(model, images, width=width)]
     scores = torch.stack([task.score(out, y) for out in looks])
     margins = torch.stack([task.margin(out, y) for out in looks])
     silent = ~torch.stack([out.flatten(1).isfinite().all(1) for out in looks]).all(0)
@@ -85,12 +85,3 @@ def judge(
         unstable=task.broken(scores[0]) != task.broken(scores[1]),
         failed=~finite | silent,
     )
-
-
-def _second_look(model: nn.Module, images: Tensor, width: int) -> Tensor:
-    """Outputs of the same images in other company: reversed and shifted by half a batch; a lone batch is cut in two."""
-    count = len(images)
-    order = torch.arange(count, device=images.device).flip(0).roll(max(1, min(width, count)) // 2)
-    parts = [order] if count > width else order.tensor_split(min(2, count))
-    outputs = torch.cat([predict(model, images[part], width=width) for part in parts])
-    return torch.empty_like(outputs).index_copy_(0, order, outputs)

@@ -13,7 +13,7 @@ from robench.ops.norms import Ball
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
 
-_LEVELS = {"transfer": 0, "decision": 0, "score": 1, "white": 2}
+_LEVELS = {"transfer": 0, "decision": 0, "noise": 1, "score": 1, "white": 2}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Victim:
         self.backwards = torch.zeros_like(self.forwards)
         self.zero_gradients = torch.zeros_like(self.forwards)
         self.nonfinite_gradients = torch.zeros_like(self.forwards)
+        self.nonfinite_outputs = torch.zeros_like(self.forwards)
 
     def alive(self) -> Tensor:
         """Positions of the samples that no query has broken yet, int64."""
@@ -125,6 +126,7 @@ class Victim:
 
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor) -> None:
         self.forwards[rows] += 1
+        self.nonfinite_outputs[rows] += ~margin.isfinite()
         better = self.ball[rows].contains(points) & (margin < self.best_margin[rows]) & ~self.broken[rows]
         kept = rows[better]
         self.best[kept] = points[better].detach()

@@ -293,3 +293,28 @@ def test_run_and_load_round_trip(tmp_path):
 def test_load_of_no_run_is_told(tmp_path):
     with pytest.raises(StoreError, match="run directory"):
         api.load(tmp_path)
+
+
+def test_a_transfer_needs_a_second_model(images):
+    with pytest.raises(ConfigError, match="an attack of evaluate must be one that needs no second model, got 'transfer'"):
+        evaluate(Line(), images, attacks=["transfer(source='digits-standard')"])
+
+
+def test_the_model_goes_back_to_its_device_even_after_an_error():
+    places = []
+
+    class Placed(Line):
+        def to(self, device):
+            places.append(str(device))
+            return self
+
+    model = Placed()
+    with pytest.raises(ZeroDivisionError), api._moved(model, "cpu", "cuda:1"):
+        _ = 1 / 0
+    assert places == ["cuda:1", "cpu"]
+
+
+def test_attacks_that_draw_in_call_order_do_not_depend_on_the_batch_size(images):
+    first, second = (evaluate(Line(), images, attacks=["art:SquareAttack(max_iter=5)"], batch_size=b).rows for b in (7, 40))
+    assert first["margin_adv"].tolist() == second["margin_adv"].tolist()
+    assert (first["margin_adv"] < first["margin_clean"]).any()

@@ -216,14 +216,12 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _same_model(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Rows of the frame that belong to the model, data set and condition of ``rows`` (and its seed, if it has that)."""
+    """Rows of the frame that belong to the model, data set, condition and seed of ``rows``."""
     if frame is None or frame.empty:
         return None
     first = rows.iloc[0]
-    for key in ("model", "dataset", "condition"):
+    for key in ("model", "dataset", "condition", "seed"):
         frame = frame[frame[key] == first[key]]
-    if "seed" in frame and "seed" in rows and (frame["seed"] == first["seed"]).any():
-        frame = frame[frame["seed"] == first["seed"]]
     return frame
 
 

@@ -6,7 +6,7 @@ attack failures); Croce & Hein, ICML 2020 (black-box beating white-box).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,24 +15,6 @@ import pandas as pd
 from robench.metrics.robust import worst_case
 
 SOUND, SUSPICIOUS = "sound", "suspicious"
-
-ACCESS: Mapping[str, str] = {
-    "noise": "noise",
-    "gaussian_noise": "noise",
-    "uniform_noise": "noise",
-    "square": "score",
-    "spsa": "score",
-    "nes": "score",
-    "simba": "score",
-    "zoo": "score",
-    "one_pixel": "score",
-    "boundary": "decision",
-    "hop_skip_jump": "decision",
-    "hopskipjump": "decision",
-    "rays": "decision",
-    "spatial": "score",
-}
-"""What attacks see, by name; ``transfer*`` and ``art:*`` are told by their prefix, all others use gradients."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +29,10 @@ class Thresholds:
     """Largest share of samples by which an attack that sees less may beat the gradient attacks."""
     rise: float = 0.01
     """Largest rise of robust accuracy from a smaller to a larger eps."""
+    misleading: float = 0.1
+    """Largest share of samples whose gradient may disagree with finite differences."""
+    agreement: float = 0.85
+    """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
     floor: int = 2
     """Samples that an advantage or a rise must comprise; one sample of a small set is no evidence."""
 
@@ -76,7 +62,6 @@ def verdict(
     thresholds: Thresholds = DEFAULTS,
     *,
     siblings: pd.DataFrame | None = None,
-    access: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Whether the robustness number of one model and threat can be believed.
 
@@ -85,27 +70,24 @@ def verdict(
         sentinel_rows: Sentinel rows of the same model; without them nothing vouches for its gradients.
         thresholds: See ``Thresholds``.
         siblings: Evasion rows at smaller eps of the same norms, which the number must not exceed.
-        access: Attack name → ``white``, ``score``, ``decision``, ``transfer`` or ``noise``; on top of ``ACCESS``.
 
     Returns:
         ``sound`` only when no reason was found.
     """
-    kinds = {**ACCESS, **(access or {})}
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
     for _, rows in evasion_rows.groupby("threat", sort=True):
-        reasons += [*_rows(rows, thresholds, kinds), *_rivals(rows, thresholds, kinds)]
+        reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds)]
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
     return Verdict(SUSPICIOUS if unique else SOUND, unique)
 
 
-def access_of(attack: str, kinds: Mapping[str, str] = ACCESS) -> str:
-    """What an attack sees: ``white``, ``score``, ``decision``, ``transfer``, ``noise`` or ``art``."""
-    name = attack.partition("(")[0].strip()
-    if name.startswith("art:"):
-        return "art"
-    return "transfer" if name.startswith("transfer") else kinds.get(name, "white")
+def access_of(rows: pd.DataFrame) -> dict[str, str]:
+    """Attack → what it saw of the model, as declared; who declared gradients and never asked for one saw scores only."""
+    graded = _truth(rows["backwards"]).groupby(rows["attack"]).sum() > 0
+    declared = rows.groupby("attack")["access"].first()
+    return {str(a): "score" if d == "white" and not graded[a] else str(d) for a, d in declared.items()}
 
 
 def _percent(share: float) -> str:
@@ -124,16 +106,38 @@ def _sentinel(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thre
     failed = sentinel["status"] != "ok"
     if failed.any():
         yield f"sentinel failed on {int(failed.sum())} of {len(sentinel)} samples"
+    correct = set(evasion.loc[evasion["score_clean"] > 0, "sample"])
+    absent = len(correct - set(sentinel["sample"]))
+    if absent:
+        yield f"no sentinel looked at {absent} of {len(correct)} correct samples"
     rows = sentinel[~failed]
-    if rows.empty:
-        return
+    if not rows.empty:
+        yield from _gradients(rows, limits)
+        yield from _outputs(rows, correct, limits)
+
+
+def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     zero = float(_truth(rows["zero_gradient"]).mean())
     if zero > limits.zero_gradient:
         yield f"zero gradients on {_percent(zero)} of samples"
     if _truth(rows["nonfinite_gradient"]).gt(0).any():
         yield "non-finite gradients"
-    yield from _unbounded(rows, evasion)
-    if _truth(rows["probabilities"]).gt(0).any():
+    wrong = float(_truth(rows["gradient_error"]).gt(0.5).mean())
+    if wrong > limits.misleading:
+        yield f"gradients disagree with finite differences on {_percent(wrong)} of samples"
+    measured, claimed = _truth(rows["slope"]), _truth(rows["slope_claimed"])
+    norms = float(np.sqrt((measured**2).sum() * (claimed**2).sum()))
+    cosine = float((measured * claimed).sum()) / norms if norms else float(not (measured.any() or claimed.any()))
+    if cosine < limits.agreement:
+        yield f"slopes along random directions agree with the gradient by a cosine of {cosine:.2f} only"
+
+
+def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Iterator[str]:
+    judged = rows[rows["sample"].isin(correct)]
+    broken = _truth(judged["unbounded_broken"])
+    if len(judged) and broken.min() < 1:
+        yield f"an unbounded attack breaks only {_percent(float(broken.mean()))} of correct samples"
+    if _truth(rows["probabilities"]).mean() > limits.unstable:
         yield "the model returns probabilities, not logits"
     if _truth(rows["random"]).gt(0).any():
         yield "the model's output is random"
@@ -141,28 +145,22 @@ def _sentinel(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thre
         yield "the output depends on the other images of the batch"
 
 
-def _unbounded(rows: pd.DataFrame, evasion: pd.DataFrame) -> Iterator[str]:
-    correct = set(evasion.loc[evasion["score_clean"] > 0, "sample"])
-    judged = rows[rows["sample"].isin(correct)]
-    broken = _truth(judged["unbounded_broken"])
-    if len(judged) and broken.min() < 1:
-        yield f"an unbounded attack breaks only {_percent(float(broken.mean()))} of correct samples"
-
-
-def _rows(rows: pd.DataFrame, limits: Thresholds, kinds: Mapping[str, str]) -> Iterator[str]:
+def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     failed = rows["status"] != "ok"
     if failed.any():
         yield f"{int(failed.sum())} of {len(rows)} attack rows failed ({', '.join(sorted(set(rows.loc[failed, 'attack'])))})"
     unstable = float(_truth(rows["unstable"]).mean())
     if unstable > limits.unstable:
         yield f"{_percent(unstable)} of rows are judged differently in another batch"
-    graded = rows[rows["attack"].map(lambda a: access_of(a, kinds) == "white").astype(bool) & (rows["score_clean"] > 0)]
+    graded = rows[rows["attack"].map(access_of(rows)).eq("white") & (rows["score_clean"] > 0)]
     passes = float(_truth(graded["backwards"]).sum())
     zero = float(_truth(graded["zero_gradients"]).sum()) / passes if passes else 0.0
     if zero > limits.zero_gradient:
         yield f"attacks met zero gradients in {_percent(zero)} of their passes"
     if _truth(rows["nonfinite_gradients"]).gt(0).any():
         yield "attacks met non-finite gradients"
+    if _truth(rows["nonfinite_outputs"]).gt(0).any():
+        yield "attacks met non-finite outputs"
 
 
 def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:
@@ -171,24 +169,27 @@ def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:
     return broken.reindex(correct, fill_value=False).astype(bool)
 
 
-def _rivals(rows: pd.DataFrame, limits: Thresholds, kinds: Mapping[str, str]) -> Iterator[str]:
-    """Attacks that see less than the gradient must not find more than it."""
-    if not (rows["eps"] > 0).any():
+def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
+    """Attacks that see less than the gradient were run, and do not find more than it."""
+    correct = pd.Index(sorted(set(rows.loc[rows["score_clean"] > 0, "sample"])))
+    if not (rows["eps"] > 0).any() or correct.empty:
         return
-    access = np.array([access_of(a, kinds) for a in rows["attack"]])
-    if not (access == "white").any():
+    kinds = access_of(rows)
+    white = rows["attack"].map(kinds).eq("white")
+    if white.all():
+        yield "no attack without gradients was run (at least noise)"
+    if not white.any():
         yield "no gradient attack was run"
         return
-    correct = pd.Index(sorted(set(rows.loc[rows["score_clean"] > 0, "sample"])))
-    gradient = _broken(rows[access == "white"], correct)
-    for attack in sorted(set(rows.loc[access != "white", "attack"])):
-        kind = access_of(attack, kinds)
+    gradient = _broken(rows[white], correct)
+    for attack in sorted(set(rows.loc[~white, "attack"])):
         rival = _broken(rows[rows["attack"] == attack], correct)
         new = int((rival & ~gradient).sum())
         more = int(rival.sum() - gradient.sum())
-        count = new if kind in ("transfer", "noise") else more
+        weak = kinds[attack] in ("transfer", "noise")
+        count = new if weak else more
         if count >= limits.floor and count > limits.advantage * len(correct):
-            how = "that gradient attacks did not" if kind in ("transfer", "noise") else "more than the gradient attacks"
+            how = "that gradient attacks did not" if weak else "more than the gradient attacks"
             yield f"{attack} breaks {count} of {len(correct)} correct samples {how}"
 
 

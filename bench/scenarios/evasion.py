@@ -23,13 +23,11 @@ CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
-@facts(version=1)
+@facts(version=2)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
-    facts_ = catalog.ATTACKS[Ref.parse(attack).name].facts
-    surrogate = objects.extra(0).net if facts_.get("surrogate") else None
-    size = CALL_HOLD if facts_.get("randomness") == "call" else None
-
+    surrogate = objects.extra(0).net if _facts(attack).get("surrogate") else None
+    size = hold_size(attack)
     options: dict[str, Any] = {
         "attack": attack,
         "threat": ThreatModel.parse(threat),
@@ -78,12 +76,21 @@ def attack_hold(
         "pred_clean": task.predict(outputs),
         "margin_clean": task.margin(outputs, hold.y),
     }
-    told: dict[str, Any] = {"error": error, "attack": attack, "threat": threat, "seconds": spent}
+    told: dict[str, Any] = {"task": task, "error": error, "attack": attack, "threat": threat, "seconds": spent}
     return x_adv, _rows(hold, verdicts, clean=clean, attacked=~task.broken(score), books=books, **told)
 
 
+def hold_size(attack: str) -> int | None:
+    """Samples an attack must be given at once for its draws to stay the same; None where that does not matter."""
+    return CALL_HOLD if _facts(attack).get("randomness") == "call" else None
+
+
+def _facts(attack: str) -> dict[str, Any]:
+    return catalog.ATTACKS[Ref.parse(attack).name].facts
+
+
 def _access(attack: str) -> str:
-    return str(catalog.ATTACKS[Ref.parse(attack).name].facts.get("access", "white"))
+    return str(_facts(attack).get("access", "white"))
 
 
 def _attempt(
@@ -108,7 +115,7 @@ def _attempt(
 
 
 def _books(victim: Victim, chosen: Tensor, count: int) -> dict[str, Tensor]:
-    names = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
+    names = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
     full = {name: torch.zeros(count, dtype=torch.int64, device=chosen.device) for name in names}
     for name in names:
         full[name][chosen] = getattr(victim, name)
@@ -122,12 +129,14 @@ def _rows(
     clean: dict[str, Tensor],
     attacked: Tensor,
     books: dict[str, Tensor],
+    task: Task,
     error: str,
     attack: str,
     threat: ThreatModel,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    failed = verdicts.failed | (attacked & bool(error))
+    robust = ~task.broken(verdicts.score)
+    failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
     status = ["failed" if f else "ok" for f in failed.tolist()]
     texts = [(error or "non-finite image or outputs") if f else "" for f in failed.tolist()]
     score_adv = torch.minimum(verdicts.score, clean["score_clean"])
@@ -138,6 +147,7 @@ def _rows(
         norm=threat.norm,
         eps=threat.eps,
         attack=attack,
+        access=_access(attack),
         status=status,
         error=texts,
         **clean,

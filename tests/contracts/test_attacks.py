@@ -324,7 +324,7 @@ def test_exemptions_name_existing_pairs_and_say_why():
 def test_the_facts_are_complete(name):
     facts = catalog.ATTACKS[name].facts
     assert set(facts["norms"]) <= set(EPS)
-    assert facts["access"] in ("white", "score", "decision", "transfer")
+    assert facts["access"] in ("white", "score", "decision", "transfer", "noise")
     assert facts["randomness"] in ("none", "per_sample", "call")
     assert facts["summary"]
 

@@ -1,0 +1,122 @@
+"""The sentinel against models built to deceive it, each on a trained digits network, and against the honest one."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from robench import api
+from robench.data._digits import digits
+from robench.zoo import load
+
+SIZES = (1, 63, 64, 128)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return load("digits-standard").eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    data = digits(split="test")
+    return data.images()[:128], data.labels[:128]
+
+
+class Wrapped(nn.Module):
+    """A model that answers as ``net`` does, in its own way."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+class Detached(Wrapped):
+    """The true logits without their gradient, and a faint one of something else: every pass has a gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        decoy = 1e-6 * x.flatten(1)[:, :10]
+        return self.net(x).detach() + decoy
+
+
+class HalfDetached(Wrapped):
+    """Every second pixel's gradient is hidden."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = (torch.arange(x.shape[-1]) % 2).to(x)
+        return self.net(x * mask + (x * (1 - mask)).detach())
+
+
+class Crowd(Wrapped):
+    """Adds something that only the set of images in the batch decides, whatever their order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + 10 * x.mean() * torch.arange(10)
+
+
+class Doubled(Wrapped):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.net(x).softmax(1)
+
+
+class Holes(Wrapped):
+    """NaN as soon as the image is not exactly what it was."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = x * 1024
+        moved = (levels - levels.round()).abs().flatten(1).amax(1, keepdim=True) > 1e-3
+        return torch.where(moved, torch.nan, self.net(x))
+
+
+ATTACKS = ["noise(draws=2)", "pgd(steps=5)"]
+
+
+def reasons(model: nn.Module, images, count: int = 64, attacks=ATTACKS) -> tuple[str, ...]:
+    x, y = images
+    return api.evaluate(model, x[:count], y[:count], threat="linf(0.05)", attacks=attacks).validity.reasons
+
+
+def test_the_honest_network_raises_no_flag(net, images):
+    assert reasons(net, images) == ()
+
+
+@pytest.mark.parametrize("model", [Detached, HalfDetached])
+def test_gradients_that_hide_the_truth_are_contradicted_by_finite_differences(net, images, model):
+    found = " ".join(reasons(model(net), images))
+    assert "finite differences" in found or "slopes along random directions" in found
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_a_dependence_on_the_batch_is_seen_at_every_size(net, images, count):
+    assert "the output depends on the other images of the batch" in reasons(Crowd(net), images, count)
+    assert "the output depends on the other images of the batch" not in reasons(net, images, count)
+
+
+def test_scaled_probabilities_are_told_from_logits(net, images):
+    assert "the model returns probabilities, not logits" in reasons(Doubled(net), images)
+
+
+def test_outputs_that_are_not_finite_on_the_way_make_a_sample_unknown(net, images):
+    x, y = images
+    found = api.evaluate(Holes(net), x[:32], y[:32], threat="linf(0.05)", attacks=ATTACKS)
+    rows = found.rows[found.rows["score_clean"] > 0]
+    assert len(rows) and (rows["nonfinite_outputs"] > 0).all() and (rows["status"] == "failed").all()
+    assert found.robust_accuracy.value == 0
+    assert any("non-finite outputs" in reason for reason in found.validity.reasons)
+
+
+def test_gradient_attacks_alone_do_not_vouch_for_themselves(net, images):
+    found = reasons(net, images, attacks=["pgd(steps=5)"])
+    assert found == ("no attack without gradients was run (at least noise)",)
+
+
+def test_a_lost_sentinel_row_is_noticed(net, images):
+    x, y = images
+    found = api.evaluate(net, x[:16], y[:16], threat="linf(0.05)", attacks=ATTACKS)
+    sentinel = pd.DataFrame({"sample": [0], "status": ["failed"]})
+    assert api.verdict(found.rows, sentinel).reasons[:2] == (
+        "sentinel failed on 1 of 1 samples",
+        "no sentinel looked at 15 of 16 correct samples",
+    )

@@ -74,6 +74,16 @@ class _Draft:
             self.cells.append(cell)
 
 
+def made_of(arch: Ref | str) -> str:
+    """An architecture as identity knows it: every argument filled in, and its version.
+
+    Raises:
+        ConfigError: Unknown architecture or argument.
+    """
+    ref = catalog.ARCHITECTURES.resolve(arch)
+    return f"{ref}|{catalog.ARCHITECTURES[ref.name].version}"
+
+
 def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings | None = None) -> Plan:
     """The graph of a suite.
 
@@ -187,11 +197,10 @@ def _compression(draft: _Draft) -> None:
 def _scarcity(draft: _Draft) -> None:
     plan = draft.suite.scarcity
     train = draft.images("train") if plan.recipes else None
-    arch = catalog.ARCHITECTURES.resolve(plan.arch)
-    made_of = f"{catalog.BUILDERS['trained'].version}|{arch}|{catalog.ARCHITECTURES[arch.name].version}"
+    start = f"{catalog.BUILDERS['trained'].version}|{made_of(plan.arch)}"
     for recipe in plan.recipes:
         ref = catalog.RECIPES.resolve(recipe)
-        version = f"{made_of}|{ref}|{catalog.RECIPES[ref.name].version}"
+        version = f"{start}|{ref}|{catalog.RECIPES[ref.name].version}"
         for fraction in plan.fractions:
             for seed in plan.seeds:
                 args = {"recipe": str(Ref.parse(recipe)), "steps": plan.steps, "fraction": fraction, "seed": seed}

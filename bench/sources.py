@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robench import catalog
 from robench.errors import ConfigError, ModelError, must, suggestion
-from robench.plan import Sources
+from robench.plan import Sources, made_of
 from robench.spec import Artifact, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
@@ -64,7 +64,7 @@ def _splits(data: str) -> tuple[str, ...]:
 
 
 def _zoo(name: str) -> Artifact:
-    version = f"{catalog.BUILDERS['zoo'].version}|{ZOO[name].sha256}"
+    version = "|".join([catalog.BUILDERS["zoo"].version, ZOO[name].sha256, made_of(ZOO[name].arch)])
     return Artifact("model", Ref.of("zoo", name=name), version, label=name)
 
 
@@ -73,10 +73,15 @@ def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
     if "train" not in splits:
         raise ConfigError(must("the data of a trained model", "a set with a train split", data, "name another data set"))
     ref = catalog.BUILDERS.resolve(text)
-    recipe, arch = catalog.RECIPES.resolve(ref.kwargs["recipe"]), catalog.ARCHITECTURES.resolve(ref.kwargs["arch"])
-    version = "|".join([catalog.BUILDERS["trained"].version, catalog.RECIPES[recipe.name].version, str(recipe), str(arch)])
+    recipe = catalog.RECIPES.resolve(ref.kwargs["recipe"])
+    parts = [
+        catalog.BUILDERS["trained"].version,
+        catalog.RECIPES[recipe.name].version,
+        str(recipe),
+        made_of(ref.kwargs["arch"]),
+    ]
     images = Artifact("data", catalog.BUILDERS.resolve(Ref.of("images", source=data, split="train")), splits["train"])
-    return Artifact("model", ref, version, (images,), label=text, stored=True)
+    return Artifact("model", ref, "|".join(parts), (images,), label=text, stored=True)
 
 
 def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
@@ -93,5 +98,5 @@ def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
     ref = Ref.of(
         "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high, num_classes=user.num_classes
     )
-    version = catalog.BUILDERS["file"].version
+    version = "|".join([catalog.BUILDERS["file"].version, *([made_of(user.arch)] if user.arch else [])])
     return Artifact("model", ref, version, label=Path(user.source).name), (digest, user.source)

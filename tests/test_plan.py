@@ -11,6 +11,7 @@ from robench import catalog
 from robench.api import plan_run
 from robench.errors import ConfigError
 from robench.plan import Plan, Sources, expand
+from robench.sources import UserModel, resolve_sources
 from robench.spec import Artifact, Context, Ref, Settings
 from robench.suite import PACKAGED, Suite, parse_suite, read_suite
 
@@ -157,6 +158,41 @@ def test_versions_of_what_an_artifact_is_made_of_change_it(monkeypatch, kind):
     after = {a.digest for level in plan(SMALL).levels for a in level}
     changed = before - after
     assert len(changed) == {"CORRUPTIONS": 1, "RECIPES": 4, "ARCHITECTURES": 4}[kind]
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Models of every kind of source, by name: the digests of their artifacts."""
+    files = [tmp_path / "cnn.safetensors", tmp_path / "mlp.safetensors", tmp_path / "program.pt2"]
+    for path in files:
+        path.write_bytes(path.name.encode())
+    users = [UserModel(str(f), a) for f, a in zip(files, ("small_cnn(width=8)", "mlp", ""), strict=True)]
+    trained = ["trained(arch='small_cnn', steps=3)", "trained(arch='mlp', steps=3)"]
+
+    def digests() -> dict[str, str]:
+        return {name: a.digest for name, a in resolve_sources("digits", [*ZOO, *users, *trained])[0].models.items()}
+
+    return digests
+
+
+@pytest.mark.parametrize("what", ["facts", "parameters"])
+def test_an_architectures_version_and_defaults_are_part_of_every_model_made_of_it(monkeypatch, named, what):
+    before, entry = named(), catalog.ARCHITECTURES["small_cnn"]
+    changed = {"facts": {**entry.facts, "version": 99}, "parameters": {**entry.parameters, "brand_new": 7}}[what]
+    monkeypatch.setitem(entry.__dict__, what, changed)
+    after = named()
+    assert before.keys() == after.keys() and len(set(before.values())) == len(before) == len(ZOO) + 5
+    assert {name for name in before if before[name] != after[name]} == {
+        "digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades",
+        "cnn.safetensors", "trained(arch='small_cnn', steps=3)",
+    }  # fmt: skip
+
+
+def test_a_files_unknown_architecture_is_refused_before_anything_runs(tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(ConfigError, match="did you mean 'small_cnn'"):
+        resolve_sources("digits", [UserModel(str(path), "smal_cnn")])
 
 
 def test_a_changed_default_of_a_recipe_trains_anew(monkeypatch):

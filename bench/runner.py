@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -84,7 +84,7 @@ def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progre
     Artifacts are built level by level, each once, then the cells that need them; cells whose artifact failed fail too.
     """
     todo = store.todo(plan.cells)
-    needed = {a.digest for cell in todo for a in cell.artifacts()}
+    needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
     failures: list[tuple[str, str]] = []
     for number, level in enumerate(plan.levels):
         jobs = [Job(a, context) for a in level if a.digest in needed]
@@ -97,6 +97,13 @@ def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progre
         failures.extend(_keep(store, job.work, outcome))  # type: ignore[arg-type]
         progress("cells", done, len(jobs))
     return Summary(len(jobs), len(plan.cells) - len(jobs), tuple(failures))
+
+
+def _lineage(artifact: Artifact) -> Iterator[Artifact]:
+    """The artifact and everything that it is made from, stored or not."""
+    yield artifact
+    for source in artifact.inputs:
+        yield from _lineage(source)
 
 
 def _ordered(jobs: Sequence[Job]) -> list[Job]:

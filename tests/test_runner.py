@@ -49,6 +49,16 @@ def planted(monkeypatch):
     return seen, bad
 
 
+def test_stored_artifacts_behind_others_are_built_once_before_the_cells(planted, tmp_path):
+    """A cell's model may be made from a stored one that no cell names: cells would each build it for themselves."""
+    pruned = Artifact("model", Ref.of("compressed", method="prune"), inputs=(BASE, DATA), label="base")
+    run(plan(pruned, TOP), tmp_path)
+    works = planted[0]
+    assert works[:2] == [BASE, TOP] and all(isinstance(w, Cell) for w in works[2:]) and len(works) == 4
+    run(plan(pruned, TOP), tmp_path)
+    assert works[4:] == []
+
+
 def test_artifacts_come_first_inputs_before_what_needs_them(planted, tmp_path):
     summary, told = run(plan(TOP, BASE, ZOO), tmp_path)
     works = planted[0]

@@ -21,6 +21,9 @@ from robench.spec import SCHEMA, Cell, sha256
 
 LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
 """Columns of the cell that lead every frame."""
+_PLANNED = ("scenario", "model", "condition", "seed")
+"""What ``run.json`` says of every planned cell; an evasion's threat and attack besides."""
+_ANEW = "run the same command with the same --out again: it writes run.json anew and keeps finished cells"
 
 
 @dataclass(frozen=True)
@@ -125,20 +128,19 @@ class Store:
         write_atomically(self.root / "run.json", json.dumps(header, indent=1, sort_keys=True).encode())
 
     def read_run(self) -> dict[str, Any]:
-        """The configuration written by the run.
+        """The configuration written by the run: ``suite, seed, limited, versions`` and ``cells`` by digest.
 
         Raises:
-            StoreError: This is no run directory, or its configuration is damaged.
+            StoreError: This is no run directory, or its configuration is damaged or of an earlier robench's shape.
         """
         path = self.root / "run.json"
         if not path.is_file():
             raise StoreError(must("a run directory", "a folder with run.json", str(self.root), "name a folder under runs/"))
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            remedy = "run the same command again to write it anew"
-            raise StoreError(must(str(path), "readable JSON", str(error), remedy)) from error
-        return found
+            raise StoreError(must(str(path), "readable JSON", str(error), _ANEW)) from error
+        return _run_header(path, found)
 
     def clean_temporary(self) -> None:
         """Remove what a killed run left half-written."""
@@ -161,6 +163,32 @@ def _header(path: Path) -> dict[str, Any]:
     if not isinstance(schema, int) or (schema <= SCHEMA and needed - set(found)):
         raise StoreError(must(f"the header {path}", "a cell's header", str(found)[:60], remedy))
     return found
+
+
+def _run_header(path: Path, found: Any) -> dict[str, Any]:
+    """The content of ``run.json`` when it has the shape that loading and auditing need."""
+    types = {"limited": bool, "suite": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(k, t()), t) for k, t in types.items()):
+        raise StoreError(must(str(path), "a run's configuration (suite, limited, cells)", _short(found), _ANEW))
+    if "limited" not in found:
+        raise StoreError(must(str(path), "told whether the run was limited", sorted(found), _ANEW))
+    cells = found.get("cells")
+    if not isinstance(cells, dict):
+        expected = "cells by digest with what each was to measure (earlier versions of robench wrote a list)"
+        raise StoreError(must(str(path), expected, _short(cells), _ANEW))
+    for digest, about in cells.items():
+        if not isinstance(about, dict) or not _planned_keys(about) <= set(about):
+            expected = f"what cell {digest[:12]} was to measure ({', '.join(_PLANNED)}; threat and attack of an evasion)"
+            raise StoreError(must(str(path), expected, _short(about), _ANEW))
+    return found
+
+
+def _planned_keys(about: dict[str, Any]) -> set[str]:
+    return {*_PLANNED, *(("threat", "attack") if about.get("scenario") == "evasion" else ())}
+
+
+def _short(value: Any) -> str:
+    return str(value)[:60]
 
 
 def _read(entry: Finished) -> pd.DataFrame:

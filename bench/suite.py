@@ -68,6 +68,9 @@ class Suite(_Strict):
     summary: str = ""
     data: str = "digits"
     limit: int | None = Field(default=None, ge=1)
+    """Test images that the suite's protocol is declared on; all of them by default. It is part of the suite, shown as ``n``,
+    and marks nothing; only ``--limit``, which departs from the suite, marks results ``limited``, which never rank. Models
+    measured on fewer images than others of their data set never rank beside them."""
     models: list[str] = []
     threats: list[str] = []
     attacks: list[str] = []

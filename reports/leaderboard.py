@@ -1,9 +1,15 @@
-"""One row per model and data set, ranked by one column; suspicious and limited results are shown but never ranked."""
+"""One row per model and data set, ranked by one column; what may not be compared is shown but never ranked.
+
+A model that was measured in several runs keeps one line: identical results count once, and where they differ each column
+shows the least favourable one and ``validity`` says so. One line, not one per run, because a reader who looks for a model
+must not find two ranks and take the better one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -11,9 +17,10 @@ import pandas as pd
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.registry import Table, facts
-from robench.spec import ThreatModel
+from robench.spec import Ref, ThreatModel
 
 UNRANKED = "-"
+SEVERAL = "measured in several runs with other results, the least favourable shown"
 _PLAIN = {
     "clean": ("accuracy", ""),
     "corrupted": ("corrupted_accuracy", "mean"),
@@ -22,9 +29,15 @@ _PLAIN = {
     "data_efficiency": ("data_efficiency_auc", "fraction"),
 }
 """Column → metric and threat of the tidy table."""
+_OVER = ("worst", "curve")
+"""``attack`` of rows that stand for several attacks."""
+_RESULT = ["value", "ci_low", "ci_high", "n", "n_clean_correct", "n_unknown", "status", "validity"]
+"""Columns that make two rows the same result; seconds and cells may differ."""
+_NAMED = 2
+"""How many missing attacks a verdict names."""
 
 
-@facts(version=1)
+@facts(version=2)
 def leaderboard(
     tables: pd.DataFrame | Sequence[pd.DataFrame],
     *,
@@ -35,9 +48,14 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Models side by side, best first, with intervals; rank ``-`` for what must not be ranked.
 
+    The order of the tables does not matter. Not ranked are suspicious and limited results, models without the ranking
+    number, models measured on fewer samples than the largest n of their data set, and models that lack an attack which
+    a model otherwise fit to be ranked met at the ranking threat (a transfer from the model itself is not missed; for
+    ``corrupted_accuracy``: that lack a corruption). ``validity`` says which.
+
     Args:
         tables: One tidy table or several, which are joined.
-        by: Metric that ranks.
+        by: Metric that ranks; of several explainers the least favourable counts.
         threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the first of ``threats``, else the
             one most models were measured at, linf before other norms.
         threats: Threats that get a column; by default all, a security curve's included.
@@ -45,28 +63,70 @@ def leaderboard(
 
     Returns:
         ``rank, model, dataset, clean, clean_low, clean_high, robust@<threat>, ..., n, validity``, rates in [0, 1].
-        Models measured on fewer samples than the largest n of their data set are not ranked.
 
     Raises:
         ConfigError: Unknown metric, or a threat that was not measured.
     """
     table = tables if isinstance(tables, pd.DataFrame) else pd.concat(list(tables), ignore_index=True)
-    base = table[table["condition"] == ""]
-    if threats:
-        base = base[(base["scenario"] != "evasion") | base["threat"].isin(list(threats))]
-    ranked = _key(base, by, threat or next((t for t in threats or () if t in set(base["threat"])), None))
-    wide = pd.DataFrame([_line(rows, ranked) for _, rows in base.groupby(["dataset", "model"], sort=True)])
-    if wide.empty:
+    ranked = ranked_by(table, by=by, threat=threat, threats=threats)
+    base = _ordered(table[table["condition"] == ""])
+    if base.empty:
         return pd.DataFrame(columns=["rank", "model", "dataset", "n", "validity"])
+    shown = base[(base["scenario"] != "evasion") | base["threat"].isin(list(threats))] if threats else base
+    groups = base.groupby(["dataset", "model"], sort=True)
+    wide = pd.DataFrame([_line(rows, ranked, shown.loc[rows.index.intersection(shown.index)]) for _, rows in groups])
     if weights:
         label = "score (" + " + ".join(f"{w:g}*{c}" for c, w in sorted(weights.items())) + ")"
         wide[label] = score(wide, weights)
-    return _ranked(wide, higher=bool(Table("metrics", METRICS)[by].facts["higher_is_better"]))
+    return _ranked(wide, higher=_higher(by))
 
 
-def main_threats(header: Mapping[str, Any] | None) -> list[str]:
-    """The threats that a run's suite names as its own, without those of security curves; empty where none are known."""
-    return [str(ThreatModel.parse(t)) for t in (header or {}).get("suite", {}).get("threats", [])]
+def main_threats(*headers: Mapping[str, Any] | None) -> list[str]:
+    """The threats that the runs' suites name as their own, without those of security curves; empty where none are known.
+
+    They keep their suite's order. Where suites differ they are ordered by how many suites name them, linf first, large
+    eps first, so that the order of the runs does not decide which threat ranks.
+    """
+    named = [_suite_threats(header or {}) for header in headers]
+    flat = [t for threats in named for t in threats]
+    if all(threats == named[0] for threats in named):
+        return list(dict.fromkeys(flat))
+
+    def place(text: str) -> tuple[int, bool, float, str]:
+        parsed = ThreatModel.parse(text)
+        return (-flat.count(text), parsed.norm != "linf", -parsed.eps, text)
+
+    return sorted(set(flat), key=place)
+
+
+def _suite_threats(header: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(ThreatModel.parse(t)) for t in header.get("suite", {}).get("threats", [])))
+
+
+def ranked_by(
+    table: pd.DataFrame, *, by: str = "robust_accuracy", threat: str | None = None, threats: Sequence[str] | None = None
+) -> tuple[str, str]:
+    """Metric and threat that rank; the threat is empty where the metric has none or nothing was measured.
+
+    Raises:
+        ConfigError: Unknown metric, or a threat that was not measured.
+    """
+    if by not in METRICS:
+        raise ConfigError(must("the ranking metric", "a known one", by, suggestion(by, METRICS)))
+    plain = {metric: where for metric, where in _PLAIN.values()}
+    if by in plain:
+        return by, plain[by]
+    rows = table[(table["condition"] == "") & (table["metric"] == by) & table["attack"].isin(_OVER)]
+    measured = set(rows["threat"])
+    if threat is not None and threat not in measured:
+        raise ConfigError(must("the threat", "one that was measured", threat, suggestion(threat, measured)))
+    first = threat or next((t for t in threats or () if t in measured), None)
+    if first is not None:
+        return by, first
+    counts = rows[rows["eps"] != math.inf].groupby("threat").agg(models=("model", "nunique"), norm=("threat", "first"))
+    counts["linf"] = counts["norm"].str.startswith("linf")
+    best = counts.sort_values(["models", "linf"], ascending=False, kind="stable")
+    return by, "" if best.empty else str(best.index[0])
 
 
 def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
@@ -82,73 +142,133 @@ def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
     return total.where(~board["validity"].str.startswith("suspicious"))
 
 
-def _key(base: pd.DataFrame, by: str, threat: str | None) -> tuple[str, str]:
-    """Metric and threat that rank."""
-    if by not in METRICS:
-        raise ConfigError(must("the ranking metric", "a known one", by, suggestion(by, METRICS)))
-    plain = {metric: where for metric, where in _PLAIN.values()}
-    if by in plain:
-        return by, plain[by]
-    rows = base[(base["metric"] == by) & (base["attack"].isin(["worst", "curve"]))]
-    if threat is not None:
-        if threat not in set(rows["threat"]):
-            raise ConfigError(must("the threat", "one that was measured", threat, suggestion(threat, set(rows["threat"]))))
-        return by, threat
-    counts = rows[rows["eps"] != math.inf].groupby("threat").agg(models=("model", "nunique"), norm=("threat", "first"))
-    counts["linf"] = counts["norm"].str.startswith("linf")
-    best = counts.sort_values(["models", "linf"], ascending=False, kind="stable")
-    return by, "" if best.empty else str(best.index[0])
+@cache
+def _metrics() -> Table:
+    return Table("metrics", METRICS)
 
 
-def _line(rows: pd.DataFrame, ranked: tuple[str, str]) -> dict[str, object]:
-    """One model's columns; ``_value`` and ``_n`` serve the ranking."""
-    first = rows.iloc[0]
-    line: dict[str, object] = {"model": first["model"], "dataset": first["dataset"]}
-    _put(line, "clean", rows, *_PLAIN["clean"])
-    worst = rows[(rows["metric"] == "robust_accuracy") & (rows["attack"] == "worst")]
-    for threat in worst["threat"]:
-        _put(line, f"robust@{threat}", worst, "robust_accuracy", threat)
-    for column, key in _PLAIN.items():
-        if column != "clean":
-            _put(line, column, rows, *key)
+def _higher(metric: str) -> bool:
+    return bool(_metrics()[metric].facts["higher_is_better"])
+
+
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in an order that does not depend on which table came first, with a fresh index."""
+    keys = rows.assign(_norm=rows["threat"].str.replace(r"\(.*", "", regex=True))
+    order = keys.sort_values(["scenario", "_norm", "eps", "threat", "attack", "metric", "cell"], kind="stable")
+    return rows.loc[order.index].reset_index(drop=True)
+
+
+def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> dict[str, Any]:
+    """One model's columns; ``_value``, ``_n`` and ``_tests`` serve the ranking."""
     metric, threat = ranked
-    chosen = rows[(rows["metric"] == metric) & (rows["threat"] == threat) & ~rows["attack"].isin(_attacks(rows))]
-    line["n"] = int(chosen["n"].iloc[0]) if len(chosen) else 0
-    line["_value"] = float(chosen["value"].iloc[0]) if len(chosen) else math.nan
-    line["validity"] = _validity(rows, threat, chosen)
+    line: dict[str, Any] = {"model": rows["model"].iloc[0], "dataset": rows["dataset"].iloc[0]}
+    worst = shown.loc[(shown["metric"] == "robust_accuracy") & (shown["attack"] == "worst"), "threat"]
+    robust = {f"robust@{t}": ("robust_accuracy", t) for t in dict.fromkeys(worst)}
+    columns = {"clean": _PLAIN["clean"], **robust, **{c: key for c, key in _PLAIN.items() if c != "clean"}}
+    several = False
+    for column, key in columns.items():
+        found = _results(shown, *key)
+        several |= _put(line, column, found, higher=_higher(key[0]))
+    found = _results(rows, metric, threat)
+    chosen = _least(found, higher=_higher(metric))
+    line["n"] = 0 if chosen is None else int(chosen["n"])
+    line["_value"] = math.nan if chosen is None else float(chosen["value"])
+    line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
+    several |= _differ(found)
+    verdict = _validity(rows if found["validity"].ne("").any() else shown, threat, found)
+    missing = "" if chosen is not None else "not measured" + (f" at {threat}" if threat else "")
+    line["validity"] = _said(verdict, missing, SEVERAL if several else "")
     return line
 
 
-def _attacks(rows: pd.DataFrame) -> set[str]:
-    """Names of single attacks, whose rows never stand for the worst case."""
-    return set(rows.loc[rows["scenario"] == "evasion", "attack"]) - {"worst", "curve"}
-
-
-def _put(line: dict[str, object], column: str, rows: pd.DataFrame, metric: str, threat: str) -> None:
+def _results(rows: pd.DataFrame, metric: str, threat: str) -> pd.DataFrame:
+    """Rows of one number of one model, one per run (and explainer); single attacks never stand for the worst case."""
     found = rows[(rows["metric"] == metric) & (rows["threat"] == threat)]
-    if metric == "corrupted_accuracy":
-        found = found[found["eps"].isna()]
-    if len(found):
-        line[column] = float(found["value"].iloc[0])
-        line[f"{column}_low"], line[f"{column}_high"] = float(found["ci_low"].iloc[0]), float(found["ci_high"].iloc[0])
+    found = found[(found["scenario"] != "evasion") | found["attack"].isin(_OVER)]
+    return found[found["eps"].isna()] if metric == "corrupted_accuracy" else found
 
 
-def _validity(rows: pd.DataFrame, threat: str, chosen: pd.DataFrame) -> str:
+def _differ(found: pd.DataFrame) -> bool:
+    """Whether one number (of one explainer) has more than one result."""
+    return bool(found.drop_duplicates(["attack", *_RESULT])["attack"].duplicated().any())
+
+
+def _least(found: pd.DataFrame, *, higher: bool) -> pd.Series | None:
+    """The least favourable result: worst value, then fewest samples; of equals the one that rests on most cells."""
+    if found.empty:
+        return None
+    keys = pd.DataFrame({
+        "value": found["value"] if higher else -found["value"],
+        "n": found["n"].astype(float),
+        "cells": -found["cell"].str.count(r"\+"),
+        "low": found["ci_low"],
+        "cell": found["cell"],
+    })  # fmt: skip
+    return found.loc[keys.sort_values(list(keys), kind="stable", na_position="last").index[0]]
+
+
+def _put(line: dict[str, Any], column: str, found: pd.DataFrame, *, higher: bool) -> bool:
+    """Write a number with its interval; returns whether runs disagree on it."""
+    row = _least(found, higher=higher)
+    if row is not None:
+        line |= {column: float(row["value"]), f"{column}_low": float(row["ci_low"]), f"{column}_high": float(row["ci_high"])}
+    return _differ(found)
+
+
+def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> frozenset[str]:
+    """What the chosen number was measured against: attacks (with threats, for a curve) or corruptions; else nothing.
+
+    The cells tell which attacks belong to the run that the number comes from.
+    """
+    metric, threat = ranked
+    scenario = _metrics()[metric].facts["needs"]
+    if scenario not in ("evasion", "corruption"):
+        return frozenset()
+    parts = rows[(rows["scenario"] == scenario) & ~rows["attack"].isin(_OVER) & rows["eps"].notna()]
+    cells = set(str(chosen["cell"]).split("+"))
+    parts = parts[[set(str(c).split("+")) <= cells for c in parts["cell"]]]
+    if scenario == "corruption":
+        parts = parts[parts["threat"] != threat]
+        return frozenset(f"{t} {e:g}" for t, e in zip(parts["threat"], parts["eps"], strict=True))
+    if chosen["attack"] == "curve":
+        parts = parts[(parts["threat"].str.startswith(f"{threat}(")) & (parts["eps"] != math.inf)]
+        return frozenset(f"{a} at {t}" for a, t in zip(parts["attack"], parts["threat"], strict=True))
+    return frozenset(parts.loc[parts["threat"] == threat, "attack"])
+
+
+def _missing(tests: frozenset[str], wanted: Iterable[str], model: str) -> list[str]:
+    """What of ``wanted`` a model was not measured against, besides transfers from itself."""
+    return sorted(t for t in set(wanted) - tests if not _from(t, model))
+
+
+def _from(test: str, model: str) -> bool:
+    """Whether a test is a transfer from the model itself, which tells nothing about it."""
+    if not test.startswith("transfer("):
+        return False
+    return Ref.parse(test.partition(") at ")[0].removesuffix(")") + ")").kwargs.get("source") == model
+
+
+def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
     """Limited first, then the ranking threat's verdict, else any suspicious verdict of the model."""
-    if (chosen["status"] == "limited").any() or (rows["status"] == "limited").any():
+    if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
         return "limited: not all samples were asked for"
     verdicts = rows.loc[rows["validity"] != "", ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
     bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith("suspicious")]
-    return str(bad.iloc[0]) if len(bad) else "sound" if len(verdicts) else ""
+    return max(bad, key=lambda v: (len(v), v)) if len(bad) else "sound" if len(verdicts) else ""
+
+
+def _said(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
     fit = ~wide["validity"].str.startswith(("suspicious", "limited")) & wide["_value"].notna()
-    largest = wide.groupby("dataset")["n"].transform("max")
-    fewer = fit & (wide["n"] < largest)
-    wide.loc[fewer, "validity"] = wide.loc[fewer, "validity"] + "; measured on fewer samples"
-    fit &= ~fewer
+    fewer = fit & (wide["n"] < wide.groupby("dataset")["n"].transform("max"))
+    reasons = {i: "measured on fewer samples" for i in wide.index[fewer]} | _incomparable(wide[fit & ~fewer])
+    for i, reason in reasons.items():
+        wide.loc[i, "validity"] = _said(wide.loc[i, "validity"], reason)
+    fit &= ~wide.index.isin(list(reasons))
     places = wide[fit].groupby("dataset")["_value"].rank(method="min", ascending=not higher)
     wide["_place"] = places.reindex(wide.index)
     wide.insert(0, "rank", [UNRANKED if math.isnan(p) else str(int(p)) for p in wide["_place"]])
@@ -157,3 +277,16 @@ def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
     tail = [c for c in ("n", "validity") if c in wide]
     columns = [c for c in wide if c not in tail and not c.startswith("_")]
     return wide[[*columns, *tail]].reset_index(drop=True)
+
+
+def _incomparable(wide: pd.DataFrame) -> dict[Any, str]:
+    """Index → what the model was not measured against although another model of its data set was."""
+    found = {}
+    for _, part in wide.groupby("dataset"):
+        union = frozenset().union(*part["_tests"])
+        for i, row in part.iterrows():
+            missing = _missing(row["_tests"], union, row["model"])
+            if missing:
+                more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+                found[i] = f"not measured against {', '.join(missing[:_NAMED])}{more}"
+    return found

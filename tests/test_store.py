@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robench.api import load
 from robench.errors import StoreError
 from robench.files import write_atomically
 from robench.spec import SCHEMA, Artifact, Cell, Ref, sha256
@@ -282,12 +283,16 @@ def test_failed_attempts_are_kept_and_stay_to_do(tmp_path):
     assert told["model"] == "net"
 
 
+PLANNED = {"scenario": "clean", "model": "net", "condition": "", "seed": 0}
+
+
 def test_run_header_comes_back_and_its_absence_is_told(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(StoreError, match=r"run\.json"):
         store.read_run()
-    store.write_run({"cells": ["a"], "limited": True})
-    assert store.read_run() == {"cells": ["a"], "limited": True}
+    header = {"cells": {"a": dict(PLANNED), "b": {**PLANNED, "scenario": "evasion", "threat": "linf(1)", "attack": "pgd"}}}
+    store.write_run({**header, "limited": True})
+    assert store.read_run() == {**header, "limited": True}
 
 
 def test_free_bytes_is_positive(tmp_path):
@@ -299,3 +304,33 @@ def test_damaged_run_header_is_told(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(StoreError, match="readable JSON"):
         Store(tmp_path).read_run()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([1], "a run's configuration"),
+        ("text", "a run's configuration"),
+        ({"cells": {}}, "told whether the run was limited"),
+        ({"cells": {}, "limited": 1}, "a run's configuration"),
+        ({"cells": {}, "limited": False, "suite": "full"}, "a run's configuration"),
+        ({"cells": ["a", "b"], "limited": False}, "earlier versions of robench wrote a list"),
+        ({"limited": False}, "cells by digest with what each was to measure"),
+        ({"cells": {"a": "clean"}, "limited": False}, "what cell a was to measure"),
+        ({"cells": {"a": {"scenario": "clean"}}, "limited": False}, "what cell a was to measure"),
+        ({"cells": {"a": {**PLANNED, "scenario": "evasion"}}, "limited": False}, "threat and attack"),
+    ],
+)
+def test_a_run_header_of_another_shape_is_told_with_a_remedy(tmp_path, content, told):
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=told) as caught:
+        Store(tmp_path).read_run()
+    assert "with the same --out again" in str(caught.value)
+
+
+def test_a_run_of_an_earlier_version_is_an_error_and_no_traceback_for_those_who_load_it(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(scenario="evasion"), rows(), {})
+    store.write_run({"cells": [cell().digest], "limited": False})
+    with pytest.raises(StoreError, match="cells by digest"):
+        load(tmp_path)

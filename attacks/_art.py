@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ _ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 _NOT_LITERAL = {"self", "estimator", "classifier", "estimator_orig", "summary_writer"}
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="call", open_arguments=True)
+@facts(version=2, norms=("linf", "l2", "l1"), access="white", randomness="call", open_arguments=True)
 def art(
     victim: Victim | nn.Module, x: Tensor, y: Tensor, *, name: str, threat: ThreatModel, seeds: Draws, **params: Any
 ) -> Tensor:
@@ -37,8 +38,8 @@ def art(
 
     The attack gets true labels, [0, 1] as clip values, the threat's norm and eps where it takes them, an ``eps_step``
     in ART's own proportion to eps, and float32 images whatever it computes in. Global random generators are seeded
-    per chunk of 32 samples by (seed, first id) and restored. ART does not say how many passes a sample took:
-    ``forwards`` and ``backwards`` become -1.
+    per chunk of 32 samples by (seed, first id) and restored. ART does not say which sample a pass was for: a chunk's
+    passes are charged to its samples evenly, rounded up.
 
     Args:
         victim: The victim or a plain module.
@@ -76,7 +77,6 @@ def _book(victim: Victim, x_adv: Tensor) -> Tensor:
     rows = inside.nonzero()[:, 0]
     if len(rows):
         victim.margins(x_adv[rows], rows)
-    victim.forwards[:] = victim.backwards[:] = -1
     result = victim.result().clone()
     stray = ~inside & ~victim.broken
     result[stray] = x_adv[stray]
@@ -113,9 +113,21 @@ class _Bridge(nn.Module):
         super().__init__()
         self._call = [victim.model]
         self._like = victim.x
+        self.forwards = self.backwards = 0
 
     def forward(self, points: Tensor) -> Tensor:
+        self.forwards += len(points)
+        if torch.is_grad_enabled() and points.requires_grad:
+            points.register_hook(self._graded)
         return self._call[0](points.to(self._like)).to(points.device)
+
+    def _graded(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+    def charge(self, victim: Victim, rows: Tensor) -> None:
+        """Share the passes evenly among the rows."""
+        victim.forwards[rows] += math.ceil(self.forwards / len(rows))
+        victim.backwards[rows] += math.ceil(self.backwards / len(rows))
 
 
 def _generate(attack: type[EvasionAttack], given: dict[str, Any], victim: Victim, rows: Tensor) -> Tensor:
@@ -123,9 +135,10 @@ def _generate(attack: type[EvasionAttack], given: dict[str, Any], victim: Victim
     with torch.no_grad():
         classes = victim.model(x[:1]).shape[-1]
     labels = np.eye(classes, dtype=np.float32)[y.cpu().numpy()]
+    bridge = _Bridge(victim)
     try:
         classifier = PyTorchClassifier(
-            model=_Bridge(victim), loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
+            model=bridge, loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
             clip_values=(0.0, 1.0), device_type="cpu",
         )  # fmt: skip
         with torch.enable_grad():
@@ -137,6 +150,7 @@ def _generate(attack: type[EvasionAttack], given: dict[str, Any], victim: Victim
         text = f"{type(error).__name__}: {error}"
         what = f"art:{attack.__name__}"
         raise AttackError(must(what, "able to run on this model", text, "change its arguments")) from error
+    bridge.charge(victim, rows)
     if not isinstance(found, np.ndarray) or found.shape != tuple(x.shape):
         shape = getattr(found, "shape", type(found).__name__)
         raise AttackError(must(f"what art:{attack.__name__} returns", f"images {tuple(x.shape)}", shape, "choose another"))

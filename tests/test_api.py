@@ -315,6 +315,14 @@ def test_the_model_goes_back_to_its_device_even_after_an_error():
 
 
 def test_attacks_that_draw_in_call_order_do_not_depend_on_the_batch_size(images):
-    first, second = (evaluate(Line(), images, attacks=["art:SquareAttack(max_iter=5)"], batch_size=b).rows for b in (7, 40))
+    attack = "art:ProjectedGradientDescent(num_random_init=1, max_iter=2)"
+    first, second = (evaluate(Line(), images, attacks=[attack], batch_size=b).rows for b in (7, 40))
     assert first["margin_adv"].tolist() == second["margin_adv"].tolist()
     assert (first["margin_adv"] < first["margin_clean"]).any()
+
+
+def test_arts_gradient_attacks_count_as_such(images):
+    found = evaluate(Line(), images, attacks=["noise", "art:ProjectedGradientDescent(max_iter=5)"])
+    assert found.validity.sound
+    found = evaluate(Line(), images, attacks=["noise", "art:HopSkipJump(max_iter=1, max_eval=10, init_eval=2)"])
+    assert found.validity.reasons == ("no gradient attack was run",)

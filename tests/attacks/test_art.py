@@ -79,8 +79,13 @@ def test_the_norm_the_radius_and_the_step_come_from_the_threat(net, held_out):
         assert verdicts.broken().float().mean() > 0.6
         size = verdicts.distance[~victim.broken]
         assert size.numel() == 0 or (size > 0.5 * threat.eps).any()
-    assert (victim.forwards == -1).all()
-    assert (victim.backwards == -1).all()
+
+
+def test_passes_are_charged_evenly(net, held_out):
+    victim, _ = run("ProjectedGradientDescent", net, held_out, count=40, max_iter=10)
+    assert (victim.backwards == 10).all() and (victim.forwards > 10).all()
+    victim, _ = run("SquareAttack", net, held_out, count=8, max_iter=3)
+    assert (victim.backwards == 0).all() and (victim.forwards > 3).all()
 
 
 def test_what_leaves_the_ball_is_handed_on_for_the_judge_to_project(net, held_out):

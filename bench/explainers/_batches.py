@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,32 @@ def blurred(x: Tensor) -> Tensor:
     """
     sigma = min(3 * min(x.shape[-2:]) / 32, 10.0)
     radius = math.ceil(3 * sigma)
-    weights = torch.exp(-((torch.arange(-radius, radius + 1, device=x.device) / sigma) ** 2) / 2).to(x.dtype)
-    kernel = (weights / weights.sum()).repeat(x.shape[1], 1, 1, 1)
+    weights = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
+    taps = (weights / weights.sum()).tolist()
     padded = nn.functional.pad(x, (radius,) * 4, mode="replicate")
-    rows = nn.functional.conv2d(padded, kernel, groups=x.shape[1])
-    return nn.functional.conv2d(rows, kernel.transpose(2, 3), groups=x.shape[1])
+    return _smoothed(_smoothed(padded, taps, 2), taps, 3)
+
+
+def _smoothed(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
+    """Weighted sum of shifted copies along ``dim``; a convolution's last bits would depend on the number of images."""
+    size = x.shape[dim] - len(taps) + 1
+    total = torch.zeros_like(x.narrow(dim, 0, size))
+    for shift, weight in enumerate(taps):
+        total = total + x.narrow(dim, shift, size) * weight
+    return total
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """Sums (N,) of the rows of (N, ...), float64, by halving: a library's order of adding may depend on N.
+
+    Args:
+        values: Any shape with N rows, at least one value in each.
+    """
+    flat = values.double().flatten(1)
+    while flat.shape[1] > 1:
+        half = flat.shape[1] // 2
+        flat = torch.cat([flat[:, :half] + flat[:, half : 2 * half], flat[:, 2 * half :]], 1)
+    return flat[:, 0]
 
 
 def baseline_of(x: Tensor, kind: str) -> Tensor:

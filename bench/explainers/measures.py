@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.explainers import TABLE
-from robench.explainers._batches import at_least, batch_rows, blurred, in_batches, logits_of
+from robench.explainers._batches import at_least, batch_rows, blurred, in_batches, logits_of, row_sums
 from robench.explainers._control import random_map
 from robench.ops.random import Draws
 from robench.registry import Table
@@ -92,11 +92,11 @@ def infidelity(
     predicted, reaction = [], []
     for step in range(n):
         noise = std * draws.normal("infidelity", x.shape[-2:], step=step).to(x.device)
-        predicted.append((noise.double() * maps.double()).sum((1, 2)))
+        predicted.append(row_sums(noise.double() * maps.double()))
         reaction.append(clean - _logit(model, x - noise[:, None], target))
-    a, b = torch.stack(predicted), torch.stack(reaction)
-    size = (a * a).sum(0) * (b * b).sum(0)
-    explained = (a * b).sum(0) ** 2 / torch.where(size > 0, size, 1.0)
+    a, b = torch.stack(predicted, 1), torch.stack(reaction, 1)
+    size = row_sums(a * a) * row_sums(b * b)
+    explained = row_sums(a * b) ** 2 / torch.where(size > 0, size, 1.0)
     return (1 - explained).clamp(0, 1)
 
 
@@ -243,4 +243,4 @@ def _logit(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 
 def _norm(maps: Tensor) -> Tensor:
-    return maps.double().flatten(1).norm(dim=1)
+    return row_sums(maps.double() ** 2).sqrt()

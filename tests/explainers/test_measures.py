@@ -4,17 +4,25 @@ import math
 import warnings
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from robench import catalog
+from robench.data._digits import digits
+from robench.devices import exact_arithmetic
 from robench.errors import ConfigError, NoGradientError
 from robench.explainers import TABLE, measures
-from robench.explainers._batches import blurred
+from robench.explainers._batches import blurred, row_sums
 from robench.explainers._control import random_map
 from robench.explainers._gradient import integrated_gradients, saliency
 from robench.explainers._occlusion import occlusion
+from robench.inference import untouched
 from robench.ops.random import Draws
+from robench.runner import run_cell
+from robench.spec import Artifact, Cell, Context, Ref
+from robench.zoo import load
 
 SIDE = 16
 
@@ -192,6 +200,62 @@ def test_degenerate_maps_are_scored_as_the_control_and_kept():
     maps = torch.ones(3, 2, 2)
     maps[1, 0, 0], maps[2, 0, 0] = math.nan, 2
     assert measures.degenerate(maps).tolist() == [True, True, False]
+
+
+def test_blur_is_a_gaussian_convolution_with_repeated_edges():
+    x = images(2, 3, 32)
+    places = torch.arange(32)
+    offsets = torch.arange(-9, 10)
+    shares = torch.exp(-(offsets.double() ** 2) / (2 * 3.0**2))
+    mix = torch.zeros(32, 32, dtype=torch.float64)
+    for offset, share in zip(offsets, shares / shares.sum(), strict=True):
+        mix[places, (places + offset).clamp(0, 31)] += share
+    assert torch.allclose(blurred(x).double(), mix @ x.double() @ mix.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 257])
+def test_row_sums_are_the_exact_sums_up_to_rounding(size):
+    values = Draws(0, torch.arange(5)).normal("v", (size,))
+    for total, row in zip(row_sums(values).tolist(), values.tolist(), strict=True):
+        assert total == pytest.approx(math.fsum(row), rel=1e-12, abs=1e-12)
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("digits-standard", "digits-vit")]
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", *SLOW])
+def test_rows_are_the_same_to_the_bit_in_any_company(name):
+    test, net = digits(split="test"), load(name)
+    options = {"explainers": ["saliency", "integrated_gradients", "occlusion", "random_map"], "seed": 0}
+
+    def rows(parts):
+        parts = [test.take(p) for p in parts]
+        found = [row for p in parts for row in measures.explain_rows(net, p.images(), p.labels, p.ids, **options)]
+        return sorted(found, key=lambda row: (row["explainer"], row["sample"]))
+
+    with untouched(net), exact_arithmetic(1):
+        together = rows([torch.arange(9)])
+        assert len(together) == 4 * 9
+        for parts in (torch.arange(9).split(4), [torch.arange(i, 9, 2) for i in range(2)], [torch.arange(9).flip(0)]):
+            assert rows(parts) == together
+        assert rows([torch.tensor([3])]) == [row for row in together if row["sample"] == int(test.ids[3])]
+
+
+@pytest.mark.parametrize(("batch_size", "shards"), [(7, 1), (64, 1), (7, 3)])
+def test_a_cells_rows_are_the_same_at_any_batch_size_and_sharding(tmp_path, batch_size, shards):
+    model = Artifact("model", Ref.of("zoo", name="digits-mlp"))
+    data = Artifact("data", catalog.BUILDERS.resolve(Ref.of("images", source="digits", limit=20)))
+
+    def rows(batch_size, count):
+        context = Context(str(tmp_path), batch_size=batch_size)
+        ref = catalog.SCENARIOS.resolve("explanation(explainers=('saliency', 'occlusion'))")
+        cells = [Cell(ref, "2", model, data, shard=(i, count)) for i in range(count)]
+        frame = pd.concat([run_cell(cell, context) for cell in cells])
+        return frame.sort_values(["explainer", "sample"], ignore_index=True)
+
+    one = rows(256, 1)
+    assert len(one) == 2 * 20
+    pd.testing.assert_frame_equal(rows(batch_size, shards), one, check_exact=True)
 
 
 def test_refusals(toy):

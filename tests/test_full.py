@@ -62,22 +62,28 @@ def test_no_worst_case_is_above_the_noise_floor_and_gradients_beat_it(table: pd.
     keys = ["model", "condition", "threat"]
     floor = each[each["attack"].str.startswith("noise")].set_index(keys)["value"]
     strong = each[each["attack"].str.startswith(("pgd", "worst"))]
-    for row in strong.merge(worst(table)[[*keys, "sound"]], on=keys).itertuples():
-        if row.attack == "worst" or row.sound:
-            assert row.value <= floor[(row.model, row.condition, row.threat)]
+    known = strong.merge(worst(table)[[*keys, "sound"]], on=keys)
+    counted = known[(known["attack"] == "worst") | known["sound"]]
+    assert set(counted["model"]) >= set(ZOO) and counted["attack"].str.startswith("pgd").any()
+    for row in counted.itertuples():
+        assert row.value <= floor[(row.model, row.condition, row.threat)]
 
 
 def test_robust_accuracy_never_rises_with_eps_and_ends_at_zero(table: pd.DataFrame) -> None:
     rows = worst(table)
     curves = rows[rows["threat"].str.startswith("linf") & (rows["condition"] == "")]
+    sound = 0
     for model, curve in curves.sort_values("eps").groupby("model"):
         assert curve["value"].is_monotonic_decreasing, model
         if curve["sound"].all():
+            sound += 1
             assert curve["value"].iloc[-1] == 0 and curve["eps"].iloc[-1] == 1
+    assert sound == len(set(ZOO) - {"digits-trap"})
 
 
 def test_corrupted_accuracy_falls_with_severity(table: pd.DataFrame, frames: dict[str, pd.DataFrame]) -> None:
     means = table[(table["metric"] == "corrupted_accuracy") & (table["threat"] == "mean") & table["eps"].notna()]
+    assert set(means["model"]) >= set(ZOO)
     for model, rows in means.sort_values("eps").groupby("model"):
         assert rows["value"].is_monotonic_decreasing, model
 

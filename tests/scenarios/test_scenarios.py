@@ -131,7 +131,9 @@ def test_no_gradient_fails_every_correct_sample_and_the_sentinel():
 
 
 def test_sentinel_of_a_sound_model_finds_nothing():
-    for row in sentinel(objects(Linear()), threat="linf(0.05)"):
+    rows = sentinel(objects(Linear()), threat="linf(0.05)")
+    assert [r["sample"] for r in rows] == list(range(100, 100 + N))
+    for row in rows:
         assert row["status"] == "ok" and row["unbounded_broken"]
         assert not any(row[k] for k in ("zero_gradient", "nonfinite_gradient", "probabilities", "random", "batch_dependent"))
 

@@ -176,7 +176,7 @@ def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> d
     line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
     several |= _differ(found)
     verdict = _validity(rows if found["validity"].ne("").any() else shown, threat, found)
-    missing = "" if chosen is not None else "not measured" + (f" at {threat}" if threat else "")
+    missing = f"not measured at {threat}" if verdict and threat and chosen is None else ""
     line["validity"] = _said(verdict, missing, SEVERAL if several else "")
     return line
 

@@ -11,34 +11,126 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
-from robench.reports.leaderboard import leaderboard, main_threats
-from robench.reports.text import leaderboard_cells, reasons, tidy_cells
+from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
+from robench.reports.text import interval, leaderboard_cells, tidy_cells
 
 _DRAWN = (security_curve, corruption_curve, scarcity_curve)
+_SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
+"""What of the suite is said openly; its other keys are folded away."""
+
+_PLAIN = "(as it is)"
 
 
-@facts(version=1)
+@facts(version=2)
 def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title: str = "robench report") -> str:
     """The page as text; it loads nothing from elsewhere.
+
+    From top to bottom: who leads and who is not to be believed, the leaderboard, red flags, pictures, compressed and
+    defended models, all numbers, the run.
 
     Args:
         table: A tidy table.
         header: What to say about the run: versions, suite, seed, device; values may be mappings.
         title: Heading of the page.
     """
-    board = leaderboard(table, threats=main_threats(header))
+    threats = main_threats(header)
+    board, ranked = leaderboard(table, threats=threats), ranked_by(table, threats=threats)
+    facts_of_run = flat(header or {})
     environment = Environment(loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,
-        header=flat(header or {}),
-        board=_rows(leaderboard_cells(board)),
+        header={k: v for k, v in facts_of_run.items() if not k.startswith("suite.") or k in _SUITE},
+        suite={k: v for k, v in facts_of_run.items() if k.startswith("suite.") and k not in _SUITE},
+        ranked=" at ".join(part for part in ranked if part).replace("_", " "),
+        leaders=leaders(board, ranked),
+        suspects=suspects(table),
+        board=_rows(_arranged(board, ranked)),
         verdicts=[str(v) for v in board["validity"]],
-        flags=reasons(table[table["attack"] != "curve"]),
+        flags=flags(table, ranked[1]),
         pictures=_pictures(table),
+        conditions=_conditions(table, threats, ranked),
         rows=_rows(tidy_cells(table)),
         limited=bool((table["status"] == "limited").any()),
         unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
     )
+
+
+def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
+    """A sentence per data set on who is ranked first, or that nobody is."""
+    threat = ranked[1]
+    column = f"robust@{threat}"
+    found = []
+    for dataset, part in board.groupby("dataset", sort=True):
+        best = part[part["rank"] == "1"]
+        if best.empty or column not in part:
+            found.append(f"{dataset}: no model can be ranked.")
+            continue
+        row = best.iloc[0]
+        value = interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
+        who = " and ".join(best["model"])
+        count = int((part["rank"] != UNRANKED).sum())
+        lead = f"{who} leads {count} ranked models" if count > 1 else f"{who} is the only ranked model"
+        found.append(f"{dataset}: {lead}; it keeps {value} % of {row['n']} images right under every attack at {threat}.")
+    return found
+
+
+def suspects(table: pd.DataFrame) -> list[str]:
+    """Models, with their condition, that have a suspicious verdict."""
+    bad = table[table["validity"].str.startswith("suspicious")]
+    return sorted({_who(m, c) for m, c in zip(bad["model"], bad["condition"], strict=True)})
+
+
+def flags(table: pd.DataFrame, threat: str) -> list[dict[str, Any]]:
+    """One flag per suspicious model and condition: the verdict at the ranking threat, and those at others to unfold."""
+    found = []
+    bad = table[table["validity"].str.startswith("suspicious") & (table["attack"] != "curve")]
+    for (model, condition), rows in bad.groupby(["model", "condition"], sort=True):
+        verdicts = dict(zip(rows["threat"], rows["validity"].str.removeprefix("suspicious: "), strict=True))
+        shown = threat if threat in verdicts else next(iter(verdicts))
+        others = [f"{t}: {v}" for t, v in verdicts.items() if t != shown]
+        reasons = verdicts[shown].split("; ")
+        found.append({"who": _who(str(model), str(condition)), "threat": shown, "reasons": reasons, "others": others})
+    return found
+
+
+def _who(model: str, condition: str) -> str:
+    return f"{model} {condition}".strip()
+
+
+def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
+    """The leaderboard's texts: verdict, n and the ranking number next to the model, empty columns left out."""
+    cells = leaderboard_cells(board)
+    first = ["rank", "model", "dataset", "validity", "n", f"robust@{ranked[1]} %"]
+    order = [*(c for c in first if c in cells), *(c for c in cells if c not in first)]
+    cells["n"] = ["" if n == "0" else n for n in cells["n"]]
+    kept = [c for c in order if (cells[c] != "").any() and not (c == "dataset" and cells[c].nunique() == 1)]
+    return cells[kept]
+
+
+def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]) -> dict[str, Any]:
+    """Changed models (compressed, defended) under the model they come from, compared within each model only."""
+    changed = table[(table["condition"] != "") & table["scenario"].isin(["evasion", "corruption"])]
+    boards = []
+    for (dataset, model), part in changed.groupby(["dataset", "model"], sort=True):
+        same = table[(table["dataset"] == dataset) & (table["model"] == model)]
+        same = same[same["condition"].isin({"", *part["condition"]})]
+        names = same["condition"].mask(same["condition"] == "", model)
+        board = leaderboard(same.assign(model=names, condition=""), threats=threats)
+        board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
+        shown = board["model"].mask(~board["_changed"], _PLAIN)
+        boards.append(board.drop(columns=["rank", "_changed"]).assign(model=str(model), condition=shown))
+    if not boards:
+        return {"columns": [], "values": [], "verdicts": []}
+    whole = pd.concat(boards, ignore_index=True)
+    cells = _arranged(whole, ranked)
+    changed_lines = whole["condition"] != _PLAIN
+    rates = [
+        c for c in cells if c.startswith(("robust@", "clean", "corrupted")) and (cells.loc[changed_lines, c] != "").any()
+    ]
+    cells["verdict"], _, cells["but"] = zip(*(v.partition("; ") for v in cells["validity"]), strict=True)
+    named = [c for c in ("dataset", "model", "condition", "n") if c in cells]
+    cells = cells[[*named, "verdict", *rates, *(["but"] if any(cells["but"]) else [])]]
+    return {**_rows(cells), "verdicts": whole["validity"].tolist()}
 
 
 def flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -185,9 +185,11 @@ def test_corrupted_accuracy_ranks_by_the_mean_over_all_severities_of_the_same_co
     assert found["c"][1] == "not measured against blur 1"
 
 
-def test_a_model_without_the_ranking_number_says_so():
-    found = lines(leaderboard(table(attacked("a", 0.5), clean("plain", 0.9))))
-    assert found["plain"] == ("-", f"not measured at {THREAT}")
+def test_an_attacked_model_without_the_ranking_number_says_so():
+    rows = table(attacked("a", 0.5), attacked("b", 0.4), attacked("other", 0.9, threat="l2(1)"), clean("plain", 0.9))
+    found = lines(leaderboard(rows))
+    assert found["other"] == ("-", f"sound; not measured at {THREAT}")
+    assert found["plain"] == ("-", "")
 
 
 def test_the_number_of_samples_is_in_every_format():

@@ -141,7 +141,8 @@ def test_the_page_is_well_formed_self_contained_and_flags_in_red(table):
     assert parser.open == [] and len(parser.sources) == 3
     assert all(s.startswith("data:image/png;base64,") for s in parser.sources)
     assert Image.open(io.BytesIO(base64.b64decode(parser.sources[0].partition(",")[2]))).size[0] > 500
-    assert re.search(r'<p class="flag">.*masked linf\(8/255\): suspicious: zero gradients', text)
+    assert re.search(r'<p class="flag">.*Not to be believed: masked', text)
+    assert re.search(r'<div class="flag">.*masked, linf\(2/255\): suspicious</strong>\s*<ul><li>zero gradients', text)
     assert "<dt>versions.robench</dt><dd>0.1.0</dd>" in text
     assert "50.0 [37.7, 62.3]" in text
 

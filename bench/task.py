@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from robench.errors import ConfigError, must, suggestion
-from robench.ops.losses import cross_entropy, margin, negative_margin
+from robench.ops import losses
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,13 +20,15 @@ class Task:
 
     name: str
     losses: Mapping[str, Loss]
-    """Per-sample losses that an attack maximises: (outputs, targets) → (N,)."""
+    """Per-sample losses that an attack maximises: (outputs, truth) → (N,)."""
     margin: Loss
     """Signed distance to failure in output units, (N,); at or below 0 the sample is broken."""
     score: Loss
     """Score per sample in [0, 1], (N,)."""
     predict: Callable[[Tensor], Tensor]
     """The prediction recorded per sample, int64 (N,)."""
+    targeted: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    """Their targeted forms: (outputs, truth, target) → (N,)."""
     threshold: float = 1.0
     """A sample whose score is below this is broken."""
 
@@ -34,26 +36,42 @@ class Task:
         """Whether each score counts as a failure, bool (N,)."""
         return score < self.threshold
 
-    def loss(self, name: str) -> Loss:
-        """A loss by name.
+    def loss(self, name: str, target: Tensor | None = None) -> Loss:
+        """A loss by name, (outputs, truth) → (N,); with a target (N,) its targeted form.
 
         Raises:
             ConfigError: The task has no such loss.
         """
-        if name not in self.losses:
-            raise ConfigError(must(f"a loss of {self.name}", "a known one", name, suggestion(name, self.losses)))
-        return self.losses[name]
+        known = self.losses if target is None else self.targeted
+        if name not in known:
+            what = f"a {'loss' if target is None else 'targeted loss'} of {self.name}"
+            raise ConfigError(must(what, "a known one", name, suggestion(name, known)))
+        if target is None:
+            return self.losses[name]
+        towards = self.targeted[name]
+        return lambda outputs, truth: towards(outputs, truth, target)
 
 
 def _correct(logits: Tensor, y: Tensor) -> Tensor:
     """1 where the label's logit is strictly the highest; a tie is no recognition, and NaN is not either."""
-    return (margin(logits, y) > 0).to(torch.float32)
+    return (losses.margin(logits, y) > 0).to(torch.float32)
 
 
 CLASSIFICATION = Task(
     name="classification",
-    losses={"ce": cross_entropy, "margin": negative_margin},
-    margin=margin,
+    losses={
+        "ce": losses.cross_entropy,
+        "margin": losses.negative_margin,
+        "dlr": losses.dlr,
+        "scaled_ce": losses.scaled_cross_entropy,
+        "probability_margin": losses.probability_margin,
+    },
+    targeted={
+        "ce": losses.targeted_cross_entropy,
+        "margin": losses.targeted_margin,
+        "dlr": losses.targeted_dlr,
+    },
+    margin=losses.margin,
     score=_correct,
     predict=lambda logits: logits.argmax(1),
 )

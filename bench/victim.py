@@ -16,6 +16,10 @@ from robench.task import CLASSIFICATION, Task
 _LEVELS = {"transfer": 0, "decision": 0, "noise": 1, "score": 1, "white": 2}
 
 
+BOOKS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
+"""Per-sample counts that a victim keeps, int64 (N,) each."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one fused forward and backward pass returned for n points."""
@@ -26,6 +30,8 @@ class Pass:
     """Signed distance to failure in output units, (n,); at or below 0 the point is misclassified."""
     gradient: Tensor
     """Gradient of the loss with respect to the points, (n, ...)."""
+    outputs: Tensor
+    """The model's outputs at the points, (n, ...)."""
 
 
 class Victim:
@@ -33,8 +39,16 @@ class Victim:
 
     It counts the passes each sample was charged, keeps each sample's first success or else its lowest-margin point
     among those in the ball and in the box, and refuses what the access level does not grant. ``rows`` are int64
-    positions of the queried points among the N samples.
+    positions of the queried points among the N samples, each at most once in a call.
+
+    With ``target`` (N,) every loss is the targeted one of its name; success stays any misclassification.
     """
+
+    forwards: Tensor
+    backwards: Tensor
+    zero_gradients: Tensor
+    nonfinite_gradients: Tensor
+    nonfinite_outputs: Tensor
 
     def __init__(
         self,
@@ -46,34 +60,64 @@ class Victim:
         task: Task = CLASSIFICATION,
         width: int = 64,
         access: str = "white",
+        target: Tensor | None = None,
     ) -> None:
         if access not in _LEVELS:
             raise ConfigError(must("a victim's access", "one of " + ", ".join(_LEVELS), access, suggestion(access, _LEVELS)))
         self.model, self.x, self.y = model, x, y
         self.threat, self.task, self.width, self.access = threat, task, width, access
+        self.target = target
         self.ball = Ball(x, threat)
-        count = len(x)
-        self.broken = torch.zeros(count, dtype=torch.bool, device=x.device)
+        self.parents, self._copies = torch.arange(len(x), device=x.device), False
+        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.best = x.clone()
-        self.best_margin = torch.full((count,), torch.inf, device=x.device, dtype=x.dtype)
-        self.forwards = torch.zeros(count, dtype=torch.int64, device=x.device)
-        self.backwards = torch.zeros_like(self.forwards)
-        self.zero_gradients = torch.zeros_like(self.forwards)
-        self.nonfinite_gradients = torch.zeros_like(self.forwards)
-        self.nonfinite_outputs = torch.zeros_like(self.forwards)
+        self.best_margin = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
+        for name in BOOKS:
+            setattr(self, name, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+
+    def part(self, rows: Tensor, *, target: Tensor | None = None) -> Victim:
+        """A victim of the samples ``rows`` (n,), which may repeat, with books of its own and the best points so far.
+
+        Copies of one sample are broken together, so that several targets share a batch. ``absorb`` gives back what was
+        found.
+        """
+        told = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
+        part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
+        part.parents, part.broken = rows, self.broken[rows].clone()
+        part._copies = len(rows.unique()) < len(rows)
+        part.best, part.best_margin = self.best[rows].clone(), self.best_margin[rows].clone()
+        return part
+
+    def absorb(self, part: Victim) -> None:
+        """Take over a part's books, and its points where they are better."""
+        for name in BOOKS:
+            getattr(self, name).index_add_(0, part.parents, getattr(part, name))
+        order = part.best_margin.argsort(stable=True)
+        order = order[part.parents[order].argsort(stable=True)]
+        rows = part.parents[order]
+        first = torch.ones_like(rows, dtype=torch.bool)
+        first[1:] = rows[1:] != rows[:-1]
+        chosen, rows = order[first], rows[first]
+        better = (part.best_margin[chosen] < self.best_margin[rows]) & ~self.broken[rows]
+        chosen, rows = chosen[better], rows[better]
+        self.best[rows], self.best_margin[rows] = part.best[chosen], part.best_margin[chosen]
+        self.broken[rows] = part.best_margin[chosen] <= 0
 
     def alive(self) -> Tensor:
         """Positions of the samples that no query has broken yet, int64."""
         return (~self.broken).nonzero()[:, 0]
 
-    def margins(self, points: Tensor, rows: Tensor) -> Tensor:
-        """Margins of the points, (n,): one forward pass each (score access)."""
+    def logits(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Outputs at the points, (n, ...): one forward pass each (score access)."""
         self.require("score")
         with torch.no_grad():
-            found = [self.task.margin(out, self.y[rows[a:b]]) for out, a, b in self._outputs(points)]
-        margin = torch.cat(found)
-        self._record(points, rows, margin)
-        return margin
+            outputs = torch.cat([out for out, _, _ in self._outputs(points)])
+        self._record(points, rows, self.task.margin(outputs, self.y[rows]))
+        return outputs
+
+    def margins(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Margins of the points, (n,): one forward pass each (score access)."""
+        return self.task.margin(self.logits(points, rows), self.y[rows])
 
     def misclassified(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether each point is misclassified, bool (n,): one forward pass each (decision access)."""
@@ -89,12 +133,27 @@ class Victim:
             NoGradientError: The model returned no gradient for its input.
         """
         self.require("white")
-        function = self.task.loss(loss)
-        parts = [self._fused(points[a:b], self.y[rows[a:b]], function) for a, b in chunks(len(points), self.width)]
+        parts = [self._fused(points[a:b], rows[a:b], loss) for a, b in chunks(len(points), self.width)]
         result = Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
         self._record(points, rows, result.margin)
         self._inspect(result.gradient, rows)
         return result
+
+    def class_gradients(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (n, K), and gradients (n, T, ...) of each class's logit minus the label's (white-box access).
+
+        One forward pass each, and one backward pass per class: ``classes`` is int64 (n, T).
+
+        Raises:
+            NoGradientError: The model returned no gradient for its input.
+        """
+        self.require("white")
+        found = [self._products(points[a:b], rows[a:b], classes[a:b]) for a, b in chunks(len(points), self.width)]
+        outputs, gradients = (torch.cat(column) for column in zip(*found, strict=True))
+        self._record(points, rows, self.task.margin(outputs, self.y[rows]))
+        for k in range(classes.shape[1]):
+            self._inspect(gradients[:, k], rows)
+        return outputs, gradients
 
     def result(self) -> Tensor:
         """The first success of each sample, else its lowest-margin point, else x itself, (N, ...)."""
@@ -113,16 +172,24 @@ class Victim:
         for a, b in chunks(len(points), self.width):
             yield self.model(padded(points[a:b], self.width))[: b - a], a, b
 
-    def _fused(self, points: Tensor, y: Tensor, loss) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def _fused(self, points: Tensor, rows: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y = self.y[rows]
+        function = self.task.loss(loss, None if self.target is None else self.target[rows])
         with torch.enable_grad():
             leaf = padded(points, self.width).detach().requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
-            losses = loss(outputs, y)
-            gradient = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)[0] if losses.requires_grad else None
-        if gradient is None:
-            remedy = "attack it without gradients, or give it a substitute gradient"
-            raise NoGradientError(must("the model's input gradient", "a tensor", None, remedy))
-        return losses.detach(), self.task.margin(outputs.detach(), y), gradient[: len(points)]
+            losses = function(outputs, y)
+        gradient = _gradient(losses, leaf)[: len(points)]
+        return losses.detach(), self.task.margin(outputs.detach(), y), gradient, outputs.detach()
+
+    def _products(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = padded(points, self.width).detach().requires_grad_(True)
+            outputs = self.model(leaf)[: len(points)]
+            gaps = outputs.gather(1, classes) - outputs.gather(1, self.y[rows][:, None])
+        last = gaps.shape[1] - 1
+        found = [_gradient(gaps[:, k], leaf, keep=k < last)[: len(points)] for k in range(last + 1)]
+        return outputs.detach(), torch.stack(found, 1)
 
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor) -> None:
         self.forwards[rows] += 1
@@ -132,12 +199,27 @@ class Victim:
         self.best[kept] = points[better].detach()
         self.best_margin[kept] = margin[better].to(self.best_margin.dtype)
         self.broken[kept] = margin[better] <= 0
+        if self._copies:
+            fallen = torch.zeros(int(self.parents.max()) + 1, dtype=torch.bool, device=points.device)
+            fallen[self.parents[self.broken]] = True
+            self.broken |= fallen[self.parents]
 
     def _inspect(self, gradient: Tensor, rows: Tensor) -> None:
         flat = gradient.flatten(1)
         self.backwards[rows] += 1
         self.zero_gradients[rows] += (flat == 0).all(1)
         self.nonfinite_gradients[rows] += ~flat.isfinite().all(1)
+
+
+def _gradient(values: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+    """Gradient of the values' sum with respect to the leaf."""
+    found = None
+    if values.requires_grad:
+        found = torch.autograd.grad(values.sum(), leaf, allow_unused=True, retain_graph=keep)[0]
+    if found is None:
+        remedy = "attack it without gradients, or give it a substitute gradient"
+        raise NoGradientError(must("the model's input gradient", "a tensor", None, remedy))
+    return found
 
 
 def as_victim(victim: Victim | nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Victim:

@@ -10,6 +10,8 @@ TABLE = {
     "fgsm": "robench.attacks._fgsm:fgsm",
     "pgd": "robench.attacks._pgd:pgd",
     "transfer": "robench.attacks._transfer:transfer",
+    "sigma_zero": "robench.attacks._sigma_zero:sigma_zero",
+    "pgd_l0": "robench.attacks._pgd_l0:pgd_l0",
 }
 """Name → ``module:function``; one line adds an attack, and the contract tests examine it."""
 

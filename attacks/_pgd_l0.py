@@ -36,8 +36,8 @@ def pgd_l0(
         threat: l0, counted in features (channels count apart); the part of eps after the point is lost.
         seeds: Per-sample randomness of the starts.
         steps: Gradient steps per restart.
-        step_size: Factor of the gradient, whose absolute values sum to 1; None is twice the number of features, so
-            that a feature of average weight reaches the box's edge.
+        step_size: Factor of the gradient, whose absolute values sum to 1; None is ten times the number of features,
+            so that features are chosen by gradient times room, and changed ones go to the box's edge.
         restarts: Independent runs over the samples that are still unbroken.
         loss: ``margin``, ``ce`` or another of the task.
         random_start: Start at the projection of a random image instead of x.
@@ -50,10 +50,10 @@ def pgd_l0(
     if steps < 1 or restarts < 1:
         raise ConfigError(must("steps and restarts", "at least 1", (steps, restarts), "else nothing is attacked"))
     if step_size is not None and not step_size > 0:
-        raise ConfigError(must("step_size", "above 0", step_size, "leave it out for twice the number of features"))
+        raise ConfigError(must("step_size", "above 0", step_size, "leave it out for ten times the number of features"))
     victim = as_victim(victim, x, y, threat)
     features = x[0].numel()
-    size = 2.0 * features if step_size is None else step_size
+    size = 10.0 * features if step_size is None else step_size
     budget = int(min(threat.eps, features))
     for restart in range(restarts):
         rows = victim.alive()

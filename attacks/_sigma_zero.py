@@ -29,7 +29,7 @@ def sigma_zero(
     sigma: float = 1e-3,
     threshold: float = 0.3,
     factor: float = 0.01,
-    prune: bool = True,
+    polish: bool = True,
     stop: bool = True,
 ) -> Tensor:
     """Misclassified points with few changed features, (N, ...) in [0, 1]; the lowest-margin point where there is none.
@@ -48,8 +48,8 @@ def sigma_zero(
         sigma: Smoothness of the count Σδ²/(δ²+σ), in squared pixel units.
         threshold: First threshold, in pixel units.
         factor: What the threshold moves by per step, as a part of the rate.
-        prune: Search at the end how many of the changes suffice, those of least effect undone first.
-        stop: A sample leaves with its first success within eps; else its smallest one is sought to the last step.
+        polish: Bisect at the end how few features suffice at the box's edge, in order of their first-order gain.
+        stop: A sample leaves with its first success within a finite eps; else its smallest is sought to the last step.
 
     Raises:
         ConfigError: Fewer than one step; a rate or sigma that is not positive; a negative threshold or factor.
@@ -62,11 +62,12 @@ def sigma_zero(
     if not (threshold >= 0 and factor >= 0):
         raise ConfigError(must("threshold and factor", "at least 0", (threshold, factor), "defaults are 0.3 and 0.01"))
     victim = as_victim(victim, x, y, threat)
+    stop = stop and not math.isinf(threat.eps)
     found = _Smallest(victim)
     last = _descend(victim, found, steps=steps, rate=rate, sigma=sigma, threshold=threshold, factor=factor, stop=stop)
     _look_inside(victim, found, last)
-    if prune:
-        _prune(victim, found, stop=stop)
+    if polish:
+        _polish(victim, found, stop=stop)
     return found.result()
 
 
@@ -174,29 +175,27 @@ def _look_inside(victim: Victim, found: _Smallest, last: Tensor) -> None:
         found.offer(points, rows, victim.margins(points, rows) <= 0)
 
 
-def _prune(victim: Victim, found: _Smallest, *, stop: bool) -> None:
-    """Bisect how many of each smallest success's changes suffice, kept in order of their first-order effect."""
+def _polish(victim: Victim, found: _Smallest, *, stop: bool) -> None:
+    """Bisect how few features suffice at the box's edge, those of the largest first-order gain first."""
     rows = (found.count.isfinite() & (found.count > 1)).nonzero()[:, 0]
     if stop:
         rows = rows[~victim.broken[rows]]
     if not len(rows):
         return
-    points, x = found.points[rows], victim.x[rows]
-    effect = (victim.gradient(points, rows, "margin").gradient * (points - x)).flatten(1)
-    effect = torch.where((points == x).flatten(1), torch.full_like(effect, -torch.inf), effect)
-    place = effect.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    x = victim.x[rows]
+    gradient = victim.gradient(found.points[rows], rows, "margin").gradient
+    gain = torch.maximum(gradient * (1 - x), -gradient * x).flatten(1)
+    place = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    edge = (gradient > 0).to(x.dtype)
     low, high = torch.zeros_like(found.count[rows]), found.count[rows].clone()
-    for _ in range(math.ceil(math.log2(x[0].numel() + 1))):
-        active = high - low > 1
-        if stop:
-            active &= ~victim.broken[rows]
-        part = active.nonzero()[:, 0]
+    while True:
+        part = ((high - low > 1) & ~(victim.broken[rows] & stop)).nonzero()[:, 0]
         if not len(part):
             break
-        middle = ((low + high) / 2).floor()
-        kept = (place[part] < middle[part, None]).view_as(x[part])
-        trial = torch.where(kept, points[part], x[part])
+        middle = ((low[part] + high[part]) / 2).floor()
+        kept = (place[part] < middle[:, None]).view_as(x[part])
+        trial = torch.where(kept, edge[part], x[part])
         wrong = victim.margins(trial, rows[part]) <= 0
         found.offer(trial, rows[part], wrong)
-        high[part] = torch.where(wrong, middle[part], high[part])
-        low[part] = torch.where(wrong, low[part], middle[part])
+        high[part] = torch.where(wrong, middle, high[part])
+        low[part] = torch.where(wrong, low[part], middle)

@@ -6,12 +6,24 @@ import importlib
 from typing import Any
 
 TABLE = {
+    "fab": "robench.attacks._fab:fab",
+    "fab_t": "robench.attacks._fab:fab_t",
+    "square": "robench.attacks._square:square",
     "noise": "robench.attacks._noise:noise",
     "fgsm": "robench.attacks._fgsm:fgsm",
     "pgd": "robench.attacks._pgd:pgd",
     "transfer": "robench.attacks._transfer:transfer",
+    "apgd": "robench.attacks._apgd:apgd",
+    "apgd_t": "robench.attacks._apgd:apgd_t",
     "sigma_zero": "robench.attacks._sigma_zero:sigma_zero",
     "pgd_l0": "robench.attacks._pgd_l0:pgd_l0",
+    "nes": "robench.attacks._spsa:nes",
+    "spsa": "robench.attacks._spsa:spsa",
+    "ddn": "robench.attacks._ddn:ddn",
+    "fmn": "robench.attacks._fmn:fmn",
+    "deepfool": "robench.attacks._deepfool:deepfool",
+    "cw": "robench.attacks._cw:cw",
+    "ead": "robench.attacks._ead:ead",
 }
 """Name → ``module:function``; one line adds an attack, and the contract tests examine it."""
 

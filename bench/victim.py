@@ -67,6 +67,8 @@ class Victim:
         self.model, self.x, self.y = model, x, y
         self.threat, self.task, self.width, self.access = threat, task, width, access
         self.target = target
+        self.slope = torch.ones(len(x), device=x.device, dtype=x.dtype)
+        self._clean: Tensor | None = None
         self.ball = Ball(x, threat)
         self.parents, self._copies = torch.arange(len(x), device=x.device), False
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -85,6 +87,8 @@ class Victim:
         part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
         part.parents, part.broken = rows, self.broken[rows].clone()
         part._copies = len(rows.unique()) < len(rows)
+        part.slope = self.slope[rows].clone()
+        part._clean = None if self._clean is None else self._clean[rows]
         part.best, part.best_margin = self.best[rows].clone(), self.best_margin[rows].clone()
         return part
 
@@ -102,22 +106,23 @@ class Victim:
         chosen, rows = chosen[better], rows[better]
         self.best[rows], self.best_margin[rows] = part.best[chosen], part.best_margin[chosen]
         self.broken[rows] = part.best_margin[chosen] <= 0
+        self.slope[rows] = part.slope[chosen]
 
     def alive(self) -> Tensor:
         """Positions of the samples that no query has broken yet, int64."""
         return (~self.broken).nonzero()[:, 0]
 
-    def logits(self, points: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, points: Tensor, rows: Tensor, *, inside: bool = False) -> Tensor:
         """Outputs at the points, (n, ...): one forward pass each (score access)."""
         self.require("score")
         with torch.no_grad():
             outputs = torch.cat([out for out, _, _ in self._outputs(points)])
-        self._record(points, rows, self.task.margin(outputs, self.y[rows]))
+        self._record(points, rows, self.task.margin(outputs, self.y[rows]), inside)
         return outputs
 
-    def margins(self, points: Tensor, rows: Tensor) -> Tensor:
+    def margins(self, points: Tensor, rows: Tensor, *, inside: bool = False) -> Tensor:
         """Margins of the points, (n,): one forward pass each (score access)."""
-        return self.task.margin(self.logits(points, rows), self.y[rows])
+        return self.task.margin(self.logits(points, rows, inside=inside), self.y[rows])
 
     def misclassified(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether each point is misclassified, bool (n,): one forward pass each (decision access)."""
@@ -126,18 +131,36 @@ class Victim:
         self._record(points, rows, margin)
         return margin <= 0
 
-    def gradient(self, points: Tensor, rows: Tensor, loss: str = "ce") -> Pass:
+    def gradient(
+        self, points: Tensor, rows: Tensor, loss: str = "ce", *, weights: Tensor | None = None, inside: bool = False
+    ) -> Pass:
         """Loss, margin and input gradient of the points from one fused pass (white-box access).
+
+        Args:
+            points: (n, ...).
+            rows: Their samples, (n,).
+            loss: A loss of the task.
+            weights: Instead of the loss, the sum of the outputs with these weights, (n, K).
+            inside: The points come from the ball's own projection and are not looked at again here; the judge does.
 
         Raises:
             NoGradientError: The model returned no gradient for its input.
         """
         self.require("white")
-        parts = [self._fused(points[a:b], rows[a:b], loss) for a, b in chunks(len(points), self.width)]
+        parts = [
+            self._fused(points[a:b], rows[a:b], loss, None if weights is None else weights[a:b])
+            for a, b in chunks(len(points), self.width)
+        ]
         result = Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        self._record(points, rows, result.margin)
+        self._record(points, rows, result.margin, inside)
         self._inspect(result.gradient, rows)
         return result
+
+    def clean_logits(self) -> Tensor:
+        """Outputs at the clean images, (N, ...), asked for once."""
+        if self._clean is None:
+            self._clean = self.logits(self.x, torch.arange(len(self.x), device=self.x.device), inside=True)
+        return self._clean
 
     def class_gradients(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (n, K), and gradients (n, T, ...) of each class's logit minus the label's (white-box access).
@@ -172,13 +195,15 @@ class Victim:
         for a, b in chunks(len(points), self.width):
             yield self.model(padded(points[a:b], self.width))[: b - a], a, b
 
-    def _fused(self, points: Tensor, rows: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _fused(
+        self, points: Tensor, rows: Tensor, loss: str, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = self.y[rows]
         function = self.task.loss(loss, None if self.target is None else self.target[rows])
         with torch.enable_grad():
             leaf = padded(points, self.width).detach().requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
-            losses = function(outputs, y)
+            losses = function(outputs, y) if weights is None else (outputs * weights).flatten(1).sum(1)
         gradient = _gradient(losses, leaf)[: len(points)]
         return losses.detach(), self.task.margin(outputs.detach(), y), gradient, outputs.detach()
 
@@ -191,10 +216,12 @@ class Victim:
         found = [_gradient(gaps[:, k], leaf, keep=k < last)[: len(points)] for k in range(last + 1)]
         return outputs.detach(), torch.stack(found, 1)
 
-    def _record(self, points: Tensor, rows: Tensor, margin: Tensor) -> None:
+    def _record(self, points: Tensor, rows: Tensor, margin: Tensor, inside: bool = False) -> None:
         self.forwards[rows] += 1
         self.nonfinite_outputs[rows] += ~margin.isfinite()
-        better = self.ball[rows].contains(points) & (margin < self.best_margin[rows]) & ~self.broken[rows]
+        better = (margin < self.best_margin[rows]) & ~self.broken[rows]
+        if not inside:
+            better &= self.ball[rows].contains(points)
         kept = rows[better]
         self.best[kept] = points[better].detach()
         self.best_margin[kept] = margin[better].to(self.best_margin.dtype)

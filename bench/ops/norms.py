@@ -40,6 +40,12 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     return gradient / per_sample(size.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
 
 
+def dual_size(gradient: Tensor, norm: str) -> Tensor:
+    """Dual norm of each gradient, (N,): how much the loss can grow per unit of the threat's norm."""
+    order = {"linf": 1, "l2": 2, "l1": math.inf, "l0": math.inf}[norm]
+    return torch.linalg.vector_norm(gradient.flatten(1), order, dim=1)
+
+
 @dataclass(frozen=True)
 class Ball:
     """The points within ``eps`` of ``x`` and within the box [0, 1]; projections meet eps exactly after casting."""
@@ -88,6 +94,15 @@ class Ball:
         outside = distance(self.x, points, self.threat.norm) > self.threat.eps
         return torch.where(per_sample(outside, points), self._moved(shrunk.view_as(delta)), points).clamp(0, 1)
 
+    def quick(self, points: Tensor) -> Tensor:
+        """The projection for search loops, (N, ...): linf exactly, l2 in single precision 2e-6 inside the sphere."""
+        if self.threat.norm != "l2" or math.isinf(self.threat.eps):
+            return self.project(points)
+        delta = points - self.x
+        size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1)
+        shrink = (self.threat.eps * (1 - 2e-6) / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=1)
+        return (self.x + delta * per_sample(shrink, delta)).clamp(0, 1)
+
     def _moved(self, delta: Tensor) -> Tensor:
         """x + delta in the images' own precision, every feature rounded towards x so that no norm grows."""
         reach = delta if self.threat.norm == "l0" else delta * (1 - 1e-12)
@@ -95,7 +110,7 @@ class Ball:
         over = (moved.double() - self.x.double()).abs() > reach.abs()
         return torch.where(over, torch.nextafter(moved, self.x), moved)
 
-    def random(self, draws: Draws, stage: str, *, step: int = 0) -> Tensor:
+    def random(self, draws: Draws, stage: str, *, step: int | Tensor = 0) -> Tensor:
         """A random point of the ball, (N, ...): uniform in linf; random direction and radius otherwise."""
         shape = self.x.shape[1:]
         if self.threat.norm == "linf":

@@ -42,26 +42,27 @@ class Draws:
     def __getitem__(self, rows: Tensor | slice) -> Draws:
         return Draws(self.seed, self.ids[rows])
 
-    def bits(self, stage: str, shape: Sequence[int], *, step: int = 0) -> Tensor:
-        """Uniform 32-bit words, int64 (N, *shape)."""
+    def bits(self, stage: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
+        """Uniform 32-bit words, int64 (N, *shape); ``step`` may differ by sample, int64 (N,)."""
         size = math.prod(shape)
         blocks = torch.arange((size + 3) // 4, device=self.ids.device)
         ids = self.ids[:, None]
         zero = torch.zeros_like(ids + blocks)
+        step = step[:, None] if isinstance(step, Tensor) else step
         counter = (zero + blocks, zero + step, (zero + ids) & _MASK, ((zero + ids) >> 32) & _MASK)
         words = torch.stack(philox(counter, (self.seed & _MASK, zlib.crc32(stage.encode()))), dim=-1)
         return words.flatten(1)[:, :size].reshape(len(self.ids), *shape)
 
-    def uniform(self, stage: str, shape: Sequence[int], *, step: int = 0) -> Tensor:
+    def uniform(self, stage: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """Uniform float32 in [0, 1), (N, *shape); bit-equal on every device."""
         return (self.bits(stage, shape, step=step) >> 8).to(torch.float32) * 2.0**-24
 
-    def normal(self, stage: str, shape: Sequence[int], *, step: int = 0) -> Tensor:
+    def normal(self, stage: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """Standard normal float32, (N, *shape): the inverse distribution function in float64, then rounded."""
         middle = ((self.bits(stage, shape, step=step) >> 8).to(torch.float64) + 0.5) * 2.0**-24
         return torch.special.ndtri(middle).to(torch.float32)
 
-    def integers(self, stage: str, shape: Sequence[int], high: int, *, step: int = 0) -> Tensor:
+    def integers(self, stage: str, shape: Sequence[int], high: int, *, step: int | Tensor = 0) -> Tensor:
         """Uniform integers in [0, high), int64 (N, *shape)."""
         return (self.bits(stage, shape, step=step) * high) >> 32
 

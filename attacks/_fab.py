@@ -1,0 +1,327 @@
+"""Fast adaptive boundary: the nearest point of a linearised decision boundary, over and over, with a pull towards x."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._minimal import Closest, row_sums, size
+from robench.errors import ConfigError, must
+from robench.inference import chunks
+from robench.ops.norms import per_sample
+from robench.ops.random import Draws
+from robench.registry import facts
+from robench.spec import ThreatModel
+from robench.victim import Victim, as_victim
+
+Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(points, rows) → margins (n,), height above the boundary's plane (n,) and the plane's normal (n, d)."""
+
+_RADIUS = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+"""Reach of a random start where neither the threat nor a success bounds it."""
+
+
+@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+def fab(
+    victim: Victim | nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    seeds: Draws,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 0,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    stop: bool = True,
+    fused: bool = True,
+) -> Tensor:
+    """The nearest misclassified point found by untargeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
+
+    A step costs one forward and one backward pass per class that is looked at; besides, one forward pass for the clean
+    logits and one for the last point.
+
+    Args:
+        victim: The victim or a plain module.
+        x: Clean images (N, ...), in [0, 1].
+        y: Labels (N,).
+        threat: linf, l2 or l1; with eps ``inf`` nothing stops early and the smallest distance counts.
+        seeds: Per-sample randomness of the starts after the first, which is x.
+        steps: Steps per restart.
+        restarts: Runs, the first from x, the others from random points within half of eps.
+        targets: Look only at that many of the wrong classes, the highest of the clean logits; 0 is all.
+        alpha_max: Largest weight of the projection of x itself.
+        eta: Overshoot beyond the plane.
+        beta: A misclassified point goes back to x + beta·(point − x).
+        stop: A sample leaves at its first success in the ball.
+        fused: A step reads success from the pass that gives the next gradient, and where it meets one keeps that plane
+            while it goes back. False asks for the label in a pass of its own and for the gradient at the point that
+            went back, as AutoAttack does.
+
+    Raises:
+        ConfigError: A norm, a count or a factor that FAB cannot use.
+
+    Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), algorithm 1.
+    """
+    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
+    _require(told, threat, targets, least=0)
+    victim = as_victim(victim, x, y, threat)
+    book = Closest(victim)
+    rows, order = _ranked(victim, book, told)
+    wrong = order[:, :targets] if targets else order.sort(1).values
+    _runs(victim, book, _nearest_class(victim, wrong), rows, seeds, told)
+    return book.result()
+
+
+@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+def fab_t(
+    victim: Victim | nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    seeds: Draws,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    stop: bool = True,
+    fused: bool = True,
+) -> Tensor:
+    """The nearest misclassified point found by targeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
+
+    One run per target, the highest wrong class of the clean logits first; any misclassification is a success. A step
+    costs one fused pass; besides, one forward pass for the clean logits and one for the last point of each run. A
+    victim's own target is the only one where it has one.
+
+    Args:
+        victim: The victim or a plain module.
+        x: Clean images (N, ...), in [0, 1].
+        y: Labels (N,).
+        threat: linf, l2 or l1; with eps ``inf`` nothing stops early and the smallest distance counts.
+        seeds: Per-sample randomness of the starts after the first, which is x.
+        steps: Steps per run.
+        restarts: Runs per target, the first from x, the others from random points within half of eps.
+        targets: Wrong classes to aim at; fewer classes are all aimed at.
+        alpha_max: As in ``fab``.
+        eta: As in ``fab``.
+        beta: As in ``fab``.
+        stop: A sample leaves at its first success in the ball.
+        fused: As in ``fab``.
+
+    Raises:
+        ConfigError: A norm, a count or a factor that FAB cannot use.
+
+    Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.4; targets as in AutoAttack.
+    """
+    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
+    _require(told, threat, targets, least=1)
+    victim = as_victim(victim, x, y, threat)
+    book = Closest(victim)
+    rows, order = _ranked(victim, book, told)
+    for k in range(min(targets, order.shape[1])):
+        rows = rows[_open(victim, book, rows, told)]
+        if not len(rows):
+            break
+        part = victim.part(rows, target=order[rows, k])
+        everyone = torch.arange(len(rows), device=rows.device)
+        _runs(part, book, _targeted(part), everyone, seeds[rows], told, stage=f"fab.start.{k}")
+        victim.absorb(part)
+    return book.result()
+
+
+@dataclass(frozen=True)
+class _Told:
+    steps: int
+    restarts: int
+    alpha_max: float
+    eta: float
+    beta: float
+    stop: bool
+    fused: bool
+
+
+def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int) -> None:
+    if threat.norm not in _RADIUS:
+        raise ConfigError(must("FAB's norm", "linf, l2 or l1", threat.norm, "choose another attack"))
+    if told.steps < 1 or told.restarts < 1 or targets < least:
+        got = (told.steps, told.restarts, targets)
+        raise ConfigError(must("steps, restarts and targets", f"at least 1, 1 and {least}", got, "else nothing is attacked"))
+    if not (0 <= told.alpha_max <= 1 and told.eta > 0 and 0 < told.beta <= 1):
+        got_factors = (told.alpha_max, told.eta, told.beta)
+        remedy = "the paper's are 0.1, 1.05 and 0.9"
+        raise ConfigError(must("alpha_max, eta and beta", "in [0, 1], above 0 and in (0, 1]", got_factors, remedy))
+
+
+def _ranked(victim: Victim, book: Closest, told: _Told) -> tuple[Tensor, Tensor]:
+    """Rows to attack, and the wrong classes (N, K - 1) in falling order of their clean logits; one forward pass.
+
+    Without an early stop the samples that another attack broke are attacked too, for the sake of their distance.
+    """
+    rows = victim.alive() if told.stop else torch.arange(len(victim.x), device=victim.x.device)
+    if not len(rows):
+        return rows, rows.new_zeros(len(victim.x), 0)
+    logits = victim.logits(victim.x[rows], rows)
+    y = victim.y[rows]
+    book.book(victim.x[rows], rows, victim.task.margin(logits, y) <= 0)
+    falling = logits.scatter(1, y[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    wrong = falling[falling != y[:, None]].reshape(len(rows), -1) if victim.target is None else victim.target[rows][:, None]
+    order = rows.new_zeros(len(victim.x), wrong.shape[1])
+    order[rows] = wrong
+    return rows[_open(victim, book, rows, told)], order
+
+
+def _open(victim: Victim, book: Closest, rows: Tensor, told: _Told) -> Tensor:
+    """Whether each row still has something to gain, bool (n,)."""
+    return (book.distance[victim.parents[rows]] > 0) & ~(victim.broken[rows] & told.stop)
+
+
+def _targeted(victim: Victim) -> Look:
+    def look(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = victim.gradient(points, rows, "margin")
+        return found.margin, found.loss, found.gradient.flatten(1)
+
+    return look
+
+
+def _nearest_class(victim: Victim, wrong: Tensor) -> Look:
+    """The plane of the wrong class whose plane is nearest; one batch's gradients at a time are held."""
+
+    def one(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, gradients = victim.class_gradients(points, rows, wrong[rows])
+        normals = gradients.flatten(2)
+        heights = outputs.gather(1, wrong[rows]) - outputs.gather(1, victim.y[rows][:, None])
+        far = heights.abs() / (1e-12 + _dual(normals.flatten(0, 1), victim.threat.norm).view_as(heights))
+        nearest = far.argmin(1)
+        each = torch.arange(len(rows), device=rows.device)
+        return victim.task.margin(outputs, victim.y[rows]), heights[each, nearest], normals[each, nearest]
+
+    def look(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [one(points[a:b], rows[a:b]) for a, b in chunks(len(rows), victim.width)]
+        margin, height, normal = (torch.cat(column) for column in zip(*parts, strict=True))
+        return margin, height, normal
+
+    return look
+
+
+def _runs(
+    victim: Victim, book: Closest, look: Look, rows: Tensor, seeds: Draws, told: _Told, *, stage: str = "fab.start"
+) -> None:
+    for restart in range(told.restarts):
+        rows = rows[_open(victim, book, rows, told)]
+        if len(rows):
+            points = victim.x[rows] if restart == 0 else _start(victim, book, rows, seeds[rows], stage=stage, step=restart)
+            _run(victim, book, look, rows, points, told)
+
+
+def _start(victim: Victim, book: Closest, rows: Tensor, draws: Draws, *, stage: str, step: int) -> Tensor:
+    """A random direction at half of eps, or of the smallest distance found where that is less, clipped to the box."""
+    x, norm = victim.x[rows], victim.threat.norm
+    if norm == "linf":
+        noise = draws.uniform(stage, x.shape[1:], step=step).double() * 2 - 1
+    else:
+        noise = draws.normal(stage, x.shape[1:], step=step).double()
+    eps = victim.threat.eps if math.isfinite(victim.threat.eps) else _RADIUS[norm]
+    reach = 0.5 * book.distance[victim.parents[rows]].clamp(max=eps) / size(noise.flatten(1), norm).clamp_min(1e-12)
+    return (x.double() + noise * per_sample(reach, noise)).clamp(0, 1).to(x.dtype)
+
+
+def _run(victim: Victim, book: Closest, look: Look, rows: Tensor, points: Tensor, told: _Told) -> None:
+    """One descent; every point that is queried is booked."""
+    for _ in range(told.steps):
+        if not len(rows):
+            return
+        margin, height, normal = look(points, rows)
+        book.book(points, victim.parents[rows], margin <= 0)
+        keep = _open(victim, book, rows, told)
+        rows, points, margin, height, normal = (v[keep] for v in (rows, points, margin, height, normal))
+        base = _back(victim.x[rows], points, margin, told.beta) if told.fused else points
+        points = _moved(victim.x[rows], points, base, height, normal, told=told, norm=victim.threat.norm)
+        if not told.fused and len(rows):
+            rows, points = _checked(victim, book, rows, points, told)
+    if told.fused and len(rows):
+        _checked(victim, book, rows, points, told)
+
+
+def _checked(victim: Victim, book: Closest, rows: Tensor, points: Tensor, told: _Told) -> tuple[Tensor, Tensor]:
+    """Rows that go on and their points, misclassified ones on their way back; one forward pass."""
+    margin = victim.margins(points, rows)
+    book.book(points, victim.parents[rows], margin <= 0)
+    keep = _open(victim, book, rows, told)
+    rows = rows[keep]
+    return rows, _back(victim.x[rows], points[keep], margin[keep], told.beta)
+
+
+def _back(x: Tensor, points: Tensor, margin: Tensor, beta: float) -> Tensor:
+    return torch.where(per_sample(margin <= 0, x), x + (points - x) * beta, points)
+
+
+def _moved(x: Tensor, seen: Tensor, base: Tensor, height: Tensor, normal: Tensor, *, told: _Told, norm: str) -> Tensor:
+    """The next points from ``base``; ``height`` and ``normal`` were taken at ``seen``. A non-finite result stays behind."""
+    normal = normal.double().nan_to_num(0, 0, 0)
+    both = torch.cat([base, x]).double().flatten(1)
+    normals = torch.cat([normal, normal])
+    known = torch.cat([seen, seen]).double().flatten(1)
+    heights = torch.cat([height, height]).double() + row_sums(normals * (both - known))
+    step = crossing(both, normals, heights, norm)
+    reach = size(step, norm).clamp_min(1e-8)
+    share = (reach[: len(x)] / (reach[: len(x)] + reach[len(x) :])).clamp(0, told.alpha_max)[:, None]
+    ends = both + told.eta * step
+    moved = (ends[: len(x)] * (1 - share) + ends[len(x) :] * share).clamp(0, 1).to(x.dtype).view_as(x)
+    return torch.where(moved.isfinite(), moved, base)
+
+
+def crossing(points: Tensor, normal: Tensor, height: Tensor, norm: str) -> Tensor:
+    """The smallest move within the box onto a plane, (M, d); to the box's nearest corner where the plane misses the box.
+
+    Args:
+        points: (M, d) in [0, 1], float64.
+        normal: The plane's normal, (M, d); a move m changes the height by normal·m. Zero entries are not moved.
+        height: Signed height of the points above the plane, (M,); the move's aim is 0.
+        norm: ``linf``, ``l2`` or ``l1``, the length that is smallest.
+
+    Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.1 and appendix A.
+    """
+    down = torch.where((height >= 0)[:, None], -normal.sign(), normal.sign())
+    weight, room = normal.abs(), torch.where(down > 0, 1 - points, points)
+    move = _dearest(weight, room, height.abs()) if norm == "l1" else _level(weight, room, height.abs(), even=norm == "linf")
+    return torch.where(weight > 0, move, 0) * down
+
+
+def _level(weight: Tensor, room: Tensor, need: Tensor, *, even: bool) -> Tensor:
+    """min(λ·q, room) with Σ weight·min(λ·q, room) = need, q = 1 (``even``) or the weight.
+
+    The sum is piecewise linear in λ: its breaks are sorted and the piece is found by bisection.
+    """
+    rate = torch.ones_like(weight) if even else weight
+    breaks, order = torch.where(weight > 0, room / rate, torch.inf).sort(1)
+    full = (weight * room).gather(1, order)
+    slope = (weight * rate).gather(1, order).flip(1).cumsum(1).flip(1)
+    before = full.cumsum(1) - full
+    reach = before + torch.where(breaks.isfinite(), breaks, 0) * slope
+    piece = torch.searchsorted(reach, need[:, None]).clamp_max(reach.shape[1] - 1)
+    before, slope = before.gather(1, piece), slope.gather(1, piece)
+    level = torch.where((slope > 0) & (need[:, None] < reach[:, -1:]), (need[:, None] - before) / slope, torch.inf)
+    return torch.minimum(level.clamp_min(0) * rate, room)
+
+
+def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Moves Σ weight·size = need that fill the heaviest features first."""
+    heavy, order = weight.sort(dim=1, descending=True, stable=True)
+    space = room.gather(1, order)
+    gain = heavy * space
+    used = (need[:, None] - (gain.cumsum(1) - gain)).clamp_min(0)
+    size = torch.where(used < gain, used / heavy, space)
+    return torch.empty_like(size).scatter(1, order, size)
+
+
+def _dual(normals: Tensor, norm: str) -> Tensor:
+    return size(normals.double(), {"linf": "l1", "l2": "l2", "l1": "linf"}[norm])

@@ -298,11 +298,11 @@ class _Dense(_Run):
     """The best loss at the last look back, (n,)."""
 
     def move(self, plan: _Plan, *, first: bool) -> None:
-        step = per_sample(self.size, self.points) * steepest(self.gradient, self.ball.threat.norm)
-        moved = self.ball.project(self.points + step)
+        moved = self.points + per_sample(self.size, self.points) * steepest(self.gradient, self.ball.threat.norm)
         if not first and plan.momentum:
             drift = (self.points - self.previous) * plan.momentum
-            moved = self.ball.project(self.points + (moved - self.points) * (1 - plan.momentum) + drift)
+            moved = self.points + (_roughly(self.ball, moved) - self.points) * (1 - plan.momentum) + drift
+        moved = self.ball.project(moved)
         self.previous, self.points = self.points, moved
 
     def learn(self, loss: Tensor, gradient: Tensor) -> None:
@@ -316,6 +316,15 @@ class _Dense(_Run):
         self.size = torch.where(halve, self.size / 2, self.size)
         self.resume(halve)
         self.halved, self.checked_loss, self.rises = halve, self.best_loss, torch.zeros_like(self.rises)
+
+
+def _roughly(ball: Ball, points: Tensor) -> Tensor:
+    """The ball's projection up to rounding, for points that are projected again before anything is asked of them."""
+    if ball.threat.norm == "linf":
+        return ball.project(points)
+    delta = points - ball.x
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(points.dtype).tiny)
+    return (ball.x + delta * per_sample((ball.threat.eps / length).clamp(max=1), delta)).clamp(0, 1)
 
 
 @dataclass

@@ -539,3 +539,25 @@ def test_no_targets_and_norms_that_apgd_does_not_know_are_refused():
             apgd_t(net, x, y, threat=threat("linf"), seeds=Draws(0, IDS[:2]), **option)
     with pytest.raises(ConfigError, match="apgd's norm"):
         apgd(net, x, y, threat=ThreatModel.parse("l0(3)"), seeds=Draws(0, IDS[:2]))
+
+
+# --- as users meet both
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.5), ("l1", 3.0)])
+def test_in_float32_it_breaks_the_digits_that_autoattack_breaks(net, held_out, norm, eps):
+    peer = pytest.importorskip("pyautoattack.autopgd_base")
+    x, y, ids = (part[:100] for part in held_out)
+    right = net(x).argmax(1) == y
+    x, y, one, large = x[right], y[right], threat(norm, eps), norm == "l1"
+    victim = Victim(net, x, y, threat=one)
+    seeds = Draws(0, ids[right])
+    found = apgd_t(victim, x, y, threat=one, seeds=seeds, schedule="large_eps" if large else None)
+    name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
+    attack = peer.APGDAttack_targeted(net, norm=name, eps=eps, device="cpu", use_largereps=large)
+    theirs = attack.perturb(x.clone(), y.clone())
+    broken, peers = net(found).argmax(1) != y, net(theirs).argmax(1) != y
+    assert torch.equal(broken, victim.broken)
+    assert 10 < broken.sum() < len(x) - 10
+    assert (peers & ~broken).sum() <= 1

@@ -19,6 +19,7 @@ TABLE = {
     "pgd_l0": "robench.attacks._pgd_l0:pgd_l0",
     "nes": "robench.attacks._spsa:nes",
     "spsa": "robench.attacks._spsa:spsa",
+    "hop_skip_jump": "robench.attacks._hopskipjump:hop_skip_jump",
     "ddn": "robench.attacks._ddn:ddn",
     "fmn": "robench.attacks._fmn:fmn",
     "deepfool": "robench.attacks._deepfool:deepfool",

@@ -63,7 +63,7 @@ def ddn(
         found = victim.gradient(points[rows], rows, loss)
         success = found.margin <= 0
         closest.book(points[rows], rows, success)
-        radius[rows] = torch.minimum(radius[rows] * torch.where(success, 1 - gamma, 1 + gamma), limit[rows])
+        radius[rows] = torch.minimum(radius[rows] * (1 + gamma * (1 - 2 * success.double())), limit[rows])
         move = cosine(step_size, step_size / 100, step, steps)
         towards = direction(found.gradient, seeds[rows], "ddn.flat", step=step)
         delta = points[rows].double() - x[rows].double() + move * towards

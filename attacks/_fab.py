@@ -266,14 +266,14 @@ def _back(x: Tensor, points: Tensor, margin: Tensor, beta: float) -> Tensor:
 
 def _moved(x: Tensor, seen: Tensor, base: Tensor, height: Tensor, normal: Tensor, *, told: _Told, norm: str) -> Tensor:
     """The next points from ``base``; ``height`` and ``normal`` were taken at ``seen``. A non-finite result stays behind."""
-    normal = normal.double().nan_to_num(0, 0, 0)
-    both = torch.cat([base, x]).double().flatten(1)
+    normal = normal.nan_to_num(0, 0, 0)
+    both = torch.cat([base, x]).flatten(1)
     normals = torch.cat([normal, normal])
-    known = torch.cat([seen, seen]).double().flatten(1)
+    known = torch.cat([seen, seen]).flatten(1)
     heights = torch.cat([height, height]).double() + row_sums(normals * (both - known))
     step = crossing(both, normals, heights, norm)
     reach = size(step, norm).clamp_min(1e-8)
-    share = (reach[: len(x)] / (reach[: len(x)] + reach[len(x) :])).clamp(0, told.alpha_max)[:, None]
+    share = (reach[: len(x)] / (reach[: len(x)] + reach[len(x) :])).clamp(0, told.alpha_max)[:, None].to(x.dtype)
     ends = both + told.eta * step
     moved = (ends[: len(x)] * (1 - share) + ends[len(x) :] * share).clamp(0, 1).to(x.dtype).view_as(x)
     return torch.where(moved.isfinite(), moved, base)
@@ -283,7 +283,7 @@ def crossing(points: Tensor, normal: Tensor, height: Tensor, norm: str) -> Tenso
     """The smallest move within the box onto a plane, (M, d); to the box's nearest corner where the plane misses the box.
 
     Args:
-        points: (M, d) in [0, 1], float64.
+        points: (M, d) in [0, 1].
         normal: The plane's normal, (M, d); a move m changes the height by normal·m. Zero entries are not moved.
         height: Signed height of the points above the plane, (M,); the move's aim is 0.
         norm: ``linf``, ``l2`` or ``l1``, the length that is smallest.
@@ -304,13 +304,13 @@ def _level(weight: Tensor, room: Tensor, need: Tensor, *, even: bool) -> Tensor:
     rate = torch.ones_like(weight) if even else weight
     breaks, order = torch.where(weight > 0, room / rate, torch.inf).sort(1)
     full = (weight * room).gather(1, order)
-    slope = (weight * rate).gather(1, order).flip(1).cumsum(1).flip(1)
-    before = full.cumsum(1) - full
+    slope = (weight * rate).gather(1, order).flip(1).cumsum(1, dtype=torch.float64).flip(1)
+    before = full.cumsum(1, dtype=torch.float64) - full
     reach = before + torch.where(breaks.isfinite(), breaks, 0) * slope
     piece = torch.searchsorted(reach, need[:, None]).clamp_max(reach.shape[1] - 1)
     before, slope = before.gather(1, piece), slope.gather(1, piece)
     level = torch.where((slope > 0) & (need[:, None] < reach[:, -1:]), (need[:, None] - before) / slope, torch.inf)
-    return torch.minimum(level.clamp_min(0) * rate, room)
+    return torch.minimum(level.clamp_min(0).to(rate.dtype) * rate, room)
 
 
 def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
@@ -318,7 +318,7 @@ def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
     heavy, order = weight.sort(dim=1, descending=True, stable=True)
     space = room.gather(1, order)
     gain = heavy * space
-    used = (need[:, None] - (gain.cumsum(1) - gain)).clamp_min(0)
+    used = (need[:, None] - (gain.cumsum(1, dtype=torch.float64) - gain)).clamp_min(0).to(gain.dtype)
     size = torch.where(used < gain, used / heavy, space)
     return torch.empty_like(size).scatter(1, order, size)
 

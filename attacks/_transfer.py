@@ -65,10 +65,7 @@ def transfer(
     """
     if surrogate is None:
         raise AttackError(must("the surrogate", "a model", None, "name one, e.g. transfer(source='digits-standard')"))
-    if not mi >= 0 or not 0 <= di <= 1:
-        raise ConfigError(must("mi and di", "at least 0, and in [0, 1]", (mi, di), "e.g. mi=1.0 and di=0.5"))
-    if ti < 0 or (ti and ti % 2 == 0):
-        raise ConfigError(must("ti", "0 or an odd width", ti, "e.g. ti=7"))
+    _require_numbers(mi, di, ti)
     victim = as_victim(victim, x, y, threat)
     _require_same_outputs(victim, surrogate)
     model = Relentless(surrogate, x, y, threat=threat, task=victim.task, width=victim.width)
@@ -89,6 +86,13 @@ class Relentless(Victim):
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor, *told: bool) -> None:
         super()._record(points, rows, margin, *told)
         self.broken[:] = False
+
+
+def _require_numbers(mi: float, di: float, ti: int) -> None:
+    if not mi >= 0 or not 0 <= di <= 1:
+        raise ConfigError(must("mi and di", "at least 0, and in [0, 1]", (mi, di), "e.g. mi=1.0 and di=0.5"))
+    if ti < 0 or (ti and ti % 2 == 0):
+        raise ConfigError(must("ti", "0 or an odd width", ti, "e.g. ti=7"))
 
 
 def _require_same_outputs(victim: Victim, surrogate: nn.Module) -> None:

@@ -6,6 +6,8 @@ import importlib
 from typing import Any
 
 TABLE = {
+    "robench-standard": "robench.attacks._protocols:robench_standard",
+    "autoattack-standard": "robench.attacks._protocols:autoattack_standard",
     "fab": "robench.attacks._fab:fab",
     "fab_t": "robench.attacks._fab:fab_t",
     "square": "robench.attacks._square:square",

@@ -68,7 +68,8 @@ class Victim:
         self.threat, self.task, self.width, self.access = threat, task, width, access
         self.target = target
         self.slope = torch.ones(len(x), device=x.device, dtype=x.dtype)
-        self._clean: Tensor | None = None
+        self.clean: Tensor | None = None
+        self.order: Tensor | None = None
         self.ball = Ball(x, threat)
         self.parents, self._copies = torch.arange(len(x), device=x.device), False
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -88,7 +89,8 @@ class Victim:
         part.parents, part.broken = rows, self.broken[rows].clone()
         part._copies = len(rows.unique()) < len(rows)
         part.slope = self.slope[rows].clone()
-        part._clean = None if self._clean is None else self._clean[rows]
+        part.clean = None if self.clean is None else self.clean[rows]
+        part.order = None if self.order is None else self.order[rows]
         part.best, part.best_margin = self.best[rows].clone(), self.best_margin[rows].clone()
         return part
 
@@ -158,9 +160,9 @@ class Victim:
 
     def clean_logits(self) -> Tensor:
         """Outputs at the clean images, (N, ...), asked for once."""
-        if self._clean is None:
-            self._clean = self.logits(self.x, torch.arange(len(self.x), device=self.x.device), inside=True)
-        return self._clean
+        if self.clean is None:
+            self.clean = self.logits(self.x, torch.arange(len(self.x), device=self.x.device), inside=True)
+        return self.clean
 
     def class_gradients(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (n, K), and gradients (n, T, ...) of each class's logit minus the label's (white-box access).

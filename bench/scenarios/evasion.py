@@ -3,46 +3,78 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robench import catalog
+from robench.attacks._engine import Engine
 from robench.devices import is_out_of_memory
 from robench.inference import predict, untouched
-from robench.judge import Verdicts, judge
+from robench.judge import judge
 from robench.ops.random import Draws
 from robench.registry import facts
 from robench.scenarios.objects import Hold, Objects, columns, walk
 from robench.spec import Ref, ThreatModel
 from robench.task import CLASSIFICATION, Task
-from robench.victim import Victim
+from robench.victim import BOOKS, Victim
 
 CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
-@facts(version=2)
+@facts(version=3)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
-    surrogate = objects.extra(0).net if _facts(attack).get("surrogate") else None
-    size = hold_size(attack)
-    options: dict[str, Any] = {
-        "attack": attack,
-        "threat": ThreatModel.parse(threat),
-        "seed": objects.cell.seed,
-        "surrogate": surrogate,
-    }
-
-    def measure(hold: Hold) -> list[dict[str, Any]]:
-        return attack_hold(objects.net, hold, task=objects.model.task, **options)[1]
-
+    told: dict[str, Any] = {"attack": attack, "threat": ThreatModel.parse(threat), "seed": objects.cell.seed}
     with untouched(objects.net):
-        if surrogate is None:
-            return walk(objects.holds(size=size), measure)
+        if is_protocol(attack):
+            return protocol_rows(objects, **told)[1]
+        if not _facts(attack).get("surrogate"):
+            return walk(objects.holds(size=hold_size(attack)), _measure(objects, told))
+        surrogate = objects.extra(0).net
         with untouched(surrogate):
-            return walk(objects.holds(size=size), measure)
+            return walk(objects.holds(size=hold_size(attack)), _measure(objects, {**told, "surrogate": surrogate}))
+
+
+def _measure(objects: Objects, told: dict[str, Any]) -> Callable[[Hold], list[dict[str, Any]]]:
+    return lambda hold: attack_hold(objects.net, hold, task=objects.model.task, **told)[1]
+
+
+def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: int) -> tuple[Engine, list[dict[str, Any]]]:
+    """Run a protocol on all of the cell's samples; the engine with what it found, and the rows.
+
+    Every row is judged anew from the engine's images, as those of a single attack are.
+    """
+    data = objects.shard()
+    x, device = data.images(), objects.context.device
+    engine = Engine(
+        objects.net, x, data.labels, data.ids, threat,
+        seed=seed, device=device, width=objects.cell.settings.width, task=objects.model.task,
+    )  # fmt: skip
+    ref = catalog.ATTACKS.resolve(attack)
+    start, error = time.perf_counter(), ""
+    try:
+        catalog.ATTACKS[ref.name].load()(engine)
+    except Exception as raised:
+        if is_out_of_memory(raised):
+            raise
+        error = f"{type(raised).__name__}: {raised}"
+    spent = (time.perf_counter() - start) / max(len(x), 1)
+    rows = walk(objects.holds(), lambda hold: _engine_rows(engine, hold, attack, error, spent))
+    return engine, rows
+
+
+def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: float) -> list[dict[str, Any]]:
+    """The engine's images of a hold's samples, judged; every row says which stage broke it."""
+    places = torch.isin(engine.ids, hold.ids.cpu()).nonzero()[:, 0]
+    names = [engine.waterfall[s].name if s >= 0 else "" for s in engine.stage[places].tolist()]
+    told: dict[str, Any] = {"attack": attack, "threat": engine.threat, "task": engine.task, "error": error}
+    books = {name: book[places].to(hold.x.device) for name, book in engine.books.items()}
+    x_adv = engine.best[places].to(hold.x)
+    return judged(engine.model, hold, x_adv, books=books, stage=names, seconds=seconds, **told)
 
 
 def attack_hold(
@@ -68,16 +100,59 @@ def attack_hold(
     found, error = _attempt(victim, part, attack=attack, threat=threat, seed=seed, surrogate=surrogate)
     x_adv = hold.x.clone()
     x_adv[chosen] = found
-    verdicts = judge(model, hold.x, hold.y, x_adv=x_adv, threat=threat, task=task, width=hold.width)
-    books = _books(victim, chosen, len(hold.y))
     spent = (time.perf_counter() - start) / len(hold.y)
-    clean = {
-        "score_clean": score,
-        "pred_clean": task.predict(outputs),
-        "margin_clean": task.margin(outputs, hold.y),
-    }
-    told: dict[str, Any] = {"task": task, "error": error, "attack": attack, "threat": threat, "seconds": spent}
-    return x_adv, _rows(hold, verdicts, clean=clean, attacked=~task.broken(score), books=books, **told)
+    books = _books({name: getattr(victim, name) for name in BOOKS}, chosen, len(hold.y))
+    told: dict[str, Any] = {"error": error, "attack": attack, "threat": threat, "books": books, "seconds": spent}
+    return x_adv, judged(model, hold, x_adv, task=task, **told)
+
+
+def judged(
+    model: nn.Module,
+    hold: Hold,
+    x_adv: Tensor,
+    *,
+    threat: ThreatModel,
+    task: Task,
+    attack: str,
+    books: dict[str, Tensor],
+    error: str = "",
+    seconds: float = 0.0,
+    stage: list[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of images (N, ...) that an attack left, judged here and now."""
+    outputs = predict(model, hold.x, width=hold.width)
+    score = task.score(outputs, hold.y)
+    verdicts = judge(model, hold.x, hold.y, x_adv=x_adv, threat=threat, task=task, width=hold.width)
+    robust, attacked = ~task.broken(verdicts.score), ~task.broken(score)
+    failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
+    return columns(
+        sample=hold.ids,
+        label=hold.y,
+        threat=str(threat),
+        norm=threat.norm,
+        eps=threat.eps,
+        attack=attack,
+        access=_access(attack),
+        stage=stage or "",
+        status=["failed" if f else "ok" for f in failed.tolist()],
+        error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
+        score_clean=score,
+        pred_clean=task.predict(outputs),
+        margin_clean=task.margin(outputs, hold.y),
+        score_adv=torch.minimum(verdicts.score, score),
+        pred_adv=verdicts.prediction,
+        margin_adv=verdicts.margin,
+        distance=verdicts.distance,
+        projected=verdicts.projected,
+        unstable=verdicts.unstable,
+        **books,
+        seconds=seconds,
+    )
+
+
+def is_protocol(attack: str) -> bool:
+    """Whether the name is a protocol, which decides over all samples at once."""
+    return bool(_facts(attack).get("protocol"))
 
 
 def hold_size(attack: str) -> int | None:
@@ -114,49 +189,7 @@ def _attempt(
     return found.detach(), ""
 
 
-def _books(victim: Victim, chosen: Tensor, count: int) -> dict[str, Tensor]:
-    names = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
-    full = {name: torch.zeros(count, dtype=torch.int64, device=chosen.device) for name in names}
-    for name in names:
-        full[name][chosen] = getattr(victim, name)
-    return full
-
-
-def _rows(
-    hold: Hold,
-    verdicts: Verdicts,
-    *,
-    clean: dict[str, Tensor],
-    attacked: Tensor,
-    books: dict[str, Tensor],
-    task: Task,
-    error: str,
-    attack: str,
-    threat: ThreatModel,
-    seconds: float,
-) -> list[dict[str, Any]]:
-    robust = ~task.broken(verdicts.score)
-    failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
-    status = ["failed" if f else "ok" for f in failed.tolist()]
-    texts = [(error or "non-finite image or outputs") if f else "" for f in failed.tolist()]
-    score_adv = torch.minimum(verdicts.score, clean["score_clean"])
-    return columns(
-        sample=hold.ids,
-        label=hold.y,
-        threat=str(threat),
-        norm=threat.norm,
-        eps=threat.eps,
-        attack=attack,
-        access=_access(attack),
-        status=status,
-        error=texts,
-        **clean,
-        score_adv=score_adv,
-        pred_adv=verdicts.prediction,
-        margin_adv=verdicts.margin,
-        distance=verdicts.distance,
-        projected=verdicts.projected,
-        unstable=verdicts.unstable,
-        **books,
-        seconds=seconds,
-    )
+def _books(kept: dict[str, Tensor], chosen: Tensor, count: int) -> dict[str, Tensor]:
+    """The books of the attacked samples among all, 0 elsewhere."""
+    zeros = torch.zeros(count, dtype=torch.int64, device=chosen.device)
+    return {name: zeros.index_copy(0, chosen, book) for name, book in kept.items()}

@@ -1,0 +1,162 @@
+"""The cascade's bookkeeping: stages over whole sets of samples, each stage's finds confirmed before they count.
+
+What a stage attacks is decided from the state of *all* samples, between stages. So results depend neither on how many
+samples are held at once nor on which worker holds them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.judge import judge
+from robench.ops.norms import dual_size
+from robench.ops.random import Draws
+from robench.spec import ThreatModel
+from robench.task import CLASSIFICATION, Task
+from robench.victim import BOOKS, Victim
+
+Attack = Callable[[Victim, Draws], None]
+"""What a stage does to a victim's unbroken samples."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the waterfall."""
+
+    name: str
+    access: str
+    """What the stage saw: ``white``, ``score``, ``decision`` or ``transfer``."""
+    given: int
+    broken: int
+    remaining: int
+    seconds: float
+    forwards: int
+    backwards: int
+
+
+@dataclass
+class Engine:
+    """N samples under attack; what is stored between stages lies on the CPU, what is searched on the device."""
+
+    model: nn.Module
+    """Already in eval mode and float32."""
+    x: Tensor
+    """(N, ...), float32 in [0, 1]."""
+    y: Tensor
+    """Labels (N,)."""
+    ids: Tensor
+    """Sample ids (N,)."""
+    threat: ThreatModel
+    seed: int = 0
+    device: str = "cpu"
+    width: int = 64
+    hold: int = 1024
+    """Samples searched at once; bounds the memory of a stage."""
+    task: Task = CLASSIFICATION
+    waterfall: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.x)
+        self.best = self.x.clone()
+        self.best_margin = torch.full((count,), torch.inf)
+        self.slope = torch.ones(count)
+        self.broken = torch.zeros(count, dtype=torch.bool)
+        self.stage = torch.full((count,), -1, dtype=torch.int64)
+        self.books = {name: torch.zeros(count, dtype=torch.int64) for name in BOOKS}
+        self.clean: Tensor | None = None
+        self.order: Tensor | None = None
+
+    def survivors(self) -> Tensor:
+        """Positions of the samples that nothing broke, int64."""
+        return (~self.broken).nonzero()[:, 0]
+
+    def closest(self, share: float, *, least: int = 0) -> Tensor:
+        """The share of the survivors that is nearest to the boundary, at least ``least`` of them.
+
+        Nearness is the missing part of eps if the margin were linear: best margin / (eps · dual norm of its gradient).
+        """
+        rows = self.survivors()
+        count = min(len(rows), max(least, round(share * len(rows))))
+        missing = self.best_margin[rows] / self.slope[rows].clamp_min(1e-12)
+        return rows[missing.argsort(stable=True)[:count]].sort().values
+
+    def sample(self, count: int, stage: str) -> Tensor:
+        """At most ``count`` survivors drawn by their ids."""
+        rows = self.survivors()
+        luck = Draws(self.seed, self.ids[rows]).bits(stage, (1,))[:, 0]
+        return rows[luck.argsort(stable=True)[:count]].sort().values
+
+    def run(self, name: str, attack: Attack, rows: Tensor | None = None, *, access: str = "white") -> int:
+        """Run a stage on survivors (all of them by default); returns how many it broke, confirmed by the judge."""
+        start, before = time.perf_counter(), {k: int(v.sum()) for k, v in self.books.items()}
+        rows = self.survivors() if rows is None else rows
+        for part in rows.split(self.hold):
+            victim = self._victim(part, access)
+            attack(victim, Draws(self.seed, self.ids[part].to(self.device)))
+            self._take(victim, part)
+        fallen = rows[self.broken[rows]]
+        self.stage[fallen] = len(self.waterfall)
+        spent = {k: int(v.sum()) - before[k] for k, v in self.books.items()}
+        told = (len(rows), len(fallen), int((~self.broken).sum()), time.perf_counter() - start)
+        self.waterfall.append(Stage(name, access, *told, spent["forwards"], spent["backwards"]))
+        return len(fallen)
+
+    def _victim(self, rows: Tensor, access: str) -> Victim:
+        x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
+        victim = Victim(self.model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
+        victim.best, victim.best_margin = self.best[rows].to(x), self.best_margin[rows].to(x)
+        victim.slope = self.slope[rows].to(x)
+        victim.clean = None if self.clean is None else self.clean[rows].to(x)
+        victim.order = None if self.order is None else self.order[rows].to(x.device)
+        return victim
+
+    def _take(self, victim: Victim, rows: Tensor) -> None:
+        """Keep what a stage found; what the judge does not confirm goes on unbroken, from its clean image."""
+        found = victim.broken.nonzero()[:, 0]
+        if len(found):
+            told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width}
+            verdicts = judge(self.model, victim.x[found], victim.y[found], x_adv=victim.best[found], **told)
+            victim.forwards[found] += 2
+            doubtful = found[~verdicts.broken(self.task) | verdicts.unstable]
+            victim.broken[doubtful], victim.best_margin[doubtful] = False, torch.inf
+            victim.best[doubtful] = victim.x[doubtful]
+        for name in BOOKS:
+            self.books[name][rows] += getattr(victim, name).cpu()
+        self.best[rows], self.best_margin[rows] = victim.best.cpu(), victim.best_margin.cpu()
+        self.slope[rows], self.broken[rows] = victim.slope.cpu(), victim.broken.cpu()
+
+    def look(self) -> None:
+        """Ask for the clean images: what is wrong already counts as broken, logits are kept for the later stages."""
+        parts: list[Tensor] = []
+        self.run("clean", lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
+        self.clean = torch.cat(parts)
+
+    def rank(self, most: int = 9) -> None:
+        """Order the wrong classes of every survivor by linearised distance, nearest first.
+
+        Source: Melamed et al., NeurIPS 2024 (MALT), with the dual norm of the threat.
+        """
+        rows = self.survivors()
+        orders: list[Tensor] = []
+        self.run("rank", lambda victim, draws: orders.append(_nearest(victim, most).cpu()), rows)
+        if orders:
+            found = torch.cat(orders)
+            self.order = torch.zeros(len(self.x), found.shape[1], dtype=torch.int64)
+            self.order[rows] = found
+
+
+def _nearest(victim: Victim, most: int) -> Tensor:
+    """The wrong classes with the smallest linearised distance, int64 (N, at most ``most``)."""
+    logits = victim.clean_logits()
+    wrong = logits.scatter(1, victim.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    candidates = wrong[:, : min(2 * most, logits.shape[1] - 1)]
+    _, gradients = victim.class_gradients(victim.x, victim.alive(), candidates)
+    sizes = torch.stack([dual_size(gradients[:, k], victim.threat.norm) for k in range(candidates.shape[1])], 1)
+    gaps = logits.gather(1, victim.y[:, None]) - logits.gather(1, candidates)
+    return candidates.gather(1, (gaps / sizes.clamp_min(1e-12)).argsort(dim=1, stable=True)[:, :most])

@@ -6,13 +6,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "Ref", "ThreatModel", "evaluate", "load", "run"]
+__all__ = ["Estimate", "Ref", "ThreatModel", "attack", "evaluate", "load", "run"]
 
 _LAZY = {
     "Estimate": "robench.spec",
     "Ref": "robench.spec",
     "ThreatModel": "robench.spec",
-    "evaluate": "robench.api",
+    "attack": "robench.evaluation",
+    "evaluate": "robench.evaluation",
     "load": "robench.api",
     "run": "robench.api",
 }

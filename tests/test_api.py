@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robench
-from robench import api
+from robench import api, evaluation
 from robench.errors import ConfigError, DataError, ModelError, StoreError
 from robench.spec import ThreatModel
 
@@ -42,7 +42,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 def evaluate(model, images, **more):
     x, y = images
-    return api.evaluate(model, x, y, **{"threat": f"linf({EPS})", "attacks": ["pgd(steps=10)"], **more})
+    return evaluation.evaluate(model, x, y, **{"threat": f"linf({EPS})", "attacks": ["pgd(steps=10)"], **more})
 
 
 def test_a_linear_model_is_exactly_as_robust_as_its_closed_form(images):
@@ -273,7 +273,7 @@ def test_attack_that_does_not_know_the_norm_is_never_robust(images):
 
 
 def test_package_offers_the_api():
-    assert robench.evaluate is api.evaluate
+    assert robench.evaluate is evaluation.evaluate
     assert robench.run is api.run
     assert ThreatModel.parse("linf(8/255)").eps == pytest.approx(8 / 255)
 
@@ -309,7 +309,7 @@ def test_the_model_goes_back_to_its_device_even_after_an_error():
             return self
 
     model = Placed()
-    with pytest.raises(ZeroDivisionError), api._moved(model, "cpu", "cuda:1"):
+    with pytest.raises(ZeroDivisionError), evaluation._moved(model, "cpu", "cuda:1"):
         _ = 1 / 0
     assert places == ["cuda:1", "cpu"]
 

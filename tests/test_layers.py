@@ -21,7 +21,7 @@ LAYERS = [
     ("zoo",),
     ("catalog",),
     ("scenarios", "plan", "store", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
-    ("runner", "api"),
+    ("runner", "api", "evaluation"),
     ("reports",),
     ("cli",),
 ]

@@ -21,8 +21,8 @@ EPS = {"linf": 0.05, "l2": 0.6}
 class Tracing(Victim):
     """Keeps the last looked-at points and lets no sample leave, so that whole trajectories can be compared."""
 
-    def _record(self, points, rows, margin):
-        super()._record(points, rows, margin)
+    def _record(self, points, rows, margin, *told):
+        super()._record(points, rows, margin, *told)
         self.broken[:] = False
         self.last = points
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robench import api
+from robench import evaluation
 from robench.data._digits import digits
 from robench.zoo import load
 
@@ -75,7 +75,7 @@ ATTACKS = ["noise(draws=2)", "pgd(steps=5)"]
 
 def reasons(model: nn.Module, images, count: int = 64, attacks=ATTACKS) -> tuple[str, ...]:
     x, y = images
-    return api.evaluate(model, x[:count], y[:count], threat="linf(0.05)", attacks=attacks).validity.reasons
+    return evaluation.evaluate(model, x[:count], y[:count], threat="linf(0.05)", attacks=attacks).validity.reasons
 
 
 def test_the_honest_network_raises_no_flag(net, images):
@@ -100,7 +100,7 @@ def test_scaled_probabilities_are_told_from_logits(net, images):
 
 def test_outputs_that_are_not_finite_on_the_way_make_a_sample_unknown(net, images):
     x, y = images
-    found = api.evaluate(Holes(net), x[:32], y[:32], threat="linf(0.05)", attacks=ATTACKS)
+    found = evaluation.evaluate(Holes(net), x[:32], y[:32], threat="linf(0.05)", attacks=ATTACKS)
     rows = found.rows[found.rows["score_clean"] > 0]
     assert len(rows) and (rows["nonfinite_outputs"] > 0).all() and (rows["status"] == "failed").all()
     assert found.robust_accuracy.value == 0
@@ -114,9 +114,9 @@ def test_gradient_attacks_alone_do_not_vouch_for_themselves(net, images):
 
 def test_a_lost_sentinel_row_is_noticed(net, images):
     x, y = images
-    found = api.evaluate(net, x[:16], y[:16], threat="linf(0.05)", attacks=ATTACKS)
+    found = evaluation.evaluate(net, x[:16], y[:16], threat="linf(0.05)", attacks=ATTACKS)
     sentinel = pd.DataFrame({"sample": [0], "status": ["failed"]})
-    assert api.verdict(found.rows, sentinel).reasons[:2] == (
+    assert evaluation.verdict(found.rows, sentinel).reasons[:2] == (
         "sentinel failed on 1 of 1 samples",
         "no sentinel looked at 15 of 16 correct samples",
     )

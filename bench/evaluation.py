@@ -1,0 +1,258 @@
+"""A model in hand, attacked and judged: ``evaluate`` with attacks of one's choice, ``attack`` with a named protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from robench import catalog
+from robench.errors import ConfigError, DataError, must
+from robench.metrics.robust import robust_accuracy
+from robench.metrics.validity import Verdict, verdict
+from robench.spec import Artifact, Cell, Context, DatasetSpec, Estimate, Ref, Settings, ThreatModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robench.data.dataset import Dataset
+    from robench.scenarios.objects import Objects
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found."""
+
+    rows: pd.DataFrame
+    """One row per sample and attack, with the columns of the ``evasion`` frame."""
+    robust_accuracy: Estimate
+    """Share of all samples that no attack broke, with a 95 % interval."""
+    x_adv: Tensor
+    """Per sample the image of the attack with the lowest judged margin, (N, C, H, W), in [0, 1]."""
+    validity: Verdict
+    """Whether the number can be believed, with reasons."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What ``attack`` found."""
+
+    robust: Tensor
+    """Whether each sample was right and stayed right, bool (N,)."""
+    x_adv: Tensor
+    """Each sample's adversarial image, or the one that came nearest, (N, C, H, W), in [0, 1]."""
+    rows: pd.DataFrame
+    """One row per sample, with the columns of the ``evasion`` frame; ``stage`` says what broke it."""
+    validity: Verdict
+    """Whether the number can be believed, with reasons."""
+    waterfall: pd.DataFrame
+    """One row per stage: samples given, broken and remaining, seconds and passes."""
+
+    @property
+    def robust_accuracy(self) -> Estimate:
+        """Share of all samples that stayed right, with a 95 % interval."""
+        return robust_accuracy(self.rows)
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: str = "linf(8/255)",
+    attacks: Sequence[str] = ("noise", "pgd(steps=40)", "pgd(steps=40, loss='margin')"),
+    seed: int = 0,
+    device: str | None = None,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Attack a model and judge it: per-sample worst case over the attacks, with a validity verdict.
+
+    Args:
+        model: Takes float32 images (N, C, H, W) in [0, 1], returns logits (N, K); it is left as it was.
+        x: Images (N, C, H, W), float32 in [0, 1].
+        y: Labels (N,), integers in [0, K).
+        threat: ``norm(eps)``, eps in units of [0, 1], e.g. ``linf(8/255)``.
+        attacks: References such as ``pgd(steps=40)`` or ``art:SquareAttack(max_iter=100)``.
+        seed: Seed of every draw.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
+        batch_size: Samples held at once; results do not depend on it.
+
+    Raises:
+        ConfigError: Unknown attack, argument or threat.
+        DataError: Images outside [0, 1], NaN, labels out of range.
+        ModelError: Non-finite weights, or a model that changes while it is measured.
+
+    Source: Croce & Hein, ICML 2020 (per-sample worst case).
+    """
+    if not attacks or isinstance(attacks, str):
+        raise ConfigError(must("attacks", "at least one attack", list(attacks), "e.g. attacks=['pgd(steps=40)']"))
+    with _opened(model, x, y, threat=threat, attacks=attacks, seed=seed, device=device, batch_size=batch_size) as objects:
+        frame, x_adv = _attack_all(objects, attacks, ThreatModel.parse(threat))
+        watch = _watch(objects, threat)
+    return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: str = "linf(8/255)",
+    protocol: str = "robench-standard",
+    seed: int = 0,
+    device: str | None = None,
+    batch_size: int | None = None,
+) -> Attacked:
+    """Attack a model with a named protocol and judge it.
+
+    Args:
+        model: Takes float32 images (N, C, H, W) in [0, 1], returns logits (N, K); it is left as it was.
+        x: Images (N, C, H, W), float32 in [0, 1].
+        y: Labels (N,), integers in [0, K).
+        threat: ``norm(eps)``, eps in units of [0, 1], e.g. ``linf(8/255)``.
+        protocol: ``robench-standard``, ``autoattack-standard``, ...; ``robench list attacks`` names them.
+        seed: Seed of every draw.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
+        batch_size: Samples judged at once; results do not depend on it.
+
+    Raises:
+        ConfigError: Unknown protocol or threat, or a norm that the protocol does not attack.
+        DataError: Images outside [0, 1], NaN, labels out of range.
+        ModelError: Non-finite weights, or a model that changes while it is measured.
+    """
+    import torch
+
+    from robench.scenarios.evasion import is_protocol, protocol_rows
+
+    if not is_protocol(protocol):
+        known = ", ".join(n for n, e in catalog.ATTACKS.items() if e.facts.get("protocol"))
+        raise ConfigError(must("a protocol", f"one of {known}", protocol, "attacks of one's choice go to robench.evaluate"))
+    told: dict[str, Any] = {"threat": threat, "seed": seed, "device": device, "batch_size": batch_size}
+    with _opened(model, x, y, attacks=[protocol], **told) as objects:
+        engine, rows = protocol_rows(objects, attack=protocol, threat=ThreatModel.parse(threat), seed=seed)
+        watch = _watch(objects, threat)
+    frame = pd.DataFrame(rows).assign(**_lead("evasion", objects))
+    robust = torch.tensor(((frame["score_adv"] > 0) & (frame["status"] == "ok")).to_numpy())
+    stages = pd.DataFrame([asdict(stage) for stage in engine.waterfall])
+    return Attacked(robust, engine.best, frame, verdict(frame, watch), stages)
+
+
+@contextmanager
+def _opened(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: str,
+    attacks: Sequence[str],
+    seed: int,
+    device: str | None,
+    batch_size: int | None,
+) -> Iterator[Objects]:
+    """Model and images, checked, as a scenario takes them; the model goes back as it came."""
+    import torch
+
+    from robench.data.checks import check_images, check_labels
+    from robench.devices import exact_arithmetic, resolve_device
+    from robench.inference import predict, require_finite_weights, untouched
+
+    parsed = ThreatModel.parse(threat)
+    for name in attacks:
+        _require_usable(catalog.ATTACKS.resolve(name), parsed)
+    check_images(x)
+    require_finite_weights(model)
+    here = next((p.device for p in model.parameters()), torch.device("cpu"))
+    where = str(here) if device is None else resolve_device(device)
+    with exact_arithmetic(), _moved(model, here, where), untouched(model):
+        outputs = predict(model, x[:1].to(where), width=Settings().width)
+        if outputs.dim() != 2:
+            remedy = "return one row of logits per image"
+            raise DataError(must("the model's outputs", "logits (N, K)", tuple(outputs.shape), remedy))
+        check_labels(y, outputs.shape[1])
+        if len(y) != len(x):
+            raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
+        data = _in_memory(x.cpu(), y.cpu().long(), outputs.shape[1])
+        yield _objects(model, data, seed, Context("", where, batch_size or 256))
+
+
+def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:
+    """Images and labels in hand as a data set with the ids 0..N-1."""
+    import torch
+
+    from robench.data.dataset import Dataset
+
+    shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
+    spec = DatasetSpec("memory", tuple(map(str, range(classes))), shape, ("test",))
+    return Dataset(spec, torch.arange(len(y)), y, x.__getitem__)
+
+
+def _require_usable(attack: Ref, threat: ThreatModel) -> None:
+    facts = catalog.ATTACKS[attack.name].facts
+    norms = facts.get("norms", ())
+    if threat.norm not in norms:
+        expected = "one of " + ", ".join(norms)
+        raise ConfigError(must(f"the norm of {attack.name}", expected, threat.norm, "choose another attack"))
+    if facts.get("surrogate"):
+        remedy = "transfer between the models of a run with robench.run"
+        raise ConfigError(must("an attack of evaluate", "one that needs no second model", attack.name, remedy))
+
+
+@contextmanager
+def _moved(model: nn.Module, here: Any, there: str) -> Iterator[None]:
+    """The model on another device, and back."""
+    model.to(there)
+    try:
+        yield
+    finally:
+        model.to(here)
+
+
+def _objects(model: nn.Module, data: Dataset, seed: int, context: Context) -> Objects:
+    """What a scenario is given, for a model in hand."""
+    from robench.scenarios.objects import Objects
+    from robench.workshop import Model
+
+    nothing = Artifact("model", Ref("memory"))
+    return Objects(Cell(Ref("memory"), "1", nothing, nothing, seed=seed), context, Model(model, {}), data)
+
+
+def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -> tuple[pd.DataFrame, Tensor]:
+    """Rows of every attack, and per sample the image of the attack with the lowest judged margin."""
+    import torch
+
+    from robench.scenarios.evasion import attack_hold, hold_size, is_protocol, protocol_rows
+
+    rows: list[dict[str, Any]] = []
+    best = objects.data.images()
+    lowest = torch.full((len(best),), torch.inf)
+    seed = objects.cell.seed
+    for name in attacks:
+        if is_protocol(name):
+            engine, found = protocol_rows(objects, attack=name, threat=threat, seed=seed)
+            images = engine.best
+        else:
+            holds = objects.holds(size=hold_size(name))
+            parts = [attack_hold(objects.net, h, attack=name, threat=threat, seed=seed) for h in holds]
+            found = [row for _, part in parts for row in part]
+            images = torch.cat([x_adv for x_adv, _ in parts]).cpu()
+        margin = torch.tensor([row["margin_adv"] for row in found])
+        better = margin < lowest
+        best[better] = images[better]
+        lowest = torch.where(better, margin, lowest)
+        rows.extend(found)
+    return pd.DataFrame(rows).assign(**_lead("evasion", objects)), best
+
+
+def _watch(objects: Objects, threat: str) -> pd.DataFrame:
+    """The sentinel's rows for a model in hand."""
+    from robench.scenarios.sentinel import sentinel
+
+    return pd.DataFrame(sentinel(objects, threat=threat)).assign(**_lead("sentinel", objects))
+
+
+def _lead(scenario: str, objects: Objects) -> dict[str, Any]:
+    seed = objects.cell.seed
+    return {"model": "model", "dataset": "memory", "scenario": scenario, "condition": "", "seed": seed, "cell": ""}

@@ -8,6 +8,10 @@ from typing import Any
 TABLE = {
     "robench-standard": "robench.attacks._protocols:robench_standard",
     "autoattack-standard": "robench.attacks._protocols:autoattack_standard",
+    "autoattack-plus": "robench.attacks._protocols:autoattack_plus",
+    "robench-deep": "robench.attacks._protocols:robench_deep",
+    "robench-l0": "robench.attacks._protocols:robench_l0",
+    "curve": "robench.attacks._protocols:curve",
     "fab": "robench.attacks._fab:fab",
     "fab_t": "robench.attacks._fab:fab_t",
     "square": "robench.attacks._square:square",
@@ -19,6 +23,7 @@ TABLE = {
     "apgd_t": "robench.attacks._apgd:apgd_t",
     "sigma_zero": "robench.attacks._sigma_zero:sigma_zero",
     "pgd_l0": "robench.attacks._pgd_l0:pgd_l0",
+    "sparse_rs": "robench.attacks._sparse_rs:sparse_rs",
     "nes": "robench.attacks._spsa:nes",
     "spsa": "robench.attacks._spsa:spsa",
     "hop_skip_jump": "robench.attacks._hopskipjump:hop_skip_jump",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from robench import catalog
 from robench.devices import exact_arithmetic, resolve_device, usable_cores
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context, Ref
@@ -16,8 +17,20 @@ START = 6.0
 """Seconds until a worker has imported what it needs."""
 OVERHEAD = 0.06
 """Seconds per cell outside the model: loading, judging twice, writing."""
-PASSES = {"noise": 20.0, "fgsm": 4.0, "pgd": 40.0, "transfer": 60.0}
-"""Forward passes per sample of attacks without a ``steps`` or ``draws`` argument."""
+PROTOCOLS = {
+    "autoattack-standard": 11_600.0,
+    "autoattack-plus": 24_300.0,
+    "autoattack-rand": 12_000.0,
+    "robench-standard": 1300.0,
+    "robench-deep": 11_300.0,
+    "robench-l0": 5500.0,
+    "curve": 4500.0,
+}
+"""Forward passes' worth of a sample that a protocol does not break; a gradient counts as two more."""
+LOOPS = ("steps", "queries", "draws", "max_iter")
+"""Arguments that count an attack's steps; the first one it has."""
+TIMES = ("restarts", "targets", "searches")
+"""Arguments that repeat them."""
 
 
 def estimate_seconds(
@@ -64,13 +77,29 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     samples = plan.suite.limit or 1000
     name = cell.scenario.name
     if name == "evasion":
-        ref = Ref.parse(cell.scenario.kwargs["attack"])
-        steps = float(ref.kwargs.get("steps", ref.kwargs.get("draws", PASSES.get(ref.name, 100.0))))
-        return samples * (3 + steps * (1 if ref.name == "noise" else 3) * ref.kwargs.get("restarts", 1) * 0.6)
+        return samples * (3 + 0.6 * _attack_passes(cell.scenario.kwargs["attack"]))
     per_sample = {"clean": 1.0, "sentinel": 30.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
     return samples * per_sample
+
+
+def _attack_passes(attack: str) -> float:
+    """Forward passes' worth of a sample that an attack does not break."""
+    ref = catalog.ATTACKS.resolve(attack)
+    if ref.name in PROTOCOLS:
+        return PROTOCOLS[ref.name]
+    entry = catalog.ATTACKS[ref.name]
+    steps = next((float(ref.kwargs[name]) for name in LOOPS if name in ref.kwargs), 100.0 if ":" in ref.name else 1.0)
+    for name in TIMES:
+        steps *= max(float(ref.kwargs.get(name) or 1), 1.0)
+    gradients = 0 if entry.facts.get("access") in ("score", "decision", "noise") else _gradients(ref)
+    return steps * (1 + 2 * gradients)
+
+
+def _gradients(ref: Ref) -> int:
+    """Gradients of one step: attacks that look for the nearest class take one for each."""
+    return 9 if ref.name in ("fab", "deepfool") else 1
 
 
 def _building(artifact: Artifact, forward: float) -> float:

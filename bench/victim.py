@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from robench.errors import AttackError, ConfigError, NoGradientError, must, suggestion
 from robench.inference import chunks, padded
+from robench.ops.chance import seeded
 from robench.ops.norms import Ball
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
@@ -42,6 +45,12 @@ class Victim:
     positions of the queried points among the N samples, each at most once in a call.
 
     With ``target`` (N,) every loss is the targeted one of its name; success stays any misclassification.
+
+    With ``samples`` the model is a randomised one: every query looks at it that often, under the global generators'
+    states that ``seed`` and a count of the looks give, and is charged for all of them. Losses, outputs and gradients are
+    then means over the draws (EOT: Athalye et al., ICML 2018, section 4.2), margins an upper quartile: a sample is left
+    as broken where at most a quarter of the draws recognise it, so that luck alone ends few searches. Whether the half
+    does, ``judge_repeatedly`` decides with fresh draws.
     """
 
     forwards: Tensor
@@ -61,12 +70,17 @@ class Victim:
         width: int = 64,
         access: str = "white",
         target: Tensor | None = None,
+        samples: int | None = None,
+        seed: int = 0,
     ) -> None:
+        if samples is not None and samples < 1:
+            raise ConfigError(must("samples", "at least 1, or None", samples, "None is a model without randomness"))
         if access not in _LEVELS:
             raise ConfigError(must("a victim's access", "one of " + ", ".join(_LEVELS), access, suggestion(access, _LEVELS)))
         self.model, self.x, self.y = model, x, y
         self.threat, self.task, self.width, self.access = threat, task, width, access
         self.target = target
+        self.samples, self.seed, self.looks = samples, seed, 0
         self.slope = torch.ones(len(x), device=x.device, dtype=x.dtype)
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
@@ -85,7 +99,9 @@ class Victim:
         found.
         """
         told = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
-        part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
+        chance = {"samples": self.samples, "seed": self.seed}
+        part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told, **chance)
+        part.looks = self.looks
         part.parents, part.broken = rows, self.broken[rows].clone()
         part._copies = len(rows.unique()) < len(rows)
         part.slope = self.slope[rows].clone()
@@ -96,6 +112,7 @@ class Victim:
 
     def absorb(self, part: Victim) -> None:
         """Take over a part's books, and its points where they are better."""
+        self.looks = part.looks
         for name in BOOKS:
             getattr(self, name).index_add_(0, part.parents, getattr(part, name))
         order = part.best_margin.argsort(stable=True)
@@ -116,20 +133,15 @@ class Victim:
 
     def logits(self, points: Tensor, rows: Tensor, *, inside: bool = False) -> Tensor:
         """Outputs at the points, (n, ...): one forward pass each (score access)."""
-        self.require("score")
-        with torch.no_grad():
-            outputs = torch.cat([out for out, _, _ in self._outputs(points)])
-        self._record(points, rows, self.task.margin(outputs, self.y[rows]), inside)
-        return outputs
+        return self._scored(points, rows, inside)[1]
 
     def margins(self, points: Tensor, rows: Tensor, *, inside: bool = False) -> Tensor:
         """Margins of the points, (n,): one forward pass each (score access)."""
-        return self.task.margin(self.logits(points, rows, inside=inside), self.y[rows])
+        return self._scored(points, rows, inside)[0]
 
     def misclassified(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether each point is misclassified, bool (n,): one forward pass each (decision access)."""
-        with torch.no_grad():
-            margin = torch.cat([self.task.margin(out, self.y[rows[a:b]]) for out, a, b in self._outputs(points)])
+        margin, _ = self._looked(points, rows)
         self._record(points, rows, margin)
         return margin <= 0
 
@@ -149,14 +161,39 @@ class Victim:
             NoGradientError: The model returned no gradient for its input.
         """
         self.require("white")
-        parts = [
-            self._fused(points[a:b], rows[a:b], loss, None if weights is None else weights[a:b])
-            for a, b in chunks(len(points), self.width)
-        ]
-        result = Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        margin, value, gradient, outputs = self._chunked(
+            lambda a, b: self._fused(points[a:b], rows[a:b], loss, None if weights is None else weights[a:b]), len(points)
+        )
+        result = Pass(value, margin, gradient, outputs)
         self._record(points, rows, result.margin, inside)
         self._inspect(result.gradient, rows)
         return result
+
+    def pull(self, points: Tensor, rows: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient (width, ...) of the outputs, weighted as ``weigh`` has it, for one full batch (white-box access).
+
+        Args:
+            points: (width, ...), from the ball's own projection; the first n count, the others fill the batch.
+            rows: Samples of the first n, (n,).
+            weigh: Outputs (n, K) → their weights (n, K).
+
+        Raises:
+            NoGradientError: The model returned no gradient for its input.
+        """
+        self.require("white")
+        count = len(rows)
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_(True)
+            outputs = self.model(leaf)
+        seen = outputs.detach()[:count]
+        weights = torch.zeros_like(outputs, requires_grad=False)
+        weights[:count] = weigh(seen)
+        with torch.enable_grad():
+            pulled = outputs * weights
+        gradient = _gradient(pulled, leaf)
+        self._record(points[:count], rows, self.task.margin(seen, self.y[rows]), inside=True)
+        self._inspect(gradient[:count], rows)
+        return gradient
 
     def clean_logits(self) -> Tensor:
         """Outputs at the clean images, (N, ...), asked for once."""
@@ -173,9 +210,10 @@ class Victim:
             NoGradientError: The model returned no gradient for its input.
         """
         self.require("white")
-        found = [self._products(points[a:b], rows[a:b], classes[a:b]) for a, b in chunks(len(points), self.width)]
-        outputs, gradients = (torch.cat(column) for column in zip(*found, strict=True))
-        self._record(points, rows, self.task.margin(outputs, self.y[rows]))
+        margin, outputs, gradients = self._chunked(
+            lambda a, b: self._products(points[a:b], rows[a:b], classes[a:b]), len(points)
+        )
+        self._record(points, rows, margin)
         for k in range(classes.shape[1]):
             self._inspect(gradients[:, k], rows)
         return outputs, gradients
@@ -193,33 +231,59 @@ class Victim:
         if _LEVELS[self.access] < _LEVELS[level]:
             raise AttackError(must("the attack's access", f"at most {self.access!r}", level, "choose another threat model"))
 
-    def _outputs(self, points: Tensor):  # type: ignore[no-untyped-def]
-        for a, b in chunks(len(points), self.width):
-            yield self.model(padded(points[a:b], self.width))[: b - a], a, b
+    def _scored(self, points: Tensor, rows: Tensor, inside: bool) -> tuple[Tensor, Tensor]:
+        self.require("score")
+        margin, outputs = self._looked(points, rows)
+        self._record(points, rows, margin, inside)
+        return margin, outputs
 
-    def _fused(
-        self, points: Tensor, rows: Tensor, loss: str, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _looked(self, points: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return self._chunked(lambda a, b: self._forward(points[a:b], rows[a:b]), len(points))
+
+    def _chunked(self, look: Callable[[int, int], tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+        """What a look returns, margins first, for all of ``count`` points, in chunks of the protocol's width."""
+        parts = [self._averaged(partial(look, a, b)) for a, b in chunks(count, self.width)]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _averaged(self, look: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """A look itself, or of a randomised model a quartile of its first column and the means of the others."""
+        if self.samples is None:
+            return look()
+        self.looks, found = self.looks + 1, []
+        for draw in range(self.samples):
+            with seeded(self.seed, "victim", step=self.looks, draw=draw, device=self.x.device):
+                found.append(look())
+        margins, *others = (torch.stack(column) for column in zip(*found, strict=True))
+        quartile = margins.kthvalue(self.samples - self.samples // 4, dim=0).values
+        return quartile + 0 * margins.sum(0), *(column.mean(0) for column in others)
+
+    def _forward(self, points: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(padded(points, self.width))[: len(points)]
+        return self.task.margin(outputs, self.y[rows]), outputs
+
+    def _fused(self, points: Tensor, rows: Tensor, loss: str, weights: Tensor | None) -> tuple[Tensor, ...]:
         y = self.y[rows]
         function = self.task.loss(loss, None if self.target is None else self.target[rows])
         with torch.enable_grad():
             leaf = padded(points, self.width).detach().requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
             losses = function(outputs, y) if weights is None else (outputs * weights).flatten(1).sum(1)
-        gradient = _gradient(losses, leaf)[: len(points)]
-        return losses.detach(), self.task.margin(outputs.detach(), y), gradient, outputs.detach()
+            gradient = _gradient(losses, leaf)[: len(points)]
+        return self.task.margin(outputs.detach(), y), losses.detach(), gradient, outputs.detach()
 
-    def _products(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _products(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
+        y = self.y[rows]
         with torch.enable_grad():
             leaf = padded(points, self.width).detach().requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
-            gaps = outputs.gather(1, classes) - outputs.gather(1, self.y[rows][:, None])
-        last = gaps.shape[1] - 1
-        found = [_gradient(gaps[:, k], leaf, keep=k < last)[: len(points)] for k in range(last + 1)]
-        return outputs.detach(), torch.stack(found, 1)
+            gaps = outputs.gather(1, classes) - outputs.gather(1, y[:, None])
+            last = gaps.shape[1] - 1
+            found = [_gradient(gaps[:, k], leaf, keep=k < last)[: len(points)] for k in range(last + 1)]
+        return self.task.margin(outputs.detach(), y), outputs.detach(), torch.stack(found, 1)
 
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor, inside: bool = False) -> None:
-        self.forwards[rows] += 1
+        self.forwards[rows] += self.samples or 1
         self.nonfinite_outputs[rows] += ~margin.isfinite()
         better = (margin < self.best_margin[rows]) & ~self.broken[rows]
         if not inside:
@@ -234,10 +298,11 @@ class Victim:
             self.broken |= fallen[self.parents]
 
     def _inspect(self, gradient: Tensor, rows: Tensor) -> None:
-        flat = gradient.flatten(1)
-        self.backwards[rows] += 1
-        self.zero_gradients[rows] += (flat == 0).all(1)
-        self.nonfinite_gradients[rows] += ~flat.isfinite().all(1)
+        largest = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+        cost = self.samples or 1
+        self.backwards[rows] += cost
+        self.zero_gradients[rows] += (largest == 0) * cost
+        self.nonfinite_gradients[rows] += ~largest.isfinite() * cost
 
 
 def _gradient(values: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 TABLE_RECIPES: dict[str, str] = {
     "augmented": "robench.defenses._augmented:augmented",
     "pgd_at": "robench.defenses._adversarial:pgd_at",
@@ -15,3 +18,12 @@ TABLE: dict[str, str] = {
     "jpeg": "robench.defenses._jpeg:jpeg",
 }
 """Name of an inference-time defence -> ``module:function``, ``f(model, *, ...)``, which returns the defended model."""
+
+_FUNCTIONS = ("bridged", "gradient_holes", "substitute")
+"""Substitute gradients for what lets none through (``robench.defenses.substitute`` and its like)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module("robench.defenses._substitute"), name)
+    raise AttributeError(f"module 'robench.defenses' has no attribute {name!r}")

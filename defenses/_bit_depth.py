@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
+from robench.defenses._behind import Behind
 from robench.errors import ConfigError, must
 from robench.registry import facts
 
 
 class BitDepth(nn.Module):
-    """A model behind rounding to 2^bits grey values; the rounding has a zero gradient, and none is substituted."""
+    """Rounding of pixels in [0, 1] to 2^bits grey values, which has a zero gradient."""
 
-    def __init__(self, model: nn.Module, bits: int) -> None:
+    substitute = "identity"
+    """Stand-in whose gradient an attack takes unless it is told another."""
+
+    def __init__(self, bits: int) -> None:
         super().__init__()
-        self.model = model
         self.steps = 2**bits - 1
-        self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model((x * self.steps).round() / self.steps)
-        return logits
+        return (x * self.steps).round() / self.steps
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """A differentiable copy: t - sin(2 pi t) / (2 pi) in place of the rounding of t, same shape."""
+        t = x * self.steps
+        return (t - torch.sin(2 * math.pi * t) / (2 * math.pi)) / self.steps
 
 
 @facts(version=1)
@@ -37,4 +46,4 @@ def bit_depth(model: nn.Module, *, bits: int = 3) -> nn.Module:
     """
     if bits not in range(1, 9):
         raise ConfigError(must("bits of bit_depth", "in 1..8", bits, "e.g. bit_depth(bits=3)"))
-    return BitDepth(model, bits)
+    return Behind(BitDepth(bits), model)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from robench.defenses._behind import Behind
 from robench.errors import ConfigError, must
 from robench.registry import facts
 
@@ -23,18 +24,17 @@ def compressed(image: Tensor, quality: int) -> Tensor:
 
 
 class Jpeg(nn.Module):
-    """A model behind JPEG compression; no gradient leads through it."""
+    """A JPEG round trip of every image, through which no gradient leads."""
 
-    def __init__(self, model: nn.Module, quality: int) -> None:
+    substitute = "identity"
+    """Stand-in whose gradient an attack takes unless it is told another."""
+
+    def __init__(self, quality: int) -> None:
         super().__init__()
-        self.model = model
         self.quality = quality
-        self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        images = torch.stack([compressed(image, self.quality) for image in x])
-        logits: Tensor = self.model(images.to(x))
-        return logits
+        return torch.stack([compressed(image, self.quality) for image in x]).to(x)
 
 
 @facts(version=1)
@@ -52,4 +52,4 @@ def jpeg(model: nn.Module, *, quality: int = 75) -> nn.Module:
     """
     if quality not in range(1, 96):
         raise ConfigError(must("quality of jpeg", "in 1..95", quality, "e.g. jpeg(quality=75)"))
-    return Jpeg(model, quality)
+    return Behind(Jpeg(quality), model)

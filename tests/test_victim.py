@@ -138,3 +138,103 @@ def test_an_exported_program_without_modes_is_accepted():
     program = torch.export.export(nn.Linear(4, 2).eval(), (torch.zeros(16, 4),)).module()
     with untouched(program) as model:
         assert model(torch.zeros(16, 4)).shape == (16, 2)
+
+
+# --- no_grad outside, and randomised models
+
+
+def test_gradients_are_there_under_an_outer_no_grad():
+    victim, rows = setting(), torch.arange(4)
+    want = victim.gradient(victim.x, rows, "margin").gradient
+    _, classes = victim.class_gradients(victim.x, rows, torch.ones(4, 1, dtype=torch.int64))
+    with torch.no_grad():
+        assert torch.equal(victim.gradient(victim.x, rows, "margin").gradient, want)
+        assert torch.equal(victim.class_gradients(victim.x, rows, torch.ones(4, 1, dtype=torch.int64))[1], classes)
+
+
+class Noisy(nn.Module):
+    """The margin is 10 (0.5 - mean) plus normal noise per sample; the gradient is scaled by a draw of mean 1."""
+
+    def __init__(self, spread=1.0):
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, x):
+        scale = 1 + self.spread * (torch.rand(len(x), 1) - 0.5)
+        gap = 10 * (0.5 - x.flatten(1)) * scale
+        margin = gap.mean(1) + self.spread * torch.randn(len(x))
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+def test_a_randomised_model_is_averaged_and_charged_for_every_draw():
+    victim, rows = setting(Noisy(), samples=2000, width=16), torch.arange(4)
+    found = victim.gradient(victim.x, rows, "margin")
+    assert torch.allclose(found.gradient, torch.full_like(victim.x, 2.5), atol=0.1)  # slope 10 over 4 pixels
+    assert (found.outputs[:, 0] - 0.5).abs().max() < 0.1 and (found.loss + 0.5).abs().max() < 0.1
+    assert (found.margin - (0.5 + 0.6745)).abs().max() < 0.15  # the upper quartile of normal noise
+    assert victim.forwards.tolist() == victim.backwards.tolist() == [2000] * 4
+
+
+@pytest.mark.parametrize(("samples", "right", "fallen"), [(1, 0, True), (1, 1, False), (3, 0, True), (3, 1, False),
+                                                          (20, 5, True), (20, 6, False), (4, 1, True), (4, 2, False)])  # fmt: skip
+def test_broken_is_what_at_most_a_quarter_of_the_draws_recognises(samples, right, fallen):
+    class Fixed(nn.Module):
+        looks = 0
+
+        def forward(self, x):
+            Fixed.looks += 1
+            margin = torch.full((len(x),), 1.0 if Fixed.looks <= right else -1.0)
+            return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+    victim = setting(Fixed(), samples=samples)
+    victim.margins(victim.x, torch.arange(4))
+    assert victim.broken.tolist() == [fallen] * 4
+
+
+def test_looks_at_a_randomised_model_repeat_themselves_and_differ_from_each_other():
+    results = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        victim, rows = setting(Noisy(), samples=3, seed=5), torch.arange(4)
+        state = torch.get_rng_state()
+        results.append([victim.logits(victim.x, rows), victim.gradient(victim.x, rows).gradient, victim.logits(victim.x, rows)])
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], results[0][2])
+    other = setting(Noisy(), samples=3, seed=6)
+    assert not torch.equal(other.logits(other.x, torch.arange(4)), results[0][0])
+
+
+def test_a_part_goes_on_with_the_looks_of_the_whole():
+    victim, rows = setting(Noisy(), samples=2), torch.arange(4)
+    first = victim.logits(victim.x, rows)
+    part = victim.part(rows)
+    second = part.logits(part.x, rows)
+    victim.absorb(part)
+    third = victim.logits(victim.x, rows)
+    assert not torch.equal(first, second) and not torch.equal(second, third) and victim.looks == 3
+    assert victim.forwards.tolist() == [6] * 4
+
+
+def test_one_deterministic_look_and_many_are_the_same():
+    once, often, rows = setting(), setting(samples=4), torch.arange(4)
+    a, b = (v.gradient(v.x + 0.02, rows) for v in (once, often))
+    assert torch.equal(a.margin, b.margin) and torch.allclose(a.gradient, b.gradient)
+
+
+def test_a_look_without_number_among_the_draws_is_counted_and_breaks_nothing():
+    class Sometimes(nn.Module):
+        looks = 0
+
+        def forward(self, x):
+            Sometimes.looks += 1
+            return torch.full((len(x), 2), torch.nan if Sometimes.looks == 2 else 0.0)
+
+    victim = setting(Sometimes(), samples=4)
+    victim.margins(victim.x, torch.arange(4))
+    assert victim.nonfinite_outputs.tolist() == [1] * 4 and not victim.broken.any()
+
+
+def test_no_draws_at_all_are_refused():
+    with pytest.raises(ConfigError, match="samples must be at least 1, or None, got 0"):
+        setting(samples=0)

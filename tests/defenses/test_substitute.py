@@ -1,0 +1,256 @@
+"""Substitute gradients: the forward pass stays, the backward pass is the stand-in's; and holes are found and named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import pgd
+from robench.defenses import bridged, gradient_holes, substitute
+from robench.defenses._bit_depth import bit_depth
+from robench.defenses._jpeg import jpeg
+from robench.defenses._substitute import STAND_INS
+from robench.errors import ConfigError, ModelError
+from robench.inference import fingerprint, predict
+from robench.ops.random import Draws
+from robench.spec import ThreatModel
+from robench.victim import Victim
+from robench.zoo import load
+
+X = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Call(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def net(*before: nn.Module, inputs: int = 256) -> nn.Sequential:
+    """A small smooth net behind some layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(*before, nn.Flatten(), nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, 4)).eval()
+
+
+def gradient(model: nn.Module, x: Tensor = X) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(model(x)[:, 0].sum(), x)[0]
+
+
+def argmax_one_hot(x: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(x.argmax(1), x.shape[1]).to(x.dtype)
+
+
+def median(x: Tensor) -> Tensor:
+    return nn.functional.unfold(x, 3, padding=1).median(dim=1).values.view_as(x)
+
+
+LAYERS = {"round": torch.round, "detach": Tensor.detach, "sign": torch.sign, "step": lambda x: (x > 0.5).float()}
+
+
+# --- stand-ins
+
+
+@pytest.mark.parametrize("make", [lambda m: bit_depth(m, bits=3), lambda m: jpeg(m, quality=60)])
+def test_the_forward_pass_stays_bit_by_bit_and_the_gradient_is_the_net_s_own_at_the_changed_image(make):
+    inner = net()
+    defended = make(inner)
+    twin = substitute(defended)
+    assert torch.equal(twin(X), defended(X))
+    assert torch.equal(twin(X.clone().requires_grad_()), defended(X))
+    assert torch.equal(gradient(twin), gradient(inner, defended.change(X)))
+
+
+def test_weights_are_shared_and_the_model_is_left_alone():
+    model = bit_depth(net())
+    before = fingerprint(model)
+    twin = substitute(model)
+    assert fingerprint(model) == before
+    assert all(a is b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+    assert not gradient(model).any()
+    assert twin.change is not model.change and not twin.training
+
+
+@pytest.mark.parametrize("name", ["identity", "straight_through", "blur"])
+def test_a_stand_in_s_gradient_is_pulled_back(name):
+    model, points = net(Call(torch.round)), X * 1.4 - 0.2
+    twin = substitute(model, {"0": name})
+    outer = gradient(model[1:], points.round())
+    leaf = points.clone().requires_grad_()
+    want = torch.autograd.grad(STAND_INS[name](leaf), leaf, outer)[0]
+    assert torch.equal(gradient(twin, points), want) and want.any()
+
+
+def test_straight_through_stops_at_saturated_pixels():
+    points = X * 3 - 1
+    found = gradient(substitute(net(Call(torch.round)), {"0": "straight_through"}), points)
+    outside = (points < 0) | (points > 1)
+    assert not found[outside].any() and found[~outside].any()
+
+
+def test_smooth_is_the_layer_s_own_copy_and_near_it():
+    model = bit_depth(net(), bits=2)
+    twin = substitute(model, {"BitDepth": "smooth"})
+    assert torch.equal(twin(X), model(X))
+    assert (model.change.smooth(X) - X).abs().max() < 0.5 / 3
+    at_half = torch.full_like(X, 0.5)  # a step's steepest place: the slope of t - sin(2 pi t) / (2 pi) at t = 1.5 is 2
+    assert torch.allclose(gradient(twin, at_half), 2 * gradient(substitute(model), at_half), rtol=1e-4)
+
+
+def test_softmax_stands_in_for_one_hot_argmax():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), Call(argmax_one_hot), nn.Linear(8, 4))
+    assert gradient(substitute(model, {"2": "softmax"})).any()
+    with pytest.raises(RuntimeError):
+        gradient(model)
+
+
+def test_a_function_of_one_s_own_and_a_module_by_class():
+    model = net(Call(torch.round))
+    assert torch.equal(gradient(substitute(model, {"Call": lambda x: 2 * x})), 2 * gradient(substitute(model, {"0": "identity"})))
+
+
+class Inline(nn.Module):
+    """Rounding in the model's own forward, in no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.round(x * 7) / 7)
+
+
+def test_torch_functions_that_are_called_outside_any_module_get_a_substitute_too():
+    model = Inline().eval()
+    twin = substitute(model, functions={"round": "identity"})
+    assert torch.equal(twin(X), model(X)) and not twin.training
+    assert torch.allclose(gradient(twin), gradient(model.inner, torch.round(X * 7) / 7), atol=1e-7)
+    assert not gradient(model).any()
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ({"9": "identity"}, "a layer to substitute must be a module's path or class, got '9'"),
+        ({"Coll": "identity"}, "did you mean 'Call'"),
+        ({"0": "identty"}, "did you mean 'identity'"),
+        ({"0": "smooth"}, "a stand-in must be a known one or a function, got 'smooth'"),
+    ],
+)
+def test_unknown_names_are_told(layers, text):
+    with pytest.raises(ConfigError, match=text):
+        substitute(net(Call(torch.round)), layers)
+
+
+def test_a_stand_in_of_another_shape_or_for_integers_is_an_error():
+    code = Call(lambda x: torch.cat([(x > level).float() for level in (0.3, 0.6)], 1))
+    with pytest.raises(ModelError, match=r"a substituted layer's output must be floats of shape \(6, 1, 16, 16\)"):
+        gradient(substitute(net(code, inputs=512), {"0": "identity"}))
+    with pytest.raises(ModelError, match="int64"):
+        gradient(substitute(nn.Sequential(Call(lambda x: x.long()), Call(Tensor.float), net()), {"0": "identity"}))
+
+
+# --- holes
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_that_hides_its_gradient_is_named(name):
+    assert gradient_holes(net(nn.Identity(), Call(LAYERS[name])), X) == ["1"]
+
+
+def test_the_defences_and_an_argmax_deep_inside_are_named():
+    assert gradient_holes(bit_depth(net()), X) == ["change"]
+    assert gradient_holes(jpeg(net()), X) == ["change"]
+    deep = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Sequential(nn.ReLU(), Call(argmax_one_hot)), nn.Linear(8, 4))
+    assert gradient_holes(deep, X) == ["2.1"]
+    assert gradient_holes(nn.Sequential(Call(lambda x: x.flatten(1).argmax(1)), nn.Embedding(256, 4)), X) == ["0"]
+    assert gradient_holes(nn.Sequential(bit_depth(nn.Identity()), net(Call(torch.sign))), X) == ["0.change", "1.0"]
+
+
+def test_a_hole_in_the_model_s_own_forward_is_named_by_its_class():
+    assert gradient_holes(Inline().eval(), X) == ["Inline"]
+
+
+class Inplace(nn.Module):
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        return x.mul_(scale), x * 0 + 1
+
+
+class Kinds(nn.Module):
+    """Dropout and batch norm, in-place layers, several outputs, a constant branch, an unused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.act = nn.BatchNorm2d(1), nn.Dropout(), nn.ReLU(inplace=True)
+        self.place, self.unused, self.constant = Inplace(), nn.Linear(2, 2), Call(lambda x: torch.ones_like(x))
+        self.head = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.drop(self.norm(x)))
+        return self.head(self.place(x.clone(), scale=2.0)[0] + self.constant(x))
+
+
+def test_honest_layers_are_not_named_and_the_model_is_left_as_it_was():
+    model = Kinds()
+    before, state = fingerprint(model), torch.get_rng_state()
+    assert gradient_holes(model, X) == []
+    assert fingerprint(model) == before and model.training and model.drop.training
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        assert gradient_holes(net(Call(median)), X) == []
+
+
+@pytest.mark.parametrize("name", ["digits-standard", "digits-pgd-at", "digits-vit", "digits-mlp"])
+def test_the_zoo_s_nets_have_no_holes_and_the_trap_has_one(name):
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    assert gradient_holes(load(name), images) == []
+    assert len(gradient_holes(load("digits-trap"), images)) == 1
+
+
+def test_bridged_finds_and_bridges_what_is_hidden_behind_what():
+    model = nn.Sequential(bit_depth(nn.Identity()), net(Call(torch.round), nn.Identity(), Call(torch.sign)))
+    twin, names = bridged(model, X)
+    assert names == ["0.change", "1.0", "1.2"]
+    assert torch.equal(twin(X), model(X)) and gradient(twin).any()
+
+
+def test_bridged_leaves_what_a_stand_in_does_not_fit():
+    twin, names = bridged(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), Call(lambda x: x.argmax(1)), nn.Embedding(8, 4)), X)
+    assert names == [] and twin(X).shape == (6, 4)
+
+
+# --- the attack
+
+
+def count_broken(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """How many are wrong on the images that PGD left, looked at in the model that was attacked."""
+    threat, seeds = ThreatModel.parse("linf(0.1)"), Draws(0, torch.arange(len(x)))
+    victim = Victim(model, x, y, threat=threat)
+    found = pgd(victim, x, y, threat=threat, seeds=seeds, steps=20, loss="margin", momentum=0.75)
+    return int((predict(model, found, width=64).argmax(1) != y).sum())
+
+
+@pytest.mark.parametrize("make", [lambda m: bit_depth(m, bits=3), lambda m: jpeg(m, quality=75)], ids=["bit_depth", "jpeg"])
+def test_with_substitutes_a_defended_net_falls_to_within_two_points_of_the_undefended_one(make):
+    from robench.data._digits import digits
+
+    model, test = load("digits-standard"), digits(split="test")
+    x, y = test.images()[:200], test.labels[:200]
+    defended = make(model)
+    twin, names = bridged(defended, x[:8])
+    assert names == ["change"]
+    assert count_broken(twin, x, y) >= count_broken(model, x, y) - 4
+    assert torch.equal(predict(twin, x, width=64), predict(defended, x, width=64))
+
+
+def test_without_substitutes_the_rounding_hides_nearly_all():
+    from robench.data._digits import digits
+
+    model, test = bit_depth(load("digits-standard")), digits(split="test")
+    assert count_broken(model, test.images()[:64], test.labels[:64]) < 10

@@ -9,6 +9,7 @@ TABLE = {
     "robench-standard": "robench.attacks._protocols:robench_standard",
     "autoattack-standard": "robench.attacks._protocols:autoattack_standard",
     "autoattack-plus": "robench.attacks._protocols:autoattack_plus",
+    "autoattack-rand": "robench.attacks._rand:autoattack_rand",
     "robench-deep": "robench.attacks._protocols:robench_deep",
     "robench-l0": "robench.attacks._protocols:robench_l0",
     "curve": "robench.attacks._protocols:curve",

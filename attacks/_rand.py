@@ -1,0 +1,80 @@
+"""AutoAttack's version for randomised models: gradients averaged over draws, finds that must hold over fresh draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.attacks._apgd import apgd
+from robench.attacks._engine import Attack, Engine
+from robench.judge import judge_repeatedly
+from robench.ops.random import Draws
+from robench.registry import facts
+from robench.victim import BOOKS, Victim
+
+SAMPLES = 20
+"""Draws that a gradient is averaged over, AutoAttack's ``eot_iter`` of the version ``rand``."""
+
+LOOKS = 50
+"""Fresh draws that a find is judged by."""
+
+
+@facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True, draws=50)
+def autoattack_rand(engine: Engine) -> None:
+    """APGD-CE and APGD-DLR with gradients averaged over 20 draws, for models that draw from the global generators.
+
+    A sample is broken where at most half of 50 fresh draws recognise it. AutoAttack believes a single draw, which breaks
+    more samples by luck alone; its DLR with three logits becomes the margin where there are only two.
+
+    Source: Croce & Hein, ICML 2020 (``version='rand'``); Athalye et al., ICML 2018, section 4.2 (EOT).
+    """
+    twin = Randomised(engine.model, engine.x, engine.y, engine.ids, engine.threat)
+    vars(twin).update(vars(engine))
+    twin.look()
+    few = twin.clean is not None and twin.clean.shape[1] < 3
+    twin.run("apgd-ce-eot", once(apgd, stage=1, loss="ce", steps=100))
+    twin.run("apgd-dlr-eot", once(apgd, stage=2, loss="margin" if few else "dlr", steps=100))
+    vars(engine).update(vars(twin))
+
+
+def once(function: Callable[..., Tensor], *, stage: int, **params: object) -> Attack:
+    """An attack of the table as a stage whose starts and whose model's draws are its own."""
+
+    def attack(victim: Victim, draws: Draws) -> None:
+        rows = victim.alive()
+        part = victim.part(rows)
+        own = Draws(draws.seed + stage * 1_000_003, draws.ids[rows])
+        part.seed = own.seed
+        function(part, part.x, part.y, threat=victim.threat, seeds=own, **params)
+        victim.absorb(part)
+
+    return attack
+
+
+class Randomised(Engine):
+    """An engine whose victims are looked at under many draws, and whose finds are confirmed by fresh ones."""
+
+    def _victim(self, rows: Tensor, access: str) -> Victim:
+        victim = super()._victim(rows, access)
+        victim.samples, victim.seed = SAMPLES, self.seed
+        victim.best_margin.fill_(torch.inf)
+        return victim
+
+    def _take(self, victim: Victim, rows: Tensor) -> None:
+        """Keep a stage's best points where fresh draws prefer them to the earlier ones: their own draws flatter them."""
+        seen = victim.best_margin.isfinite().nonzero()[:, 0]
+        if len(seen):
+            told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "seed": self.seed}
+            x, y, found = victim.x[seen], victim.y[seen], victim.best[seen]
+            verdicts = judge_repeatedly(self.model, x, y, x_adv=found, draws=LOOKS, **told)
+            victim.forwards[seen] += LOOKS
+            margin, at = verdicts.margin.to(self.best_margin), rows[seen.cpu()]
+            better = (margin < self.best_margin[at]) & ~verdicts.failed.cpu()
+            kept = at[better]
+            self.best[kept], self.best_margin[kept] = found.cpu()[better], margin[better]
+            self.broken[kept] = verdicts.broken().cpu()[better]
+        for name in BOOKS:
+            self.books[name][rows] += getattr(victim, name).cpu()

@@ -80,12 +80,16 @@ def run(
     workers: int | None = None,
     batch_size: int = 256,
     settings: Settings | None = None,
+    save_adversarials: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Run:
     """Run a suite into a run directory; called again it computes only what is missing.
+
+    With ``save_adversarials`` every broken image is kept in its folder ``evidence`` for ``robench verify``; finished
+    attacks whose images were not kept are run again for them.
 
     Raises:
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
@@ -102,8 +106,10 @@ def run(
     with store.locked():
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
-        store.write_run({**header, "cells": {c.digest: _planned(c) for c in plan.cells}})
-        summary = run_plan(plan, store, context, workers=count, progress=progress or _silent)
+        planned = {c.digest: _planned(c) for c in plan.cells}
+        store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
+        told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}
+        summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
 
 
@@ -172,5 +178,6 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "error": "no result: the cell did not finish",
             }
             quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "nonfinite_outputs": 0}
-            added.append(rows.assign(**told, **quiet, projected=False, unstable=False, score_adv=rows["score_clean"]))
+            flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
+            added.append(rows.assign(**told, **quiet, **flags, score_adv=rows["score_clean"]))
     return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

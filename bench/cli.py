@@ -71,6 +71,7 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--workers", type=click.IntRange(1), help="Processes [default: one per core on CPU].")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Samples held at once.")
 @click.option("--width", type=int, default=64, show_default=True, help="Padded width of every forward (protocol).")
+@click.option("--save-adversarials", is_flag=True, help="Keep every broken image as evidence for `robench verify`.")
 @click.option("--trust", is_flag=True, help="Execute code named by --model.")
 @click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
@@ -99,6 +100,7 @@ def run(**options: Any) -> None:
         device=options["device"],
         workers=options["workers"],
         batch_size=options["batch_size"],
+        save_adversarials=options["save_adversarials"],
         trust=options["trust"],
         progress=_progress(),
         announce=lambda text: click.echo(text, err=True),
@@ -266,6 +268,26 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
         click.echo(f"{name}: missing: not measured")
     click.echo("failed" if missing or not result.passed else "passed")
     sys.exit(1 if missing else result.exit_code)
+
+
+@main.command()
+@click.argument("run_directory", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; may be another than the run's.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples held at once.")
+@click.option("--model", "models", multiple=True, help="Where a model file of the run is now, if it moved.")
+@click.option("--trust", is_flag=True, help="Execute code named by the run's models.")
+def verify(run_directory: Path, device: str, batch_size: int, models: tuple[str, ...], trust: bool) -> None:
+    """Judge a run's kept images again, without attack code; exit 1 and a list where anything differs."""
+    from robench.evidence import verify as replay
+
+    found = replay(run_directory, device=device, batch_size=batch_size, models=models, trust=trust)
+    for line in found.differences:
+        click.echo(line)
+    if found.without:
+        click.echo(f"{found.without} attacked cells were run without --save-adversarials: nothing to verify there", err=True)
+    told = f"{found.images} float32 and {found.images_8bit} 8-bit images of {found.cells} attacks judged again"
+    click.echo(f"{told}: {len(found.differences)} differences" if found.differences else f"{told}: the same verdicts")
+    sys.exit(1 if found.differences else 0)
 
 
 @main.command(name="list")

@@ -8,15 +8,19 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from robench import catalog
+from robench.errors import must
 from robench.executors import execute
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context
 from robench.store import Store
+
+if TYPE_CHECKING:
+    from robench.evidence import Evidence
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are."""
@@ -28,6 +32,8 @@ class Job:
 
     work: Artifact | Cell
     context: Context
+    images: bool = False
+    """Whether an attack's broken images are sent back too."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Outcome:
     rows: pd.DataFrame | None
     header: dict[str, Any]
     error: str = ""
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,29 @@ def perform(job: Job) -> Outcome:
     start = time.perf_counter()
     try:
         with exact_arithmetic(job.context.threads):
-            rows = run_cell(job.work, job.context) if isinstance(job.work, Cell) else _build(job.work, job.context)
+            rows, evidence = _done(job)
     except Exception as error:  # noqa: BLE001  a failed cell is a stored finding; the run goes on
         return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
-    return Outcome(rows, header)
+    return Outcome(rows, header, evidence=evidence)
+
+
+def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
+    if not isinstance(job.work, Cell):
+        return _build(job.work, job.context), None
+    if job.images and job.work.scenario.name == "evasion":
+        return _with_images(job.work, job.context)
+    return run_cell(job.work, job.context), None
+
+
+def _with_images(cell: Cell, context: Context) -> tuple[pd.DataFrame, Evidence]:
+    from robench.evidence import collect
+    from robench.scenarios.evasion import with_images
+    from robench.scenarios.objects import open_cell
+
+    objects = open_cell(cell, context)
+    x_adv, rows = with_images(objects, **cell.scenario.kwargs)
+    return pd.DataFrame(rows), collect(objects, x_adv, rows, versions=versions())
 
 
 def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
@@ -78,12 +103,15 @@ def _build(artifact: Artifact, context: Context) -> pd.DataFrame:
     return pd.DataFrame()
 
 
-def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progress: Progress) -> Summary:
+def run_plan(
+    plan: Plan, store: Store, context: Context, *, workers: int, progress: Progress, images: bool = False
+) -> Summary:
     """Compute what the store does not hold yet; a finished cell is never run again.
 
     Artifacts are built level by level, each once, then the cells that need them; cells whose artifact failed fail too.
+    With ``images`` the broken images are kept; then a finished attack that lacks them is run again, and its rows stay.
     """
-    todo = store.todo(plan.cells)
+    todo = store.todo(plan.cells, images=images)
     needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
     failures: list[tuple[str, str]] = []
     for number, level in enumerate(plan.levels):
@@ -92,7 +120,7 @@ def run_plan(plan: Plan, store: Store, context: Context, *, workers: int, progre
             progress(f"artifacts {number + 1}/{len(plan.levels)}", done, len(jobs))
             if outcome.error:
                 failures.append((str(job.work.builder), outcome.error))  # type: ignore[union-attr]
-    jobs = [Job(cell, context) for cell in todo]
+    jobs = [Job(cell, context, images) for cell in todo]
     for done, (job, outcome) in enumerate(execute(perform, _ordered(jobs), workers=min(workers, len(jobs))), start=1):
         failures.extend(_keep(store, job.work, outcome))  # type: ignore[arg-type]
         progress("cells", done, len(jobs))
@@ -112,10 +140,18 @@ def _ordered(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _keep(store: Store, cell: Cell, outcome: Outcome) -> list[tuple[str, str]]:
-    if outcome.rows is None:
-        store.put_failure(cell, outcome.error)
-        return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), outcome.error)]
-    store.put(cell, outcome.rows, {**outcome.header, "versions": versions(), "settings": asdict(cell.settings)})
+    again = outcome.evidence is not None and not store.todo([cell])
+    error = outcome.error
+    if again and outcome.rows is not None and not store.agrees(cell, outcome.rows):
+        remedy = f"remove cells/{cell.digest[:12]}*"
+        error = must("a cell that is run again for its images", "of the same numbers as before", "others", remedy)
+    if error or outcome.rows is None:
+        store.put_failure(cell, error)
+        return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), error)]
+    if outcome.evidence is not None:
+        store.put_images(cell.digest, outcome.evidence.images, outcome.evidence.header)
+    if not again:
+        store.put(cell, outcome.rows, {**outcome.header, "versions": versions(), "settings": asdict(cell.settings)})
     return []
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from robench.errors import StoreError, must
 from robench.files import write_atomically
-from robench.spec import SCHEMA, Cell, sha256
+from robench.spec import SCHEMA, Cell, canonical, sha256
 
 LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
 """Columns of the cell that lead every frame."""
@@ -41,6 +41,7 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.cells = self.root / "cells"
+        self.evidence = self.root / "evidence"
 
     @contextmanager
     def locked(self) -> Iterator[Store]:
@@ -80,9 +81,12 @@ class Store:
                 raise StoreError(must(f"cell {entry.digest[:12]}", "stored once", [other.rows.name, path.name], remedy))
         return found
 
-    def todo(self, cells: Iterable[Cell]) -> list[Cell]:
-        """The cells that have no finished pair yet, in order."""
+    def todo(self, cells: Iterable[Cell], *, images: bool = False) -> list[Cell]:
+        """The cells that have no finished pair yet, in order; on request also attacks whose images were not kept."""
         done = self.finished()
+        if images:
+            kept = {d for d, path in self.image_headers().items() if _names_a_file(path)}
+            done = {d: f for d, f in done.items() if f.header["scenario"] != "evasion" or d in kept}
         return [cell for cell in cells if cell.digest not in done]
 
     def put(self, cell: Cell, rows: pd.DataFrame, header: dict[str, Any]) -> None:
@@ -99,6 +103,41 @@ class Store:
         lead = dict(zip(LEAD, _lead(cell), strict=True))
         full = {"schema": SCHEMA, "digest": cell.digest, "content": content, **lead, **header, "time": time.time()}
         write_atomically(stem.with_name(stem.name + ".json"), json.dumps(full, indent=1, sort_keys=True).encode())
+
+    def agrees(self, cell: Cell, rows: pd.DataFrame) -> bool:
+        """Whether a finished cell that was computed again gave the same numbers.
+
+        Raises:
+            StoreError: Its stored rows are damaged.
+        """
+        buffer = io.BytesIO()
+        rows.to_parquet(buffer, index=False)
+        stored = _read(self.finished()[cell.digest])
+        return _numbers(stored).equals(_numbers(pd.read_parquet(io.BytesIO(buffer.getvalue()))))
+
+    def put_images(self, digest: str, images: bytes, header: dict[str, Any]) -> None:
+        """Store the images of a cell as ``evidence/<digest>.<content hash, 8>.safetensors``, their header last.
+
+        Raises:
+            StoreError: Unwritable folder or full disk.
+        """
+        content = sha256(images)
+        file = self.evidence / f"{digest}.{content[:8]}.safetensors"
+        write_atomically(file, images)
+        full = {**header, "schema": SCHEMA, "digest": digest, "file": file.name, "content": content}
+        text = json.dumps({**full, "header_sha256": sha256(canonical(full))}, indent=1, sort_keys=True)
+        write_atomically(self.evidence / f"{digest}.json", text.encode())
+        for other in self.image_files(digest):
+            if other != file:
+                other.unlink(missing_ok=True)
+
+    def image_headers(self) -> dict[str, Path]:
+        """Headers of stored images by cell digest."""
+        return {path.stem: path for path in sorted(self.evidence.glob("*.json"))}
+
+    def image_files(self, digest: str) -> list[Path]:
+        """Files of images of a cell, with or without a header."""
+        return sorted(self.evidence.glob(f"{digest}.*.safetensors"))
 
     def put_failure(self, cell: Cell, error: str) -> None:
         """Keep what is known of an attempt that failed; the cell stays to do."""
@@ -203,9 +242,20 @@ def _read(entry: Finished) -> pd.DataFrame:
 
 
 def _same_numbers(one: Finished, other: Finished) -> bool:
-    measured = ["seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"]
-    frames = [_read(entry).drop(columns=measured, errors="ignore") for entry in (one, other)]
-    return frames[0].equals(frames[1])
+    return _numbers(_read(one)).equals(_numbers(_read(other)))
+
+
+def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without what differs between runs."""
+    return rows.drop(columns=["seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"], errors="ignore")
+
+
+def _names_a_file(header: Path) -> bool:
+    """Whether the header of images can be read and its file is there."""
+    try:
+        return (header.parent / str(json.loads(header.read_text(encoding="utf-8"))["file"])).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:

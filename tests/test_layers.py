@@ -20,7 +20,7 @@ LAYERS = [
     ("defenses",),
     ("zoo",),
     ("catalog",),
-    ("scenarios", "plan", "store", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
+    ("scenarios", "plan", "store", "evidence", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
     ("runner", "api", "evaluation"),
     ("reports",),
     ("cli",),

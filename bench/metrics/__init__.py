@@ -11,6 +11,7 @@ TABLE: dict[str, str] = {
     "data_efficiency_auc": "robench.metrics.scarcity:data_efficiency_auc",
     "robust_accuracy": "robench.metrics.robust:robust_accuracy",
     "robust_accuracy_without_unknown": "robench.metrics.robust:robust_accuracy_without_unknown",
+    "robust_accuracy_8bit": "robench.metrics.robust:robust_accuracy_8bit",
     "n_unknown": "robench.metrics.robust:n_unknown",
     "security_curve_area": "robench.metrics.robust:security_curve_area",
     "corrupted_accuracy": "robench.metrics.corrupted:corrupted_accuracy",

@@ -58,6 +58,23 @@ def robust_accuracy_without_unknown(frame: pd.DataFrame) -> Estimate:
     return stats.rate(worst.loc[~worst["unknown"], "robust"])
 
 
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
+    """Robust accuracy against 8-bit images: as ``robust_accuracy``, but only what still breaks after rounding counts.
+
+    Args:
+        frame: Rows as of ``robust_accuracy`` with the column broken_8bit.
+
+    Returns:
+        Value in [0, 1] with Wilson's interval over samples; never below ``robust_accuracy``. Empty without the column.
+    """
+    if "broken_8bit" not in frame:
+        return stats.EMPTY
+    broken = frame["broken_8bit"].fillna(False).astype(bool)
+    kept = frame["score_clean"].where(frame["score_adv"].notna())
+    return stats.rate(worst_case(frame.assign(score_adv=kept.where(~broken, 0.0)))["robust"])
+
+
 @facts(version=1, unit="samples", higher_is_better=False, bounds=(0, None), needs="evasion", group="robustness")
 def n_unknown(frame: pd.DataFrame) -> Estimate:
     """Number of samples that no attack broke and on which at least one attack failed."""

@@ -200,8 +200,12 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
     for attack, part in rows.groupby("attack"):
         yield from _all(only, part, attack=attack, **more, **_counts(part))
-    both = {**only, "robust_accuracy_without_unknown": robust.robust_accuracy_without_unknown}
-    yield from _all(both, rows, attack="worst", validity=str(found), **more, **_counts(rows))
+    worst: dict[str, Metric] = {
+        **only,
+        "robust_accuracy_8bit": robust.robust_accuracy_8bit,
+        "robust_accuracy_without_unknown": robust.robust_accuracy_without_unknown,
+    }
+    yield from _all(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robench import catalog
 from robench.attacks._engine import Engine
 from robench.devices import is_out_of_memory
+from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
 from robench.judge import judge
 from robench.ops.random import Draws
@@ -25,22 +26,42 @@ CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
-@facts(version=3)
+@facts(version=4)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
+    return _attacked(objects, attack, threat, keep=lambda x_adv: None)
+
+
+def with_images(objects: Objects, *, attack: str, threat: str) -> tuple[Tensor, list[dict[str, Any]]]:
+    """What the attack left of every sample, (N, ...) on the CPU, and the rows of ``evasion``, both in the shard's order."""
+    images: list[Tensor] = []
+    rows = _attacked(objects, attack, threat, keep=lambda x_adv: images.append(x_adv.cpu()))
+    return torch.cat(images), rows
+
+
+def _attacked(objects: Objects, attack: str, threat: str, *, keep: Callable[[Tensor], None]) -> list[dict[str, Any]]:
     told: dict[str, Any] = {"attack": attack, "threat": ThreatModel.parse(threat), "seed": objects.cell.seed}
     with untouched(objects.net):
         if is_protocol(attack):
-            return protocol_rows(objects, **told)[1]
+            engine, rows = protocol_rows(objects, **told)
+            keep(engine.best)
+            return rows
         if not _facts(attack).get("surrogate"):
-            return walk(objects.holds(size=hold_size(attack)), _measure(objects, told))
+            return walk(objects.holds(size=hold_size(attack)), _measure(objects, told, keep))
         surrogate = objects.extra(0).net
         with untouched(surrogate):
-            return walk(objects.holds(size=hold_size(attack)), _measure(objects, {**told, "surrogate": surrogate}))
+            return walk(objects.holds(size=hold_size(attack)), _measure(objects, {**told, "surrogate": surrogate}, keep))
 
 
-def _measure(objects: Objects, told: dict[str, Any]) -> Callable[[Hold], list[dict[str, Any]]]:
-    return lambda hold: attack_hold(objects.net, hold, task=objects.model.task, **told)[1]
+def _measure(
+    objects: Objects, told: dict[str, Any], keep: Callable[[Tensor], None]
+) -> Callable[[Hold], list[dict[str, Any]]]:
+    def measure(hold: Hold) -> list[dict[str, Any]]:
+        x_adv, rows = attack_hold(objects.net, hold, task=objects.model.task, **told)
+        keep(x_adv)
+        return rows
+
+    return measure
 
 
 def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: int) -> tuple[Engine, list[dict[str, Any]]]:
@@ -125,6 +146,9 @@ def judged(
     verdicts = judge(model, hold.x, hold.y, x_adv=x_adv, threat=threat, task=task, width=hold.width)
     robust, attacked = ~task.broken(verdicts.score), ~task.broken(score)
     failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
+    broken = ~(robust & attacked) & ~verdicts.failed
+    images = shown(hold.x, x_adv, threat, projected=verdicts.projected, mistaken=~attacked)
+    asked: dict[str, Any] = {"broken": broken, "threat": threat, "task": task, "width": hold.width}
     return columns(
         sample=hold.ids,
         label=hold.y,
@@ -145,6 +169,8 @@ def judged(
         distance=verdicts.distance,
         projected=verdicts.projected,
         unstable=verdicts.unstable,
+        broken=broken,
+        broken_8bit=breaks_in_8bit(model, hold.x, hold.y, x_adv=images, **asked),
         **books,
         seconds=seconds,
     )

@@ -1,0 +1,496 @@
+"""Broken images kept as evidence, with lineage and hashes, and judged again later without any attack code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import safetensors
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robench.devices import exact_arithmetic, resolve_device
+from robench.errors import ModelError, StoreError, must
+from robench.inference import fingerprint, untouched
+from robench.judge import judge
+from robench.ops.norms import Ball, distance, per_sample
+from robench.spec import SCHEMA, Artifact, Cell, Context, Ref, Settings, ThreatModel, canonical, sha256
+from robench.store import Store
+from robench.task import CLASSIFICATION, Task
+
+if TYPE_CHECKING:
+    from robench.scenarios.objects import Objects
+
+HALVINGS = 10
+"""Bisections for the longest perturbation whose 8-bit image is still in the ball."""
+_SLACK = 1e-5
+"""In units of 1/255: what float32 pixels are off their 8-bit values, and far below the judge's tolerance."""
+_ANEW = "run the same command with --save-adversarials again: it computes the cells that lack their images"
+_SHOWN = 12
+"""Samples that one line of differences names."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A cell's broken images, ready to be written."""
+
+    images: bytes
+    """Content of a safetensors file: ``images`` float32 (B, C, H, W), ``ids`` (B,), ``images_8bit`` uint8, ``ids_8bit``."""
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What ``verify`` found."""
+
+    cells: int
+    images: int
+    images_8bit: int
+    differences: tuple[str, ...]
+    """One line per finding; none when every verdict is the same."""
+    without: int
+    """Finished evasion cells whose images were not asked for."""
+
+
+def eight_bit(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """The 8-bit image in the ball that comes near each adversarial one, uint8 (N, ...).
+
+    In linf every pixel goes to the nearest of the 256 values within eps. In the other norms the perturbation is shrunk
+    until its nearest 8-bit image lies in the ball. Where x is no 8-bit image and eps is tiny, the ball may hold none: the
+    caller checks.
+
+    Args:
+        x: Clean images (N, ...), in [0, 1].
+        x_adv: Images in the ball (N, ...), finite.
+        threat: The ball.
+    """
+    return _clamped(x, x_adv, threat.eps) if threat.norm == "linf" else _shrunk(x, x_adv, threat)
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """float32 pixels in [0, 1] of 8-bit images."""
+    return image.to(torch.float32) / 255
+
+
+def _nearest(points: Tensor) -> Tensor:
+    return (points.double() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _clamped(x: Tensor, x_adv: Tensor, eps: float) -> Tensor:
+    centre, reach = x.double() * 255, min(eps, 1.0) * 255 + _SLACK
+    low, high = (centre - reach).ceil(), (centre + reach).floor()
+    return torch.minimum(torch.maximum((x_adv.double() * 255).round(), low), high).clamp(0, 255).to(torch.uint8)
+
+
+def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    ball, start, delta = Ball(x, threat), x.double(), x_adv.double() - x.double()
+
+    def at(share: Tensor) -> Tensor:
+        return _nearest(start + per_sample(share, delta) * delta)
+
+    low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    high = torch.ones_like(low)
+    whole = ball.contains(as_pixels(at(high)))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        fits = ball.contains(as_pixels(at(middle)))
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return at(torch.where(whole, 1.0, low))
+
+
+def shown(x: Tensor, x_adv: Tensor, threat: ThreatModel, *, projected: Tensor, mistaken: Tensor) -> Tensor:
+    """The images that the judge's verdicts are about, (N, ...): projected ones projected, clean mistakes clean.
+
+    Args:
+        x: Clean images (N, ...).
+        x_adv: What the attack returned, (N, ...).
+        threat: The ball.
+        projected: Which ones the judge projected, bool (N,).
+        mistaken: Which clean images are wrong already, bool (N,).
+    """
+    images = torch.where(per_sample(mistaken, x), x, x_adv.to(x.dtype))
+    if not bool(projected.any()):
+        return images
+    return torch.where(per_sample(projected & ~mistaken, x), Ball(x, threat).project(images), images)
+
+
+def breaks_in_8bit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_adv: Tensor,
+    broken: Tensor,
+    threat: ThreatModel,
+    task: Task = CLASSIFICATION,
+    width: int = 64,
+) -> Tensor:
+    """Which of the broken images (bool (N,)) also break as 8-bit images in the ball, by the judge: bool (N,)."""
+    rows = broken.nonzero()[:, 0]
+    found = torch.zeros_like(broken)
+    if len(rows):
+        images = as_pixels(eight_bit(x[rows], x_adv[rows], threat)).to(x.dtype)
+        inside = Ball(x[rows], threat).contains(images)
+        verdicts = judge(model, x[rows], y[rows], x_adv=images, threat=threat, task=task, width=width)
+        found[rows] = inside & verdicts.broken(task)
+    return found
+
+
+def lineage(value: Artifact | Cell) -> dict[str, Any]:
+    """An artifact or a cell as plain data; ``cell_of`` reads a cell back."""
+    if isinstance(value, Artifact):
+        inputs = [lineage(i) for i in value.inputs]
+        return {**_plain(value, "kind", "version", "label", "stored"), "builder": str(value.builder), "inputs": inputs}
+    return {
+        **_plain(value, "version", "condition", "seed"),
+        "scenario": str(value.scenario),
+        "model": lineage(value.model),
+        "data": lineage(value.data),
+        "extra": [lineage(e) for e in value.extra],
+        "shard": list(value.shard),
+        "settings": asdict(value.settings),
+    }
+
+
+def _plain(value: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
+
+
+def cell_of(told: dict[str, Any]) -> Cell:
+    """The cell of a lineage.
+
+    Raises:
+        KeyError: Something is missing.
+        ConfigError: A reference that cannot be read.
+    """
+    return Cell(
+        Ref.parse(told["scenario"]), told["version"], _artifact(told["model"]), _artifact(told["data"]),
+        condition=told["condition"], extra=tuple(_artifact(e) for e in told["extra"]), seed=told["seed"],
+        shard=(told["shard"][0], told["shard"][1]), settings=Settings(**told["settings"]),
+    )  # fmt: skip
+
+
+def _artifact(told: dict[str, Any]) -> Artifact:
+    inputs = tuple(_artifact(i) for i in told["inputs"])
+    return Artifact(told["kind"], Ref.parse(told["builder"]), told["version"], inputs, told["label"], told["stored"])
+
+
+def collect(objects: Objects, x_adv: Tensor, rows: list[dict[str, Any]], *, versions: dict[str, str]) -> Evidence:
+    """The evidence of an evasion cell.
+
+    Args:
+        objects: The cell's model and images.
+        x_adv: What the attack left for every sample of the shard, in order, (N, ...).
+        rows: The cell's rows, in the same order.
+        versions: Of what the numbers depend on.
+    """
+    cell, data, task = objects.cell, objects.shard(), objects.model.task
+    threat = ThreatModel.parse(cell.scenario.kwargs["threat"])
+    places = torch.tensor([p for p, row in enumerate(rows) if row["broken"]], dtype=torch.int64)
+    chosen = [rows[p] for p in places.tolist()]
+    x = data.images(places)
+    projected = torch.tensor([row["projected"] for row in chosen], dtype=torch.bool)
+    mistaken = task.broken(torch.tensor([row["score_clean"] for row in chosen], dtype=torch.float64))
+    images = shown(x, x_adv[places].to(x), threat, projected=projected, mistaken=mistaken).contiguous()
+    whole = torch.tensor([row["broken_8bit"] for row in chosen], dtype=torch.bool)
+    small = eight_bit(x[whole], images[whole], threat).contiguous()
+    ids = data.ids[places]
+    tensors = {"images": images, "ids": ids, "images_8bit": small, "ids_8bit": ids[whole]}
+    told = {
+        "lineage": lineage(cell), "model_fingerprint": fingerprint(objects.net), "device": objects.context.device,
+        "sources": [[digest, _absolute(path)] for digest, path in objects.context.sources], "versions": versions,
+        "samples": _samples(tensors, chosen),
+    }  # fmt: skip
+    return Evidence(save(tensors, {"cell": cell.digest}), {**_about(cell), **told})
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    """What a reader of the header wants to know first."""
+    return {
+        **{key: str(cell.scenario.kwargs[key]) for key in ("attack", "threat")},
+        "model": cell.model.label,
+        "dataset": cell.data.label,
+        "condition": cell.condition,
+        "seed": cell.seed,
+    }
+
+
+def _samples(tensors: dict[str, Tensor], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per broken image: sample, label, the stage that broke it and the hashes of its bytes."""
+    small = _hashes(tensors, "images_8bit")
+    return [
+        {
+            "sample": row["sample"],
+            "label": row["label"],
+            "stage": row["stage"] or row["attack"],
+            "sha256": _hash(image),
+            "sha256_8bit": small.get(row["sample"]),
+        }
+        for row, image in zip(rows, tensors["images"], strict=True)
+    ]
+
+
+def _hashes(tensors: dict[str, Tensor], name: str) -> dict[int, str]:
+    """Sample → hash of its image."""
+    return dict(zip(tensors[_ids(name)].tolist(), map(_hash, tensors[name]), strict=True))
+
+
+def _ids(name: str) -> str:
+    return name.replace("images", "ids")
+
+
+def _hash(image: Tensor) -> str:
+    """SHA-256 of an image's bytes, rows last, little-endian."""
+    return sha256(image.contiguous().numpy().tobytes())
+
+
+def _absolute(source: str) -> str:
+    """A user's model file by a path that another folder finds too; a dotted module stays as it is."""
+    path, colon, name = source.rpartition(":")
+    place = Path(path if colon else source)
+    return f"{place.resolve()}{colon}{name if colon else ''}" if place.is_file() else source
+
+
+def verify(
+    run_directory: Path | str,
+    *,
+    device: str = "auto",
+    batch_size: int = 64,
+    models: Iterable[str] = (),
+    trust: bool = False,
+) -> Replay:
+    """Judge a run's kept images again and compare with its rows; no attack code is imported.
+
+    Args:
+        run_directory: Made with ``--save-adversarials``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_size: Samples held at once.
+        models: Where the user's model files are now, if they moved; found by their file names.
+        trust: Whether code named by the user may be executed.
+
+    Raises:
+        StoreError: No run directory, or one that kept no images.
+        RobenchError: A model or data set of the run that is not there any more.
+    """
+    store = Store(run_directory)
+    planned, done = store.read_run(), store.finished()
+    wanted = [d for d, about in planned["cells"].items() if about["scenario"] == "evasion" and d in done]
+    headers = store.image_headers()
+    if not headers and not planned.get("adversarials"):
+        raise StoreError(must("a run to verify", "made with --save-adversarials", str(run_directory), _ANEW))
+    lost = [d for d in wanted if d not in headers and (planned.get("adversarials") or store.image_files(d))]
+    findings = [f"{_named(planned['cells'][d], d)}: the header of its images is missing; {_ANEW}" for d in lost]
+    cases, damaged = _cases(headers)
+    context = Context(str(store.root), resolve_device(device), batch_size, trust=trust)
+    context, changed = _surroundings(store, cases, context, models)
+    counts = [0, 0]
+    with exact_arithmetic(context.threads):
+        for case in cases:
+            told = changed.get(case.cell.digest) or case.replay(store, context, counts)
+            findings += [f"{case.name}: {line}" for line in told]
+    return Replay(len(cases), counts[0], counts[1], (*damaged, *findings), len(set(wanted) - set(headers) - set(lost)))
+
+
+def _named(about: dict[str, Any], digest: str) -> str:
+    condition = f" {about['condition']}" if about["condition"] else ""
+    return f"{about['attack']} {about['threat']} on {about['model']}{condition} [{digest[:8]}]"
+
+
+def _cases(headers: dict[str, Path]) -> tuple[list[_Case], list[str]]:
+    cases, damaged = [], []
+    for digest, path in headers.items():
+        try:
+            cases.append(_case(digest, path))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged.append(f"{path.name}: the header was changed or is damaged ({error})")
+    return cases, damaged
+
+
+def _case(digest: str, path: Path) -> _Case:
+    """A header that is whole and speaks of the cell it is named after."""
+    header = json.loads(path.read_text(encoding="utf-8"))
+    if header["schema"] > SCHEMA:
+        raise StoreError(must("the evidence's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
+    if header["header_sha256"] != sha256(canonical({k: v for k, v in header.items() if k != "header_sha256"})):
+        raise ValueError("its own hash does not fit")
+    cell = cell_of(header["lineage"])
+    if not cell.digest == header["digest"] == digest:
+        raise ValueError("it belongs to another cell")
+    return _Case(cell, header, path.with_name(header["file"]))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One cell's evidence."""
+
+    cell: Cell
+    header: dict[str, Any]
+    file: Path
+
+    @property
+    def name(self) -> str:
+        return _named(self.header, self.cell.digest)
+
+    def replay(self, store: Store, context: Context, counts: list[int]) -> list[str]:
+        """What differs; the numbers of images judged are added to ``counts``."""
+        tensors, changed = self._images()
+        try:
+            rows = store.frames([self.cell.digest]).get("evasion", pd.DataFrame())
+        except StoreError as error:
+            changed = [*changed, str(error)]
+        if changed:
+            return changed
+        if rows.empty:
+            return ["there are no rows to compare with; run the same command again"]
+        return self._incomplete(rows) or self._judged(tensors, context, counts)
+
+    def _images(self) -> tuple[dict[str, Tensor], list[str]]:
+        """The stored tensors, and what was changed since they were written."""
+        try:
+            content = self.file.read_bytes()
+            tensors = read_tensors(content)
+            found = {"sha256": _hashes(tensors, "images"), "sha256_8bit": _hashes(tensors, "images_8bit")}
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            return {}, [f"{self.file.name} cannot be read ({error}); {_ANEW}"]
+        changed = [
+            f"sample {s['sample']}: the {'8-bit' if key.endswith('8bit') else 'float32'} image was changed"
+            for s in self.header["samples"]
+            for key in found
+            if found[key].get(s["sample"]) != s[key]
+        ]
+        if not changed and sha256(content) != self.header["content"]:
+            changed = [f"{self.file.name} has other bytes than when it was written"]
+        return tensors, changed
+
+    def _incomplete(self, rows: pd.DataFrame) -> list[str]:
+        """Broken samples of the rows without an image, and images of samples that the rows do not call broken."""
+        kept = {s["sample"]: s["sha256_8bit"] is not None for s in self.header["samples"]}
+        stored = rows[rows["broken"].astype(bool)].set_index("sample")["broken_8bit"].astype(bool).to_dict()
+        differ = sorted(s for s in {*kept, *stored} if kept.get(s) != stored.get(s))
+        return [f"samples {_list(differ)}: the rows and the images do not speak of the same verdicts"] if differ else []
+
+    def _judged(self, tensors: dict[str, Tensor], context: Context, counts: list[int]) -> list[str]:
+        from robench.scenarios.objects import open_cell
+
+        objects = open_cell(self.cell, context)
+        if fingerprint(objects.net) != self.header["model_fingerprint"]:
+            return ["the model has other weights than the one that was attacked"]
+        with untouched(objects.net):
+            lines = []
+            for number, name in enumerate(("images", "images_8bit")):
+                lines += self._compare(objects, tensors[name], tensors[_ids(name)], name)
+                counts[number] += len(tensors[name])
+        return lines
+
+    def _compare(self, objects: Objects, images: Tensor, ids: Tensor, name: str) -> list[str]:
+        """Ball, box and verdict of every image; each one was broken when it was written."""
+        threat, data, lines = ThreatModel.parse(self.header["threat"]), objects.shard(), []
+        places = {sample: place for place, sample in enumerate(data.ids.tolist())}
+        labels = {s["sample"]: s["label"] for s in self.header["samples"]}
+        kind = "8-bit" if name == "images_8bit" else "float32"
+        for part in torch.arange(len(ids)).split(objects.context.batch_size):
+            rows = torch.tensor([places[i] for i in ids[part].tolist()])
+            found = images[part]
+            x_adv = (as_pixels(found) if found.dtype == torch.uint8 else found).to(objects.context.device)
+            x, y = data.images(rows).to(x_adv), data.labels[rows].to(x_adv.device)
+            width, task = self.cell.settings.width, objects.model.task
+            verdicts = judge(objects.net, x, y, x_adv=x_adv, threat=threat, task=task, width=width)
+            reached = {
+                "same": y.cpu() == torch.tensor([labels[i] for i in ids[part].tolist()]),
+                "inside": Ball(x, threat).contains(x_adv),
+                "distance": distance(x, x_adv, threat.norm),
+                "broken": verdicts.broken(task),
+                "margin": verdicts.margin,
+            }
+            told = zip(*(value.tolist() for value in reached.values()), strict=True)
+            for sample, values in zip(ids[part].tolist(), told, strict=True):
+                why = _why(**dict(zip(reached, values, strict=True)))
+                lines += [f"sample {sample}, {kind}: {why}"] if why else []
+        return lines
+
+
+def _list(samples: list[int]) -> str:
+    more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+    return ", ".join(map(str, samples[:_SHOWN])) + more
+
+
+def _why(*, same: bool, inside: bool, distance: float, broken: bool, margin: float) -> str:
+    """Why an image is no longer what the run said of it; nothing when it is."""
+    if not same:
+        return "the label of the sample is another one"
+    if not inside:
+        return f"outside the ball or the box (distance {distance:.9g})"
+    if not broken:
+        return f"was broken, and is not now (margin {margin:.3g})"
+    return ""
+
+
+def _surroundings(
+    store: Store, cases: list[_Case], context: Context, models: Iterable[str]
+) -> tuple[Context, dict[str, list[str]]]:
+    """The context that finds what the lineages name, and per cell what is no longer what it was.
+
+    Raises:
+        RobenchError: A data set or a model file that is not there.
+    """
+    present: set[str] = set()
+    paths: tuple[tuple[str, str], ...] = ()
+    for source in sorted({str(a.builder.kwargs["source"]) for c in cases for a in _leaves(c.cell) if _is(a, "images")}):
+        found, sources = _present(source, cases, tuple(models))
+        present, paths = present | found, (*paths, *sources)
+    context = replace(context, sources=paths)
+    return context, {case.cell.digest: _gone(case.cell, present, store) for case in cases}
+
+
+def _is(artifact: Artifact, builder: str) -> bool:
+    return artifact.builder.name == builder
+
+
+def _leaves(value: Cell | Artifact) -> Iterator[Artifact]:
+    """What a cell's model and images are made from, and they themselves."""
+    for below in (value.model, value.data) if isinstance(value, Cell) else value.inputs:
+        yield below
+        yield from _leaves(below)
+
+
+def _present(source: str, cases: list[_Case], models: tuple[str, ...]) -> tuple[set[str], tuple[tuple[str, str], ...]]:
+    """Digests of the artifacts of one data set that are there now, by content, and where the user's files are."""
+    from robench.sources import UserModel, resolve_sources
+
+    users, leaves = {}, {a.digest: a for c in cases for a in _leaves(c.cell)}
+    known = {digest: path for c in cases for digest, path in c.header["sources"]}
+    named = {Path(m).name: m for m in models}
+    for leaf in (a for a in leaves.values() if _is(a, "file")):
+        told = dict(leaf.builder.kwargs)
+        path = named.get(leaf.label, known.get(told.pop("sha256"), leaf.label))
+        _require_file(path)
+        users[leaf.digest] = UserModel(path, input_range=(told.pop("low"), told.pop("high")), **told)
+    found, paths = resolve_sources(source, users.values())
+    data = [a for a in leaves.values() if _is(a, "images") and a.builder.kwargs["source"] == source]
+    now = {replace(a, version=found.splits.get(a.builder.kwargs["split"], "")).digest for a in data}
+    return now | {a.digest for a in found.models.values()}, paths
+
+
+def _require_file(source: str) -> None:
+    """Refuse a model file that is neither where it was nor where ``--model`` says."""
+    path = Path(source.rpartition(":")[0] or source)
+    if (path.suffix == ".py" or ":" not in source) and not path.is_file():
+        raise ModelError(must("the model of the run", "where it was", str(path), "say where it is now with --model"))
+
+
+def _gone(cell: Cell, present: set[str], store: Store) -> list[str]:
+    """Why a cell's model or images are no longer those of the run."""
+    lines = []
+    for artifact in _leaves(cell):
+        if artifact.stored:
+            if not (store.root / "artifacts" / artifact.digest / "header.json").is_file():
+                lines.append(f"{artifact.builder} is not in the run directory any more")
+        elif artifact.builder.name in ("images", "zoo", "file") and artifact.digest not in present:
+            lines.append(f"the content of {artifact.label or artifact.builder} is not what the run measured")
+    return lines

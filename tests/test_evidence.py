@@ -1,0 +1,497 @@
+"""Kept images: in the ball as 8-bit ones, judged again without attack code, and every change on disk is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save, save_file
+
+from robench import load
+from robench.api import run
+from robench.cli import main
+from robench.errors import StoreError
+from robench.evidence import as_pixels, breaks_in_8bit, cell_of, eight_bit, lineage, shown, verify
+from robench.judge import judge
+from robench.metrics.robust import robust_accuracy, robust_accuracy_8bit
+from robench.metrics.table import tidy
+from robench.ops.norms import Ball, distance
+from robench.ops.random import Draws
+from robench.spec import Artifact, Cell, Ref, Settings, ThreatModel, sha256
+from robench.store import Store
+from robench.suite import parse_suite
+
+SUITE = parse_suite(
+    """
+name: tiny
+limit: 20
+models: [digits-standard, digits-mlp]
+threats: [linf(0.1), l2(2.0)]
+attacks: [pgd(steps=4)]
+"""
+)
+HERE = {"workers": 1, "device": "cpu"}
+
+
+def robench(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with its images: two models, 20 images, two norms, a plain attack; a protocol on one of them."""
+    folder = tmp_path_factory.mktemp("evidence") / "run"
+    suite = SUITE.model_copy(update={"models": ["digits-mlp"], "threats": ["linf(0.1)"], "attacks": ["robench-standard"]})
+    run(suite, out=folder, save_adversarials=True, **HERE)
+    protocol = Store(folder).read_run()["cells"]
+    run(SUITE, out=folder, save_adversarials=True, **HERE)
+    store = Store(folder)
+    header = store.read_run()
+    store.write_run({**header, "cells": {**header["cells"], **protocol}})
+    return folder
+
+
+@pytest.fixture
+def copy(kept, tmp_path) -> Path:
+    return Path(shutil.copytree(kept, tmp_path / "run"))
+
+
+def header_of(folder: Path, attack: str = "pgd(steps=4)", threat: str = "linf(0.1)", model: str = "digits-standard") -> Path:
+    """The header of one attack's images."""
+    for path in Store(folder).image_headers().values():
+        told = json.loads(path.read_text())
+        if (told["attack"], told["threat"], told["model"]) == (attack, threat, model):
+            return path
+    raise LookupError(attack)
+
+
+def images_of(header: Path) -> Path:
+    return header.with_name(json.loads(header.read_text())["file"])
+
+
+def random_pairs(threat: ThreatModel, *, n: int = 40, grid: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean images, on the 8-bit grid or not, and points of their balls, half of them on the sphere."""
+    draws = Draws(5, torch.arange(n))
+    x = draws.uniform("x", (3, 6, 6))
+    x = (x * 255).round() / 255 if grid else x
+    ball = Ball(x, threat)
+    far = ball.project(x + (draws.uniform("far", (3, 6, 6)) - 0.5) * 4)
+    return x, torch.where(torch.arange(n)[:, None, None, None] % 2 == 0, far, ball.random(draws, "inside"))
+
+
+@pytest.mark.parametrize("grid", [True, False])
+@pytest.mark.parametrize("text", ["linf(8/255)", "linf(0.1)", "l2(0.5)", "l1(3)", "l0(9)", "linf(inf)", "l2(inf)"])
+def test_8bit_images_lie_in_the_ball(text, grid):
+    threat = ThreatModel.parse(text)
+    if threat.norm == "l0" and not grid:
+        pytest.skip("no 8-bit image differs from an image off the grid in few pixels")
+    x, x_adv = random_pairs(threat, grid=grid)
+    small = eight_bit(x, x_adv, threat)
+    assert small.dtype == torch.uint8 and small.shape == x.shape
+    assert bool(Ball(x, threat).contains(as_pixels(small)).all())
+
+
+def test_8bit_images_of_linf_are_the_nearest_in_the_integer_ball():
+    """Slow twin: of the 256 values those within 8 of the clean one; the nearest to the adversarial one wins."""
+    x, x_adv = random_pairs(ThreatModel.parse("linf(8/255)"), n=6)
+    small = eight_bit(x, x_adv, ThreatModel.parse("linf(8/255)"))
+    for clean, point, got in zip(x.flatten().tolist(), x_adv.flatten().tolist(), small.flatten().tolist(), strict=True):
+        middle = round(clean * 255)
+        allowed = [k for k in range(256) if abs(k - middle) <= 8]
+        assert abs(got / 255 - point) <= min(abs(k / 255 - point) for k in allowed) + 1e-9
+
+
+def test_8bit_images_of_l2_lose_less_than_rounding_towards_x():
+    threat = ThreatModel.parse("l2(0.5)")
+    x, x_adv = random_pairs(threat, n=30)
+    full = distance(x, x_adv, "l2")
+    scaled = x_adv.double() * 255
+    towards = torch.where(x_adv >= x, (scaled + 1e-5).floor(), (scaled - 1e-5).ceil()) / 255
+    mine = distance(x, as_pixels(eight_bit(x, x_adv, threat)), "l2")
+    far = full > 0.49
+    assert bool((mine[far] > distance(x, towards.float(), "l2")[far]).all())
+    assert float(mine[far].min()) > 0.47
+
+
+def test_an_8bit_image_is_its_own_8bit_image():
+    threat = ThreatModel.parse("l2(0.5)")
+    x, _ = random_pairs(threat)
+    assert torch.equal(as_pixels(eight_bit(x, x, threat)), x)
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    for text in ("linf(1/255)", "l2(0.5)", "l0(3)"):
+        assert torch.equal(eight_bit(as_pixels(levels), as_pixels(levels), ThreatModel.parse(text)), levels)
+
+
+def test_a_ball_without_8bit_images_breaks_nothing_in_8bit():
+    """x lies between two values and eps does not reach either of them."""
+    x = torch.full((2, 1, 2, 2), 10.5 / 255)
+    threat = ThreatModel.parse("linf(0.0005)")
+    always_wrong = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    torch.nn.init.zeros_(always_wrong[1].weight)
+    with torch.no_grad():
+        always_wrong[1].bias.copy_(torch.tensor([0.0, 1.0]))
+    y, broken = torch.zeros(2, dtype=torch.int64), torch.tensor([True, True])
+    told = {"threat": threat, "width": 16}
+    assert not bool(Ball(x, threat).contains(as_pixels(eight_bit(x, x, threat))).any())
+    assert breaks_in_8bit(always_wrong, x, y, x_adv=x, broken=broken, **told).tolist() == [False, False]
+    wide = {**told, "threat": ThreatModel.parse("linf(0.01)")}
+    assert breaks_in_8bit(always_wrong, x, y, x_adv=x, broken=~broken | broken, **wide).tolist() == [True, True]
+    assert breaks_in_8bit(always_wrong, x, y, x_adv=x, broken=~broken, **wide).tolist() == [False, False]
+
+
+def test_shown_images_are_what_the_judge_judged():
+    threat = ThreatModel.parse("l2(0.5)")
+    x, _ = random_pairs(threat, n=4)
+    x_adv = (x + 0.5).clamp(0, 1)
+    mistaken, projected = torch.tensor([True, False, False, True]), torch.tensor([True, True, False, False])
+    found = shown(x, x_adv, threat, projected=projected, mistaken=mistaken)
+    assert torch.equal(found[0], x[0]) and torch.equal(found[3], x[3]) and torch.equal(found[2], x_adv[2])
+    assert torch.equal(found[1], Ball(x, threat).project(x_adv)[1])
+
+
+def test_lineages_are_read_back():
+    data = Artifact("data", Ref.of("images", source="cifar10(root='a b')", limit=None), "1|ab", label="cifar10")
+    base = Artifact("model", Ref.of("file", mean=(0.1, 0.2), arch="resnet18(width=16)"), "2", label="net", stored=False)
+    top = Artifact("model", Ref.of("trained", lr=3e-3), "3|x", (base, data), label="top", stored=True)
+    scenario = Ref.of("evasion", attack="pgd(loss='dlr', steps=4)", threat="linf(8/255)")
+    cell = Cell(scenario, "4|pgd", top, data, "prune(amount=0.5)", (base,), 7, (1, 3), Settings(width=32))
+    again = cell_of(json.loads(json.dumps(lineage(cell))))
+    assert again == cell and again.digest == cell.digest
+
+
+def test_rows_count_8bit_images_by_a_second_judgement(kept):
+    """Each row's broken_8bit against the judge on an image rounded here."""
+    from robench import zoo
+    from robench.workshop import read_split
+
+    rows = load(kept)["evasion"]
+    assert set(rows["threat"]) == {"linf(0.1)", "l2(2.0)"}
+    assert not (rows["broken_8bit"] & ~rows["broken"]).any() and rows["broken_8bit"].any()
+    assert (rows["broken"] == (rows["score_adv"] == 0)).all()
+    data = read_split("digits", "test")
+    for header in map(json.loads, (p.read_text() for p in Store(kept).image_headers().values())):
+        mine = rows[(rows["cell"] == header["digest"]) & rows["broken"]]
+        tensors = read_tensors((kept / "evidence" / header["file"]).read_bytes())
+        assert tensors["ids"].tolist() == mine["sample"].tolist()
+        assert tensors["ids_8bit"].tolist() == mine.loc[mine["broken_8bit"], "sample"].tolist()
+        places = [data.ids.tolist().index(i) for i in tensors["ids_8bit"].tolist()]
+        x, y = data.images(torch.tensor(places, dtype=torch.int64)), data.labels[places]
+        threat = ThreatModel.parse(header["threat"])
+        pixels = tensors["images_8bit"].float() / 255
+        order = math.inf if threat.norm == "linf" else 2
+        gap = np.linalg.norm((pixels.double() - x.double()).flatten(1).numpy(), order, axis=1)
+        assert (gap <= threat.eps + 1e-6).all()
+        assert bool(judge(zoo.load(header["model"]), x, y, x_adv=pixels, threat=threat).broken().all())
+
+
+def test_headers_tell_hash_stage_seed_threat_and_lineage(kept):
+    plain = json.loads(header_of(kept).read_text())
+    protocol = json.loads(header_of(kept, "robench-standard", model="digits-mlp").read_text())
+    tensors = read_tensors((kept / "evidence" / plain["file"]).read_bytes())
+    first = plain["samples"][0]
+    assert first["sha256"] == sha256(tensors["images"][0].numpy().tobytes())
+    assert first["sample"] == int(tensors["ids"][0])
+    assert plain["content"] == sha256((kept / "evidence" / plain["file"]).read_bytes())
+    assert plain["seed"] == 0 and {s["stage"] for s in plain["samples"]} <= {"pgd(steps=4)"}
+    assert {s["stage"] for s in protocol["samples"]} & {"sieve", "clean"}
+    assert plain["lineage"]["model"]["builder"] == "zoo(name='digits-standard')"
+    assert {"torch", "robench"} <= set(plain["versions"])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_verify_gives_the_same_verdicts_at_any_batch_size(kept, batch):
+    found = verify(kept, device="cpu", batch_size=batch)
+    rows = load(kept)["evasion"]
+    assert found.differences == () and found.without == 0
+    assert (found.cells, found.images, found.images_8bit) == (5, rows["broken"].sum(), rows["broken_8bit"].sum())
+
+
+def test_verify_in_a_fresh_process_imports_no_attack(kept):
+    code = (
+        "import sys\nfrom robench.cli import main\n"
+        f"try:\n    main(['verify', {str(kept)!r}, '--batch-size', '5', '--device', 'cpu'])\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "code = [m for m in sys.modules if m.startswith('robench.attacks.') or m.split('.')[0] in ('art', 'attacks')]\n"
+        "assert not code, code\nassert 'robench.judge' in sys.modules"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "the same verdicts" in told.stdout
+
+
+def _tamper(file: Path, change) -> None:
+    tensors = read_tensors(file.read_bytes())
+    change(tensors)
+    file.write_bytes(save(tensors))
+
+
+def test_one_changed_pixel_is_named(copy):
+    header = header_of(copy)
+
+    def change(tensors):
+        tensors["images"][1, 0, 3, 3] += 0.01
+
+    _tamper(images_of(header), change)
+    sample = json.loads(header.read_text())["samples"][1]["sample"]
+    told = robench("verify", copy, "--device", "cpu", code=1).output
+    assert f"sample {sample}: the float32 image was changed" in told
+    assert told.count("image was changed") == 1
+
+
+def test_one_changed_8bit_pixel_is_named(copy):
+    header = header_of(copy)
+    images = images_of(header)
+    sample = int(read_tensors(images.read_bytes())["ids_8bit"][0])
+    _tamper(images, lambda tensors: tensors["images_8bit"][0, 0, 0, 0].add_(1))
+    (line,) = verify(copy, device="cpu").differences
+    assert f"sample {sample}: the 8-bit image was changed" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["samples"][0].update(sha256="0" * 64),
+        lambda told: told.update(seed=1),
+        lambda told: told.update(threat="linf(0.2)"),
+        lambda told: told["lineage"].update(seed=1),
+        lambda told: told.pop("samples"),
+        lambda told: told.pop("header_sha256"),
+    ],
+)
+def test_a_changed_header_is_named(copy, change):
+    header = header_of(copy)
+    told = json.loads(header.read_text())
+    change(told)
+    header.write_text(json.dumps(told))
+    found = verify(copy, device="cpu")
+    (line,) = found.differences
+    assert header.name in line and "header was changed" in line and found.cells == 4
+
+
+def test_a_header_under_another_name_is_named(copy):
+    one, other = header_of(copy), header_of(copy, threat="l2(2.0)")
+    one.write_text(other.read_text())
+    (line,) = verify(copy, device="cpu").differences
+    assert "another cell" in line
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_damaged_header_is_named(copy, text):
+    header_of(copy).write_text(text)
+    (line,) = verify(copy, device="cpu").differences
+    assert "header was changed or is damaged" in line
+
+
+def test_missing_files_are_named(copy):
+    one, other = header_of(copy), header_of(copy, threat="l2(2.0)")
+    images_of(one).unlink()
+    images_of(other).unlink()
+    other.unlink()
+    told = robench("verify", copy, "--device", "cpu", code=1).output
+    assert "cannot be read" in told and "header of its images is missing" in told
+
+
+def test_a_truncated_file_is_named(copy):
+    file = images_of(header_of(copy))
+    file.write_bytes(file.read_bytes()[:-40])
+    (line,) = verify(copy, device="cpu").differences
+    assert file.name in line
+
+
+def test_rows_that_say_otherwise_are_named(copy):
+    """A sample whose row was turned robust, with a content hash that fits."""
+    store = Store(copy)
+    digest = header_of(copy).stem
+    entry = store.finished()[digest]
+    rows = store.frames([digest])["evasion"].drop(columns=["model", "dataset", "scenario", "condition", "seed", "cell"])
+    sample = int(rows.loc[rows["broken"], "sample"].iloc[0])
+    rows.loc[rows["sample"] == sample, ["broken", "broken_8bit"]] = False
+    rows.to_parquet(entry.rows, index=False)
+    (line,) = verify(copy, device="cpu").differences
+    assert "unchanged since it was written" in line
+    told = {**entry.header, "content": sha256(entry.rows.read_bytes())}
+    entry.rows.with_suffix(".json").write_text(json.dumps(told))
+    (line,) = verify(copy, device="cpu").differences
+    assert f"samples {sample}: the rows and the images" in line
+
+
+def forged(header: Path, change) -> None:
+    """Changed images whose hashes were all written anew: only the judge can tell."""
+    told = json.loads(header.read_text())
+    file = header.with_name(told["file"])
+    _tamper(file, change)
+    tensors = read_tensors(file.read_bytes())
+    for k, sample in enumerate(told["samples"]):
+        sample["sha256"] = sha256(tensors["images"][k].numpy().tobytes())
+    rest = {k: v for k, v in told.items() if k not in ("schema", "digest", "file", "content", "header_sha256")}
+    Store(header.parent.parent).put_images(header.stem, file.read_bytes(), rest)
+
+
+def test_the_judge_finds_forged_images_outside_the_ball_and_harmless_ones(copy):
+    from robench.workshop import read_split
+
+    data = read_split("digits", "test")
+    header = header_of(copy)
+    samples = [s["sample"] for s in json.loads(header.read_text())["samples"]]
+    robust = [s for s in samples if s not in _mistaken(copy)][:2]
+
+    def change(tensors):
+        for k, sample in enumerate(robust):
+            clean = data.images(torch.tensor([data.ids.tolist().index(sample)]))[0]
+            tensors["images"][samples.index(sample)] = clean if k else (clean + 0.3).clamp(0, 1)
+
+    forged(header, change)
+    far, harmless = sorted(verify(copy, device="cpu").differences, key=lambda line: "was broken" in line)
+    assert f"sample {robust[0]}, float32: outside the ball or the box (distance 0.3" in far
+    assert f"sample {robust[1]}, float32: was broken, and is not now" in harmless
+
+
+def _mistaken(folder: Path) -> set[int]:
+    rows = load(folder)["evasion"]
+    return set(rows.loc[rows["score_clean"] == 0, "sample"])
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_second_run_computes_nothing_and_a_lost_image_is_made_again(copy):
+    again = run(SUITE, out=copy, save_adversarials=True, **HERE).summary
+    assert again.computed == 0 and again.failures == ()
+    header = header_of(copy)
+    before = images_of(header).read_bytes()
+    images_of(header).unlink()
+    rows = {p.name for p in (copy / "cells").iterdir()}
+    again = run(SUITE, out=copy, save_adversarials=True, **HERE).summary
+    assert again.computed == 1 and again.failures == ()
+    assert images_of(header).read_bytes() == before
+    assert {p.name for p in (copy / "cells").iterdir()} == rows
+
+
+def test_cells_finished_without_images_are_run_again_for_them_and_keep_their_rows(tmp_path):
+    small = SUITE.model_copy(update={"models": ["digits-mlp"], "threats": ["linf(0.1)"]})
+    run(small, out=tmp_path, **HERE)
+    with pytest.raises(StoreError, match="made with --save-adversarials"):
+        verify(tmp_path, device="cpu")
+    assert "--save-adversarials" in robench("verify", tmp_path, code=2).output
+    before = snapshot(tmp_path / "cells")
+    summary = run(small, out=tmp_path, save_adversarials=True, **HERE).summary
+    assert (summary.computed, summary.failures) == (1, ())
+    assert snapshot(tmp_path / "cells") == before
+    assert verify(tmp_path, device="cpu").differences == ()
+    more = small.model_copy(update={"threats": ["linf(0.1)", "linf(0.05)"]})
+    run(more, out=tmp_path, **HERE)
+    found = verify(tmp_path, device="cpu")
+    assert (found.cells, found.without, found.differences) == (1, 1, ())
+
+
+def test_a_run_killed_between_images_and_rows_goes_on(copy):
+    """Images are written before rows: without its rows the cell is run again, and the same files come out."""
+    header = header_of(copy)
+    before = header.read_text(), images_of(header).read_bytes()
+    for path in (copy / "cells").glob(f"{header.stem}.*"):
+        path.unlink()
+    assert "no rows" in " ".join(verify(copy, device="cpu").differences)
+    (copy / "evidence" / f".{header.name}.1.tmp").write_text("half")
+    summary = run(SUITE, out=copy, save_adversarials=True, **HERE).summary
+    assert summary.computed == 1
+    assert (header.read_text(), images_of(header).read_bytes()) == before
+    assert not list((copy / "evidence").glob(".*"))
+    assert verify(copy, device="cpu").differences == ()
+
+
+def test_images_of_a_cell_that_gives_other_numbers_are_refused(copy, monkeypatch):
+    from robench.scenarios import evasion
+
+    original = evasion.with_images
+
+    def other(*args, **kwargs):
+        x_adv, rows = original(*args, **kwargs)
+        return x_adv, [{**row, "margin_adv": row["margin_adv"] + 1} for row in rows]
+
+    monkeypatch.setattr(evasion, "with_images", other)
+    images_of(header_of(copy)).unlink()
+    ((_, error),) = run(SUITE, out=copy, save_adversarials=True, **HERE).summary.failures
+    assert "of the same numbers as before" in error and "remove cells/" in error
+
+
+def test_robust_accuracy_of_8bit_images_stands_in_the_table(kept):
+    frames = load(kept)
+    table = tidy(frames)
+    worst = table[table["attack"].eq("worst")].pivot_table(index=["model", "threat"], columns="metric", values="value")
+    assert (worst["robust_accuracy_8bit"] >= worst["robust_accuracy"]).all()
+    rows = frames["evasion"].query("model == 'digits-standard' and threat == 'linf(0.1)'")
+    expected = 1 - (rows.groupby("sample")["broken_8bit"].max() | rows.groupby("sample")["score_clean"].min().eq(0)).mean()
+    assert robust_accuracy_8bit(rows).value == pytest.approx(expected)
+    assert robust_accuracy_8bit(rows.drop(columns="broken_8bit")).n == 0
+    unknown = rows.assign(status="failed", broken_8bit=False)
+    assert robust_accuracy_8bit(unknown).value == 0
+    assert robust_accuracy(rows).value <= expected
+
+
+@pytest.fixture
+def mine(tmp_path) -> tuple[Path, Path, list[object]]:
+    """A model file of the user's, its run, and the options that name it."""
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import torch\n\n\ndef make():\n    torch.manual_seed(3)\n"
+        "    return torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()\n"
+    )
+    suite = tmp_path / "s.yaml"
+    suite.write_text("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
+    args = ["--suite", suite, "--model", f"{code}:make", "--trust", "--save-adversarials", "--workers", 1, "--device", "cpu"]
+    robench("run", *args, "--out", tmp_path / "run")
+    return code, tmp_path / "run", args
+
+
+def test_a_user_s_code_is_verified_with_trust_only(mine, tmp_path):
+    code, folder, _ = mine
+    assert "--trust" in robench("verify", folder, "--device", "cpu", code=2).output
+    assert "the same verdicts" in robench("verify", folder, "--device", "cpu", "--trust").output
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    code.rename(moved / "mine.py")
+    assert "mine.py" in robench("verify", folder, "--device", "cpu", "--trust", code=2).output
+    robench("verify", folder, "--device", "cpu", "--trust", "--model", f"{moved / 'mine.py'}:make")
+
+
+def test_another_model_in_the_user_s_file_is_named(mine):
+    code, folder, _ = mine
+    code.write_text(code.read_text().replace("manual_seed(3)", "manual_seed(4)"))
+    told = robench("verify", folder, "--device", "cpu", "--trust", code=1).output
+    assert "mine.py:make is not what the run measured" in told
+
+
+def test_weights_files_and_changed_data_are_verified(tmp_path):
+    from robench.models.weights import fresh
+
+    save_file(fresh("small_cnn", seed=1).state_dict(), str(tmp_path / "net.safetensors"))
+    pixels = (Draws(1, torch.arange(12)).uniform("pixels", (32, 32)) * 255).to(torch.uint8).numpy()
+    labels = np.arange(12) % 10
+    np.savez(tmp_path / "own.npz", x_test=pixels, y_test=labels)
+    suite = tmp_path / "s.yaml"
+    suite.write_text("name: s\nthreats: [l2(1.0)]\nattacks: [fgsm]\n")
+    data = f"npz:{tmp_path / 'own.npz'}"
+    args = ["--suite", suite, "--model", tmp_path / "net.safetensors", "--arch", "small_cnn", "--data", data]
+    robench("run", *args, "--save-adversarials", "--workers", 1, "--device", "cpu", "--out", tmp_path / "run")
+    robench("verify", tmp_path / "run", "--device", "cpu")
+    np.savez(tmp_path / "own.npz", x_test=255 - pixels, y_test=labels)
+    assert "not what the run measured" in robench("verify", tmp_path / "run", "--device", "cpu", code=1).output
+
+
+def test_bad_input_exits_2(tmp_path, kept):
+    assert "run directory" in robench("verify", tmp_path / "nowhere", code=2).output
+    robench("verify", kept, "--batch-size", 0, code=2)
+    assert "cuda" in robench("verify", kept, "--device", "gpu", code=2).output

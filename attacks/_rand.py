@@ -22,7 +22,7 @@ LOOKS = 50
 """Fresh draws that a find is judged by."""
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True, draws=50)
+@facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="call", protocol=True, draws=50)
 def autoattack_rand(engine: Engine) -> None:
     """APGD-CE and APGD-DLR with gradients averaged over 20 draws, for models that draw from the global generators.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +99,9 @@ class Victim:
         Copies of one sample are broken together, so that several targets share a batch. ``absorb`` gives back what was
         found.
         """
-        told = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
-        chance = {"samples": self.samples, "seed": self.seed}
-        part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told, **chance)
-        part.looks = self.looks
+        told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
+        part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
+        part.samples, part.seed, part.looks = self.samples, self.seed, self.looks
         part.parents, part.broken = rows, self.broken[rows].clone()
         part._copies = len(rows.unique()) < len(rows)
         part.slope = self.slope[rows].clone()
@@ -298,7 +298,7 @@ class Victim:
             self.broken |= fallen[self.parents]
 
     def _inspect(self, gradient: Tensor, rows: Tensor) -> None:
-        largest = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+        largest = gradient.flatten(1).abs().amax(1)
         cost = self.samples or 1
         self.backwards[rows] += cost
         self.zero_gradients[rows] += (largest == 0) * cost

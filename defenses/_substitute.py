@@ -196,7 +196,7 @@ def _stand_in(name: str | StandIn, module: nn.Module | None) -> StandIn:
     return known[name]
 
 
-def _hook(stand_in: StandIn) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+def _hook(stand_in: StandIn) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
     def replaced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         given = args[0] if args else next(iter(kwargs.values()))
         return through(stand_in(given), value) if torch.is_grad_enabled() else value

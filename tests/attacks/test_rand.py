@@ -172,7 +172,7 @@ def test_averaging_breaks_what_single_draws_do_not_and_as_much_as_autoattack(dig
     x, y = digits[0][1400:1430], digits[1][1400:1430]
     model, threat = Jittered(net, shift=0.15), ThreatModel.parse("linf(0.06)")
     engine = run(model, x, y, "linf(0.06)")
-    theirs = peer.AutoAttack(model, norm="Linf", eps=0.06, seed=0, version="rand", device="cpu", verbose=False)
+    theirs = peer.AutoAttack(model, norm="Linf", eps=0.06, seed=0, version="rand", device="cpu")
     torch.manual_seed(0)
     x_adv = theirs.run_standard_evaluation(x, y, batch_size=64)[0]
     told = {"threat": threat, "draws": 200, "seed": 77}

@@ -26,9 +26,9 @@ class BitDepth(nn.Module):
         return (x * self.steps).round() / self.steps
 
     def smooth(self, x: Tensor) -> Tensor:
-        """A differentiable copy: t - sin(2 pi t) / (2 pi) in place of the rounding of t, same shape."""
+        """A differentiable copy, same shape: t - sin(2 pi t) / (4 pi) in place of the rounding of t; its slope stays up."""
         t = x * self.steps
-        return (t - torch.sin(2 * math.pi * t) / (2 * math.pi)) / self.steps
+        return (t - torch.sin(2 * math.pi * t) / (4 * math.pi)) / self.steps
 
 
 @facts(version=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from robench.attacks import pgd
 from robench.defenses import bridged, gradient_holes, substitute
 from robench.defenses._bit_depth import bit_depth
-from robench.defenses._jpeg import jpeg
+from robench.defenses._jpeg import Jpeg, compressed, cosines, jpeg, quantisation
 from robench.defenses._substitute import STAND_INS
 from robench.errors import ConfigError, ModelError
 from robench.inference import fingerprint, predict
@@ -61,7 +63,8 @@ LAYERS = {"round": torch.round, "detach": Tensor.detach, "sign": torch.sign, "st
 def test_the_forward_pass_stays_bit_by_bit_and_the_gradient_is_the_net_s_own_at_the_changed_image(make):
     inner = net()
     defended = make(inner)
-    twin = substitute(defended)
+    twin = substitute(defended, {"change": "identity"})
+    assert torch.equal(substitute(defended)(X.clone().requires_grad_()), defended(X))
     assert torch.equal(twin(X), defended(X))
     assert torch.equal(twin(X.clone().requires_grad_()), defended(X))
     assert torch.equal(gradient(twin), gradient(inner, defended.change(X)))
@@ -99,8 +102,46 @@ def test_smooth_is_the_layer_s_own_copy_and_near_it():
     twin = substitute(model, {"BitDepth": "smooth"})
     assert torch.equal(twin(X), model(X))
     assert (model.change.smooth(X) - X).abs().max() < 0.5 / 3
-    at_half = torch.full_like(X, 0.5)  # a step's steepest place: the slope of t - sin(2 pi t) / (2 pi) at t = 1.5 is 2
-    assert torch.allclose(gradient(twin, at_half), 2 * gradient(substitute(model), at_half), rtol=1e-4)
+    at_half = torch.full_like(X, 0.5)  # a step's steepest place: the slope of t - sin(2 pi t) / (4 pi) at t = 1.5 is 1.5
+    assert torch.allclose(gradient(twin, at_half), 1.5 * gradient(substitute(model), at_half), rtol=1e-4)
+
+
+def round_trip(x: Tensor, quality: int) -> Tensor:
+    return torch.stack([compressed(image, quality) for image in x])
+
+
+def pictures(channels: int, side: int) -> Tensor:
+    """Smooth images with a little noise."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(4, channels, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=side, mode="bilinear") * 0.6 + 0.2
+    return smooth + 0.02 * torch.randn(smooth.shape, generator=generator)
+
+
+def test_jpeg_s_transform_is_orthonormal_and_its_tables_are_the_standard_s():
+    assert torch.allclose(cosines() @ cosines().T, torch.eye(8, dtype=torch.float64), atol=1e-12)
+    assert (quantisation(50) * 255).round()[0, 0].tolist() == [16, 11, 10, 16, 24, 40, 51, 61]  # ITU-T T.81, table K.1
+    assert (quantisation(50) * 255).round()[1, 1].tolist() == [18, 21, 26, 66, 99, 99, 99, 99]  # table K.2
+
+
+@pytest.mark.parametrize("side", [16, 21])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_s_smooth_copy_is_the_round_trip_but_for_the_softening(monkeypatch, channels, side):
+    x = pictures(channels, side)
+    near = [(Jpeg(q).smooth(x) - round_trip(x, q)).abs().mean() for q in (90, 50, 10)]
+    far = [(x - round_trip(x, q)).abs().mean() for q in (90, 50, 10)]
+    assert all(a < b for a, b in zip(near, far, strict=True)), (near, far)
+    monkeypatch.setattr(torch, "sin", lambda angle: 2 * (angle - 2 * math.pi * (angle / (2 * math.pi)).round()))
+    hard = Jpeg(50).smooth(x).clamp(0, 1)  # the ripple is now all of the rounding
+    assert (hard - round_trip(x, 50)).abs().mean() < 0.4 * far[1]
+
+
+def test_jpeg_s_smooth_copy_has_a_gradient_everywhere_and_is_kind_to_float64():
+    x = pictures(3, 16).double().requires_grad_()
+    found = torch.autograd.grad(Jpeg(20).smooth(x).square().sum(), x)[0]
+    assert found.dtype == torch.float64 and (found.flatten(1).abs() > 0).float().mean() > 0.99
+    flat = torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Jpeg(50).smooth, (flat,))
 
 
 def test_softmax_stands_in_for_one_hot_argmax():

@@ -24,8 +24,8 @@ def sieve(steps: int = 20) -> Attack:
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
-        start = victim.ball[rows].random(draws[rows], "sieve")
-        climb(victim, rows, start, [Phase(cosine(steps, radius(victim)))])
+        own, ball = draws[rows], victim.ball[rows]
+        climb(victim, rows, lambda k: ball[k].random(own[k], "sieve"), [Phase(cosine(steps, radius(victim)))])
 
     return attack
 
@@ -38,10 +38,10 @@ def diversified(turn: int, *, before: int = 7, steps: int = 10) -> Attack:
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
-        eps, own = radius(victim), draws[rows]
-        start = victim.ball[rows].random(own, "odi.start", step=turn)
+        eps, own, ball = radius(victim), draws[rows], victim.ball[rows]
         weights = _directions(victim, rows, own, torch.full_like(rows, turn))
-        climb(victim, rows, start, [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps))])
+        phases = [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps))]
+        climb(victim, rows, lambda k: ball[k].random(own[k], "odi.start", step=turn), phases)
 
     return attack
 
@@ -64,7 +64,7 @@ def polish(loss: str, steps: int = 50) -> Attack:
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
-        climb(victim, rows, victim.best[rows], [Phase(cosine(steps, radius(victim)), loss=loss)])
+        climb(victim, rows, lambda k: victim.best[rows[k]], [Phase(cosine(steps, radius(victim)), loss=loss)])
 
     return attack
 
@@ -82,12 +82,12 @@ def ladder(ranks: int, steps: int = 40, *, diverse: bool) -> Attack:
         part = victim.part(copies, target=target)
         every = torch.arange(len(copies), device=rows.device)
         eps, turn = radius(victim), torch.arange(order.shape[1], device=rows.device).repeat(len(rows))
-        phases = [Phase(cosine(steps, eps))]
-        start = part.best
+        phases, own = [Phase(cosine(steps, eps))], draws[copies]
         if diverse:
-            start = part.ball.random(draws[copies], "ladder.start", step=turn)
-            phases.insert(0, Phase([eps] * 5, weights=_directions(part, every, draws[copies], turn + 100)))
-        climb(part, every, start, phases)
+            phases.insert(0, Phase([eps] * 5, weights=_directions(part, every, own, turn + 100)))
+            climb(part, every, lambda k: part.ball[k].random(own[k], "ladder.start", step=turn[k]), phases)
+        else:
+            climb(part, every, lambda k: part.best[k], phases)
         victim.absorb(part)
 
     return attack
@@ -101,10 +101,9 @@ def frontier(restarts: int, *, before: int = 7, steps: int = 60) -> Attack:
         copies = rows.repeat_interleave(restarts)
         part = victim.part(copies)
         turn = torch.arange(restarts, device=rows.device).repeat(len(rows)) + 2
-        eps, every = radius(victim), torch.arange(len(copies), device=rows.device)
-        start = part.ball.random(draws[copies], "frontier.start", step=turn)
-        weights = _directions(part, every, draws[copies], turn + 1000)
-        climb(part, every, start, [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps))])
+        eps, every, own = radius(victim), torch.arange(len(copies), device=rows.device), draws[copies]
+        phases = [Phase([eps] * before, weights=_directions(part, every, own, turn + 1000)), Phase(cosine(steps, eps))]
+        climb(part, every, lambda k: part.ball[k].random(own[k], "frontier.start", step=turn[k]), phases)
         victim.absorb(part)
 
     return attack

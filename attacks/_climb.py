@@ -1,19 +1,23 @@
-"""The search loop of the cascade: steps that shrink, momentum, and samples that leave as soon as they break."""
+"""The search loop of the cascade: one full batch of slots; a sample that breaks or ends leaves its slot to the next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from robench.ops.norms import dual_size, steepest
+from robench.ops.norms import dual_size, per_sample
 from robench.victim import Victim
 
 MOMENTUM = 0.75
 """Weight of the new step against the last movement, as in APGD."""
+
+Begin = Callable[[Tensor], Tensor]
+"""Positions (k,) among the samples of a climb → their starting points (k, ...), in the ball."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +31,133 @@ class Phase:
     """Output weights (n, K) instead of the loss (output-diversified steps)."""
 
 
-def cosine(steps: int, eps: float, *, last: float = 0.0) -> list[float]:
-    """Step sizes from 2·eps down to ``last``·eps along half a cosine."""
-    low = last * eps
-    return [low + (2 * eps - low) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
+def cosine(steps: int, eps: float) -> list[float]:
+    """Step sizes from 2·eps down to 0 along half a cosine."""
+    return [eps * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
 
 
-def climb(victim: Victim, rows: Tensor, points: Tensor, phases: Sequence[Phase]) -> None:
-    """Ascend from the points (n, ...) of the samples ``rows`` (n,); everything found is in the victim's books.
+def climb(victim: Victim, rows: Tensor, begin: Begin, phases: Sequence[Phase]) -> None:
+    """Ascend from the starting points of the samples ``rows`` (n,); everything found is in the victim's books.
 
-    The momentum is on positions: x' = P(x + 0.75 (P(x + s d) - x) + 0.25 (x - x_before)), d the steepest direction.
-    Success is read from the pass that gives the gradient; the last point is looked at without a gradient. The slope of
-    the margin at each sample's last point is left in ``victim.slope``.
+    The momentum is on positions: x' = P(x + 0.75 (P(x + s d) - x) + 0.25 (x - x_before)), d the steepest direction; the
+    first step is a plain one. Success is read from the pass that gives the gradient. The slope of the margin at each
+    sample's last point is left in ``victim.slope``. A sample costs one pass per step and one for its last point.
 
     Source: Croce & Hein, ICML 2020, equation (2) (the step); Tashiro et al., NeurIPS 2020 (output-diversified steps).
     """
-    ball, before = victim.ball[rows], points
-    place = torch.arange(len(rows), device=rows.device)
-    norm = victim.threat.norm
-    for phase in phases:
-        for size in phase.sizes:
-            weights = None if phase.weights is None else phase.weights[place]
-            found = victim.gradient(points, rows, phase.loss, weights=weights, inside=True)
-            direction = steepest(found.gradient, norm)
-            moved = ball.quick(points + size * direction)
-            blend = moved if before is points else points + MOMENTUM * (moved - points) + (1 - MOMENTUM) * (points - before)
-            before, points = points, ball.quick(blend)
-            keep = ~victim.broken[rows]
-            if not bool(keep.all()):
-                rows, points, before, place = rows[keep], points[keep], before[keep], place[keep]
-                ball = victim.ball[rows]
-            if not len(rows):
-                return
-        if phase.loss == "margin" and phase.weights is None:
-            victim.slope[rows] = dual_size(found.gradient, norm)[keep]
-    victim.margins(points, rows, inside=True)
+    slots = _Slots(victim, rows, begin, phases)
+    while slots.fill():
+        slots.advance()
+
+
+class _Slots:
+    """The batch: at its front the samples under way, behind them leftovers that only fill it up."""
+
+    def __init__(self, victim: Victim, rows: Tensor, begin: Begin, phases: Sequence[Phase]) -> None:
+        self.victim, self.rows, self.begin, self.phases = victim, rows, begin, phases
+        device, width = rows.device, victim.width
+        self.sizes = torch.tensor([s for p in phases for s in p.sizes] + [0.0], device=device, dtype=victim.x.dtype)
+        self.ends = [sum(len(p.sizes) for p in phases[: k + 1]) for k in range(len(phases))]
+        self.place = torch.zeros(0, dtype=torch.int64, device=device)
+        self.step = torch.zeros(0, dtype=torch.int64, device=device)
+        self.next = 0
+        shape = (width, *victim.x.shape[1:])
+        self.points, self.before = (torch.zeros(shape, device=device, dtype=victim.x.dtype) for _ in range(2))
+        self.low, self.high, self.centre = torch.zeros_like(self.points), torch.ones_like(self.points), None
+        if victim.threat.norm == "l2":
+            self.centre = torch.zeros_like(self.points)
+
+    @cached_property
+    def last(self) -> int:
+        """The step at which a sample's last point is looked at."""
+        return len(self.sizes) - 1
+
+    def fill(self) -> bool:
+        """Drop what has ended, give its slots to the next samples; whether anything is under way."""
+        keep = (~self.victim.broken[self.rows[self.place]] & (self.step <= self.last)).nonzero()[:, 0]
+        held = len(self.place)
+        if len(keep) < held:
+            self.place, self.step = self.place[keep], self.step[keep]
+            for buffer in self._buffers():
+                buffer[: len(keep)] = buffer[keep]
+        while len(self.place) < self.victim.width and self.next < len(self.rows):
+            self._admit(self.victim.width - len(self.place))
+        return len(self.place) > 0
+
+    def _buffers(self) -> list[Tensor]:
+        return [b for b in (self.points, self.before, self.low, self.high, self.centre) if b is not None]
+
+    def _admit(self, count: int) -> None:
+        """The next samples that are still unbroken, from their starting points."""
+        new = torch.arange(self.next, min(self.next + count, len(self.rows)), device=self.rows.device)
+        self.next += len(new)
+        new = new[~self.victim.broken[self.rows[new]]]
+        if not len(new):
+            return
+        a, b = len(self.place), len(self.place) + len(new)
+        chosen = self.rows[new]
+        self.points[a:b] = self.begin(new)
+        if self.centre is None:
+            self.low[a:b], self.high[a:b] = self.victim.ball[chosen].bounds()
+        else:
+            self.centre[a:b] = self.victim.x[chosen]
+        self.place = torch.cat([self.place, new])
+        self.step = torch.cat([self.step, torch.zeros_like(new)])
+
+    def advance(self) -> None:
+        """One pass over the batch, its books, and one step of every sample."""
+        rows, count = self.rows[self.place], len(self.place)
+        gradient = self.victim.pull(self.points, rows, self._weigh)
+        ended = self.step == self.last
+        if bool(ended.any()):
+            self.victim.slope[rows[ended]] = dual_size(gradient[:count][ended], self.victim.threat.norm)
+        self._move(gradient, count)
+        self.step += 1
+
+    def _weigh(self, outputs: Tensor) -> Tensor:
+        """Weights of the outputs whose gradient each slot climbs, (n, K); a last look takes the margin's."""
+        weights = self._of("margin", outputs, self.place)
+        start = 0
+        for phase, end in zip(self.phases, self.ends, strict=True):
+            if phase.weights is not None or phase.loss != "margin":
+                chosen = ((self.step >= start) & (self.step < end)).nonzero()[:, 0]
+                place = self.place[chosen]
+                theirs = self._of(phase.loss, outputs[chosen], place) if phase.weights is None else phase.weights[place]
+                weights[chosen] = theirs
+            start = end
+        return weights
+
+    def _of(self, loss: str, outputs: Tensor, place: Tensor) -> Tensor:
+        """Gradient of a loss with respect to the outputs, (n, K)."""
+        rows, victim = self.rows[place], self.victim
+        function = victim.task.loss(loss, None if victim.target is None else victim.target[rows])
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_(True)
+            return torch.autograd.grad(function(leaf, victim.y[rows]).sum(), leaf)[0]
+
+    def _move(self, gradient: Tensor, count: int) -> None:
+        """The step in place; ``gradient`` is used up."""
+        points, before, shape = self.points, self.before, (-1, *[1] * (self.points.dim() - 1))
+        size = torch.zeros(len(points), device=points.device, dtype=points.dtype)
+        size[:count] = self.sizes[self.step]
+        if self.centre is None:
+            gradient.sign_()
+        else:
+            norms = torch.linalg.vector_norm(gradient.flatten(1), 2, dim=1)
+            size = size / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        moved = self._project(gradient.mul_(size.view(shape)).add_(points))
+        first = torch.ones(len(points), device=points.device, dtype=torch.bool)
+        first[:count] = self.step == 0
+        moved.mul_(torch.where(first, 1.0, MOMENTUM).view(shape))
+        moved.addcmul_(points, torch.where(first, 0.0, 2 * (1 - MOMENTUM)).view(shape))
+        moved.addcmul_(before, torch.where(first, 0.0, MOMENTUM - 1).view(shape))
+        self.points, self.before = self._project(moved), points
+
+    def _project(self, points: Tensor) -> Tensor:
+        if self.centre is None:
+            return torch.clamp(points, self.low, self.high, out=points)
+        delta = points.sub_(self.centre)
+        size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1)
+        limit = self.victim.threat.eps * (1 - 2e-6)
+        shrink = (limit / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=1)
+        return delta.mul_(per_sample(shrink, delta)).add_(self.centre).clamp_(0, 1)

@@ -29,7 +29,7 @@ from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import BOOKS, Victim
 
-HEDGE, QUERIES = 64, 500
+HEDGE, QUERIES = 48, 500
 """Survivors, nearest and random ones, that meet a short gradient-free search, and its queries."""
 
 
@@ -105,24 +105,27 @@ def robench_standard(engine: Engine) -> None:
         return
     engine.run("sieve", sieve())
     engine.rank()
-    for turn in range(6):
+    for turn in range(4):
         engine.run(f"diversified-{turn}", diversified(turn))
     engine.run("scaled-ce", polish("scaled_ce"))
-    engine.run("probability-margin", polish("probability_margin"), engine.closest(0.5))
-    engine.run("ladder-1", ladder(4, diverse=True), engine.closest(0.3))
-    engine.run("ladder-2", ladder(9, diverse=False), engine.closest(0.1, least=16))
-    engine.run("frontier", frontier(20), engine.closest(0.05, least=8))
+    for turn in (4, 5):
+        engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=16))
+    engine.run("ladder-random", ladder(4, diverse=True), engine.closest(0.15, least=16))
+    engine.run("ladder-best", ladder(9, diverse=False), engine.closest(0.1, least=16))
+    engine.run("frontier", frontier(16), engine.closest(0.05, least=8))
     _hedge(engine)
 
 
 def _hedge(engine: Engine) -> None:
-    """A short search without gradients on near and on random survivors; if it breaks any, everything is searched."""
-    chosen = engine.closest(0.0, least=HEDGE)
-    broken = engine.run("square-near", plain(square, queries=QUERIES), chosen, access="score")
+    """A short search without gradients on near and on random survivors; while it breaks any, a longer one on all."""
+    broken = engine.run("square-near", plain(square, queries=QUERIES), engine.closest(0.0, least=HEDGE), access="score")
     others = engine.sample(HEDGE, "hedge")
     broken += engine.run("square-random", plain(square, queries=QUERIES), others, access="score")
-    if broken:
-        _complete(engine, fused=True)
+    for turn, queries in enumerate((2000, 5000), 1):
+        if broken:
+            stage = anew(plain(square, queries=queries), turn)
+            broken = engine.run(f"square-{queries}", stage, access="score")
+            engine.run(f"apgd-ce-{turn}", anew(plain(apgd, loss="ce", steps=100), turn))
 
 
 def _sparse(engine: Engine) -> None:

@@ -94,14 +94,9 @@ class Ball:
         outside = distance(self.x, points, self.threat.norm) > self.threat.eps
         return torch.where(per_sample(outside, points), self._moved(shrunk.view_as(delta)), points).clamp(0, 1)
 
-    def quick(self, points: Tensor) -> Tensor:
-        """The projection for search loops, (N, ...): linf exactly, l2 in single precision 2e-6 inside the sphere."""
-        if self.threat.norm != "l2" or math.isinf(self.threat.eps):
-            return self.project(points)
-        delta = points - self.x
-        size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1)
-        shrink = (self.threat.eps * (1 - 2e-6) / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=1)
-        return (self.x + delta * per_sample(shrink, delta)).clamp(0, 1)
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest values in the ball and in the box (linf), (N, ...) each."""
+        return self._bounds
 
     def _moved(self, delta: Tensor) -> Tensor:
         """x + delta in the images' own precision, every feature rounded towards x so that no norm grows."""

@@ -21,7 +21,7 @@ from robench.inference import fingerprint, untouched
 from robench.judge import judge
 from robench.ops.norms import Ball, distance, per_sample
 from robench.spec import SCHEMA, Artifact, Cell, Context, Ref, Settings, ThreatModel, canonical, sha256
-from robench.store import Store
+from robench.store import Finished, Store
 from robench.task import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
@@ -282,9 +282,11 @@ def verify(
     planned, done = store.read_run(), store.finished()
     wanted = [d for d, about in planned["cells"].items() if about["scenario"] == "evasion" and d in done]
     headers = store.image_headers()
-    if not headers and not planned.get("adversarials"):
-        raise StoreError(must("a run to verify", "made with --save-adversarials", str(run_directory), _ANEW))
     lost = [d for d in wanted if d not in headers and (planned.get("adversarials") or store.image_files(d))]
+    if not headers and not lost:
+        raise StoreError(
+            must("a run to verify", "one with attacks, made with --save-adversarials", str(run_directory), _ANEW)
+        )
     findings = [f"{_named(planned['cells'][d], d)}: the header of its images is missing; {_ANEW}" for d in lost]
     cases, damaged = _cases(headers)
     context = Context(str(store.root), resolve_device(device), batch_size, trust=trust)
@@ -292,7 +294,7 @@ def verify(
     counts = [0, 0]
     with exact_arithmetic(context.threads):
         for case in cases:
-            told = changed.get(case.cell.digest) or case.replay(store, context, counts)
+            told = changed.get(case.cell.digest) or case.replay(store, done, context, counts)
             findings += [f"{case.name}: {line}" for line in told]
     return Replay(len(cases), counts[0], counts[1], (*damaged, *findings), len(set(wanted) - set(headers) - set(lost)))
 
@@ -337,17 +339,17 @@ class _Case:
     def name(self) -> str:
         return _named(self.header, self.cell.digest)
 
-    def replay(self, store: Store, context: Context, counts: list[int]) -> list[str]:
+    def replay(self, store: Store, done: dict[str, Finished], context: Context, counts: list[int]) -> list[str]:
         """What differs; the numbers of images judged are added to ``counts``."""
         tensors, changed = self._images()
-        try:
-            rows = store.frames([self.cell.digest]).get("evasion", pd.DataFrame())
-        except StoreError as error:
-            changed = [*changed, str(error)]
         if changed:
             return changed
-        if rows.empty:
+        if self.cell.digest not in done:
             return ["there are no rows to compare with; run the same command again"]
+        try:
+            rows = store.rows(done[self.cell.digest])
+        except StoreError as error:
+            return [str(error)]
         return self._incomplete(rows) or self._judged(tensors, context, counts)
 
     def _images(self) -> tuple[dict[str, Tensor], list[str]]:
@@ -357,7 +359,7 @@ class _Case:
             tensors = read_tensors(content)
             found = {"sha256": _hashes(tensors, "images"), "sha256_8bit": _hashes(tensors, "images_8bit")}
         except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-            return {}, [f"{self.file.name} cannot be read ({error}); {_ANEW}"]
+            return {}, [f"{self.file.name} cannot be read ({error}); remove it, and {_ANEW}"]
         changed = [
             f"sample {s['sample']}: the {'8-bit' if key.endswith('8bit') else 'float32'} image was changed"
             for s in self.header["samples"]
@@ -394,8 +396,8 @@ class _Case:
         places = {sample: place for place, sample in enumerate(data.ids.tolist())}
         labels = {s["sample"]: s["label"] for s in self.header["samples"]}
         kind = "8-bit" if name == "images_8bit" else "float32"
-        for part in torch.arange(len(ids)).split(objects.context.batch_size):
-            rows = torch.tensor([places[i] for i in ids[part].tolist()])
+        for part in torch.arange(len(ids)).split(objects.context.batch_size) if len(ids) else ():
+            rows = torch.tensor([places[i] for i in ids[part].tolist()], dtype=torch.int64)
             found = images[part]
             x_adv = (as_pixels(found) if found.dtype == torch.uint8 else found).to(objects.context.device)
             x, y = data.images(rows).to(x_adv), data.labels[rows].to(x_adv.device)

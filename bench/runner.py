@@ -112,6 +112,7 @@ def run_plan(
     With ``images`` the broken images are kept; then a finished attack that lacks them is run again, and its rows stay.
     """
     todo = store.todo(plan.cells, images=images)
+    missing = {cell.digest for cell in store.todo(todo)}
     needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
     failures: list[tuple[str, str]] = []
     for number, level in enumerate(plan.levels):
@@ -122,7 +123,7 @@ def run_plan(
                 failures.append((str(job.work.builder), outcome.error))  # type: ignore[union-attr]
     jobs = [Job(cell, context, images) for cell in todo]
     for done, (job, outcome) in enumerate(execute(perform, _ordered(jobs), workers=min(workers, len(jobs))), start=1):
-        failures.extend(_keep(store, job.work, outcome))  # type: ignore[arg-type]
+        failures.extend(_keep(store, job.work, outcome, again=job.work.digest not in missing))  # type: ignore[arg-type]
         progress("cells", done, len(jobs))
     return Summary(len(jobs), len(plan.cells) - len(jobs), tuple(failures))
 
@@ -139,8 +140,8 @@ def _ordered(jobs: Sequence[Job]) -> list[Job]:
     return sorted(jobs, key=lambda j: (j.work.model.digest, j.work.digest))  # type: ignore[union-attr]
 
 
-def _keep(store: Store, cell: Cell, outcome: Outcome) -> list[tuple[str, str]]:
-    again = outcome.evidence is not None and not store.todo([cell])
+def _keep(store: Store, cell: Cell, outcome: Outcome, *, again: bool) -> list[tuple[str, str]]:
+    """Store what a cell gave; one that was finished before and ran again for its images keeps its rows."""
     error = outcome.error
     if again and outcome.rows is not None and not store.agrees(cell, outcome.rows):
         remedy = f"remove cells/{cell.digest[:12]}*"

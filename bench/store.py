@@ -156,11 +156,19 @@ class Store:
         parts: dict[str, list[pd.DataFrame]] = {}
         for digest in chosen:
             entry = done[digest]
-            rows = _read(entry)
+            rows = self.rows(entry)
             for position, name in enumerate(LEAD):
                 rows.insert(position, name, entry.header[name])
             parts.setdefault(entry.header["scenario"], []).append(rows)
         return {name: _joined(frames) for name, frames in sorted(parts.items())}
+
+    def rows(self, entry: Finished) -> pd.DataFrame:
+        """A finished cell's rows, without the cell's columns.
+
+        Raises:
+            StoreError: They do not match the hash in their header.
+        """
+        return _read(entry)
 
     def write_run(self, header: dict[str, Any]) -> None:
         """Store the resolved configuration of the run as ``run.json``."""

@@ -218,17 +218,54 @@ def test_verify_gives_the_same_verdicts_at_any_batch_size(kept, batch):
     assert (found.cells, found.images, found.images_8bit) == (5, rows["broken"].sum(), rows["broken_8bit"].sum())
 
 
-def test_verify_in_a_fresh_process_imports_no_attack(kept):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over a trained model, compressed copies and one behind a defence; one attack breaks next to nothing."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    suite = parse_suite(
+        """
+name: made
+limit: 12
+threats: [linf(0.1), linf(0.0001)]
+attacks: [fgsm]
+defenses: [{model: digits-mlp, defense: bit_depth}]
+compression: {models: [digits-mlp], arms: [prune(amount=0.3), int8], threats: [linf(0.1)], attacks: [fgsm]}
+"""
+    )
+    trained = "trained(arch='mlp', recipe='standard', steps=3)"
+    run(suite, models=["digits-mlp", trained], out=folder, save_adversarials=True, **HERE)
+    return folder
+
+
+def test_verify_in_a_fresh_process_imports_no_attack(kept, made):
+    """Zoo, trained, compressed and defended models, a protocol and plain attacks."""
     code = (
         "import sys\nfrom robench.cli import main\n"
-        f"try:\n    main(['verify', {str(kept)!r}, '--batch-size', '5', '--device', 'cpu'])\n"
-        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        f"for run in ({str(kept)!r}, {str(made)!r}):\n"
+        "  try:\n    main(['verify', run, '--batch-size', '5', '--device', 'cpu'])\n"
+        "  except SystemExit as end:\n    assert end.code == 0, end.code\n"
         "code = [m for m in sys.modules if m.startswith('robench.attacks.') or m.split('.')[0] in ('art', 'attacks')]\n"
         "assert not code, code\nassert 'robench.judge' in sys.modules"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert "the same verdicts" in told.stdout
+    assert told.stdout.count("the same verdicts") == 2
+
+
+def test_conditions_and_attacks_without_finds_are_verified(made):
+    found = verify(made, device="cpu", batch_size=1)
+    headers = [json.loads(path.read_text()) for path in Store(made).image_headers().values()]
+    assert found.differences == () and found.cells == len(headers)
+    assert {h["condition"] for h in headers} >= {"", "bit_depth", "int8", "prune(amount=0.3)"}
+    assert not all(h["samples"] for h in headers)
+
+
+def test_a_trained_model_that_is_gone_is_named_and_not_trained_again(made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "run"))
+    shutil.rmtree(folder / "artifacts")
+    differences = verify(folder, device="cpu").differences
+    assert differences and all("not in the run directory any more" in line for line in differences)
+    assert not (folder / "artifacts").exists()
 
 
 def _tamper(file: Path, change) -> None:
@@ -383,7 +420,7 @@ def test_a_second_run_computes_nothing_and_a_lost_image_is_made_again(copy):
 def test_cells_finished_without_images_are_run_again_for_them_and_keep_their_rows(tmp_path):
     small = SUITE.model_copy(update={"models": ["digits-mlp"], "threats": ["linf(0.1)"]})
     run(small, out=tmp_path, **HERE)
-    with pytest.raises(StoreError, match="made with --save-adversarials"):
+    with pytest.raises(StoreError, match="one with attacks, made with --save-adversarials"):
         verify(tmp_path, device="cpu")
     assert "--save-adversarials" in robench("verify", tmp_path, code=2).output
     before = snapshot(tmp_path / "cells")
@@ -442,22 +479,20 @@ def test_robust_accuracy_of_8bit_images_stands_in_the_table(kept):
 
 
 @pytest.fixture
-def mine(tmp_path) -> tuple[Path, Path, list[object]]:
-    """A model file of the user's, its run, and the options that name it."""
+def mine(tmp_path) -> tuple[Path, Path]:
+    """A model file of the user's and its run."""
     code = tmp_path / "mine.py"
     code.write_text(
         "import torch\n\n\ndef make():\n    torch.manual_seed(3)\n"
         "    return torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()\n"
     )
-    suite = tmp_path / "s.yaml"
-    suite.write_text("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
-    args = ["--suite", suite, "--model", f"{code}:make", "--trust", "--save-adversarials", "--workers", 1, "--device", "cpu"]
-    robench("run", *args, "--out", tmp_path / "run")
-    return code, tmp_path / "run", args
+    suite = parse_suite("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
+    run(suite, models=[f"{code}:make"], trust=True, save_adversarials=True, out=tmp_path / "run", **HERE)
+    return code, tmp_path / "run"
 
 
 def test_a_user_s_code_is_verified_with_trust_only(mine, tmp_path):
-    code, folder, _ = mine
+    code, folder = mine
     assert "--trust" in robench("verify", folder, "--device", "cpu", code=2).output
     assert "the same verdicts" in robench("verify", folder, "--device", "cpu", "--trust").output
     moved = tmp_path / "elsewhere"
@@ -468,7 +503,7 @@ def test_a_user_s_code_is_verified_with_trust_only(mine, tmp_path):
 
 
 def test_another_model_in_the_user_s_file_is_named(mine):
-    code, folder, _ = mine
+    code, folder = mine
     code.write_text(code.read_text().replace("manual_seed(3)", "manual_seed(4)"))
     told = robench("verify", folder, "--device", "cpu", "--trust", code=1).output
     assert "mine.py:make is not what the run measured" in told
@@ -476,19 +511,26 @@ def test_another_model_in_the_user_s_file_is_named(mine):
 
 def test_weights_files_and_changed_data_are_verified(tmp_path):
     from robench.models.weights import fresh
+    from robench.sources import UserModel
 
     save_file(fresh("small_cnn", seed=1).state_dict(), str(tmp_path / "net.safetensors"))
     pixels = (Draws(1, torch.arange(12)).uniform("pixels", (32, 32)) * 255).to(torch.uint8).numpy()
     labels = np.arange(12) % 10
     np.savez(tmp_path / "own.npz", x_test=pixels, y_test=labels)
-    suite = tmp_path / "s.yaml"
-    suite.write_text("name: s\nthreats: [l2(1.0)]\nattacks: [fgsm]\n")
-    data = f"npz:{tmp_path / 'own.npz'}"
-    args = ["--suite", suite, "--model", tmp_path / "net.safetensors", "--arch", "small_cnn", "--data", data]
-    robench("run", *args, "--save-adversarials", "--workers", 1, "--device", "cpu", "--out", tmp_path / "run")
+    suite = parse_suite("name: s\nthreats: [l2(1.0)]\nattacks: [fgsm]\n")
+    model, data = UserModel(str(tmp_path / "net.safetensors"), arch="small_cnn"), f"npz:{tmp_path / 'own.npz'}"
+    run(suite, models=[model], data=data, save_adversarials=True, out=tmp_path / "run", **HERE)
     robench("verify", tmp_path / "run", "--device", "cpu")
     np.savez(tmp_path / "own.npz", x_test=255 - pixels, y_test=labels)
     assert "not what the run measured" in robench("verify", tmp_path / "run", "--device", "cpu", code=1).output
+
+
+def test_the_command_line_keeps_images(tmp_path):
+    suite = tmp_path / "s.yaml"
+    suite.write_text("name: s\nlimit: 12\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
+    robench("run", "--suite", suite, "--out", tmp_path / "run", "--save-adversarials", "--workers", 1, "--device", "cpu")
+    assert "of 1 attacks judged again: the same verdicts" in robench("verify", tmp_path / "run", "--device", "cpu").output
+    assert "robust_accuracy_8bit" in (tmp_path / "run" / "table.csv").read_text()
 
 
 def test_bad_input_exits_2(tmp_path, kept):

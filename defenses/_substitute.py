@@ -77,7 +77,9 @@ def through(stand_in: Tensor, value: Tensor) -> Tensor:
         got = (tuple(value.shape), str(value.dtype))
         remedy = "give a stand-in of the layer's output shape, or substitute the module around it"
         raise ModelError(must("a substituted layer's output", f"floats of shape {tuple(stand_in.shape)}", got, remedy))
-    found: Tensor = _Through.apply(stand_in.to(value.dtype), value.detach())  # type: ignore[no-untyped-call]
+    with torch.no_grad():  # not detach(), which may itself be a function that has a stand-in
+        bare = value.view_as(value)
+    found: Tensor = _Through.apply(stand_in.to(value.dtype), bare)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -117,6 +119,8 @@ def bridged(
     """The model with a stand-in for each layer that lets no gradient through, and the names of those layers.
 
     Found are the innermost ones first; what they hid is looked for again. A layer that declares a substitute gets that.
+    Where still no gradient leads through the whole, calls of ``HIDING`` outside any module get the stand-in too, and
+    are named as ``round()``. A model that no stand-in fits is returned as it was found, without a gradient.
 
     Args:
         model: The model to attack.
@@ -131,7 +135,28 @@ def bridged(
         if not fresh:
             break
         names += fresh
-    return twin, sorted({*names, *_declared(twin)})
+    told = sorted({*names, *_declared(twin)})
+    if not _silent(twin, (x,), {}, 0):
+        return twin, told
+    met = _met(twin, x)
+    wide = substitute(model, dict.fromkeys(names, stand_in), functions=dict.fromkeys(met, stand_in))
+    return wide, told + [f"{name}()" for name in met]
+
+
+HIDING = ("ceil", "detach", "floor", "round", "sign", "trunc")
+"""Torch functions of one tensor that let no gradient through and keep the shape."""
+
+
+def _met(model: nn.Module, x: Tensor) -> list[str]:
+    """Which of ``HIDING`` the forward pass calls on what depends on x."""
+    met: set[str] = set()
+
+    def noting(name: str) -> StandIn:
+        return lambda value: met.add(name) or value  # type: ignore[func-returns-value]
+
+    with untouched(model), torch.enable_grad(), _Intercepted({name: noting(name) for name in HIDING}):
+        model(x.detach().requires_grad_(True))
+    return sorted(met)
 
 
 class Bridged(nn.Module):

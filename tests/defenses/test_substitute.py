@@ -262,6 +262,22 @@ def test_bridged_finds_and_bridges_what_is_hidden_behind_what():
     assert torch.equal(twin(X), model(X)) and gradient(twin).any()
 
 
+def test_bridged_reaches_functions_outside_any_module():
+    model = nn.Sequential(bit_depth(nn.Identity()), Inline()).eval()
+    twin, names = bridged(model, X)
+    assert names == ["0.change", "round()"]
+    assert torch.equal(twin(X), model(X)) and gradient(twin).any()
+
+
+def test_a_thermometer_code_takes_a_function_of_one_s_own():
+    levels = (0.2, 0.4, 0.6, 0.8)
+    code = Call(lambda x: torch.cat([(x > level).float() for level in levels], 1))
+    model = net(code, inputs=4 * 256)
+    assert gradient_holes(model, X) == ["0"] and bridged(model, X)[1] == []
+    twin = substitute(model, {"0": lambda x: torch.cat([torch.sigmoid(10 * (x - level)) for level in levels], 1)})
+    assert torch.equal(twin(X), model(X)) and gradient(twin).any()
+
+
 def test_bridged_leaves_what_a_stand_in_does_not_fit():
     twin, names = bridged(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), Call(lambda x: x.argmax(1)), nn.Embedding(8, 4)), X)
     assert names == [] and twin(X).shape == (6, 4)

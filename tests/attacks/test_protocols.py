@@ -34,6 +34,8 @@ OWN_TESTS = {"autoattack-rand"}
 
 PROTOCOLS = [name for name, entry in catalog.ATTACKS.items() if entry.facts.get("protocol") and name not in OWN_TESTS]
 PAIRS = [(name, norm) for name in PROTOCOLS for norm in catalog.ATTACKS[name].facts["norms"]]
+DEAR = {("robench-deep", "linf"), ("robench-deep", "l2"), ("autoattack-plus", "l2")}
+"""Seconds each with one sample held at a time; the other norms of these protocols are always looked at, or their stages."""
 
 
 def build(classes: int = CLASSES, *, features: int = SIDE * SIDE) -> nn.Sequential:
@@ -106,7 +108,7 @@ def short(monkeypatch):
 # --- promise 1 and 2
 
 
-@pytest.mark.parametrize(("name", "norm"), PAIRS)
+@pytest.mark.parametrize(("name", "norm"), [pytest.param(*p, marks=pytest.mark.slow if p in DEAR else ()) for p in PAIRS])
 def test_how_many_are_held_and_their_order_change_no_byte(short, name, norm):
     threat, x = threat_of(name, norm), images()
     whole = run(name, threat)

@@ -98,7 +98,8 @@ def substitute(
         model: Takes images (N, C, H, W) in [0, 1], returns logits (N, K).
         layers: Path of a module (``"net.0"``) or name of its class (``"BitDepth"``) -> name of a stand-in (``identity``,
             ``straight_through``, ``blur``, ``softmax``, ``sigmoid``, ``smooth``) or a function of the layer's input.
-        functions: Name of a torch function of one tensor that the forward pass calls (``"round"``) -> the same.
+        functions: Name of a torch function of one tensor that the forward pass calls (``"round"``) -> the same;
+            ``"comparison"`` is a ``>`` or ``<`` that is then turned into floats, a function of the difference.
 
     Raises:
         ConfigError: No such layer or stand-in.
@@ -114,7 +115,7 @@ def substitute(
 
 
 def bridged(
-    model: nn.Module, x: Tensor, *, stand_in: str | StandIn = "identity", rounds: int = 8
+    model: nn.Module, x: Tensor, *, stand_in: str | StandIn = "identity", thorough: bool = False, rounds: int = 8
 ) -> tuple[nn.Module, list[str]]:
     """The model with a stand-in for each layer that lets no gradient through, and the names of those layers.
 
@@ -122,10 +123,14 @@ def bridged(
     Where still no gradient leads through the whole, calls of ``HIDING`` outside any module get the stand-in too, and
     are named as ``round()``. A model that no stand-in fits is returned as it was found, without a gradient.
 
+    ``detach`` and the like also have honest uses, and a gradient that is there may be the wrong one: an attack tries the
+    model as it is, and the ``thorough`` copy besides.
+
     Args:
         model: The model to attack.
         x: A few images (N, C, H, W) in [0, 1].
         stand_in: For layers that declare none; those whose output shape differs from the input's are left as they are.
+        thorough: Substitute the calls of ``HIDING`` in any case.
         rounds: How often the search is done again.
     """
     names: list[str] = []
@@ -136,15 +141,15 @@ def bridged(
             break
         names += fresh
     told = sorted({*names, *_declared(twin)})
-    if not _silent(twin, (x,), {}, 0):
+    if not thorough and not _silent(twin, (x,), {}, 0):
         return twin, told
     met = _met(twin, x)
-    wide = substitute(model, dict.fromkeys(names, stand_in), functions=dict.fromkeys(met, stand_in))
-    return wide, told + [f"{name}()" for name in met]
+    functions = dict.fromkeys(met, stand_in)
+    return substitute(model, dict.fromkeys(names, stand_in), functions=functions), told + [f"{name}()" for name in met]
 
 
-HIDING = ("ceil", "detach", "floor", "round", "sign", "trunc")
-"""Torch functions of one tensor that let no gradient through and keep the shape."""
+HIDING = ("ceil", "comparison", "detach", "floor", "round", "sign", "trunc")
+"""Torch functions that let no gradient through and keep the shape."""
 
 
 def _met(model: nn.Module, x: Tensor) -> list[str]:
@@ -175,16 +180,32 @@ class Bridged(nn.Module):
 
 
 class _Intercepted(TorchFunctionMode):
+    """Calls of the functions take their stand-ins' gradients while this is entered, for one forward pass."""
+
     def __init__(self, functions: Mapping[str, StandIn]) -> None:
         super().__init__()
         self.functions = functions
+        self.compared: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        stand_in = self.functions.get(getattr(func, "__name__", ""))
-        if stand_in is None or not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
+        name = getattr(func, "__name__", "").strip("_")
+        if not args or not isinstance(args[0], Tensor) or not isinstance(found, Tensor):
             return found
-        return through(stand_in(args[0]), found)
+        if name in _ORDERS and "comparison" in self.functions:
+            self.compared[id(found)] = (found, _ORDERS[name] * (args[0] - args[1]))
+        elif name in _CASTS and id(args[0]) in self.compared and found.is_floating_point():
+            return self._through("comparison", self.compared[id(args[0])][1], found)
+        return self._through(name, args[0], found)
+
+    def _through(self, name: str, given: Tensor, found: Tensor) -> Tensor:
+        if name not in self.functions or not given.requires_grad:
+            return found
+        return through(self.functions[name](given), found)
+
+
+_ORDERS = {"gt": 1, "ge": 1, "greater": 1, "lt": -1, "le": -1, "less": -1}
+_CASTS = ("double", "float", "half", "to", "type")
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:

@@ -273,9 +273,44 @@ def test_a_thermometer_code_takes_a_function_of_one_s_own():
     levels = (0.2, 0.4, 0.6, 0.8)
     code = Call(lambda x: torch.cat([(x > level).float() for level in levels], 1))
     model = net(code, inputs=4 * 256)
-    assert gradient_holes(model, X) == ["0"] and bridged(model, X)[1] == []
+    assert gradient_holes(model, X) == ["0"]
+    twin, names = bridged(model, X)
+    assert names == ["comparison()"] and torch.equal(twin(X), model(X)) and gradient(twin).any()
     twin = substitute(model, {"0": lambda x: torch.cat([torch.sigmoid(10 * (x - level)) for level in levels], 1)})
     assert torch.equal(twin(X), model(X)) and gradient(twin).any()
+
+
+class Hidden(nn.Module):
+    """The gradient is that of another class's logits: it is there, and wrong."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        other = logits.roll(1, dims=1)
+        return logits.detach() + other - other.detach()
+
+
+def test_a_gradient_that_is_there_and_wrong_is_bridged_when_asked_thoroughly():
+    inner = net()
+    model = Hidden(inner).eval()
+    assert bridged(model, X)[1] == []
+    twin, names = bridged(model, X, thorough=True)
+    assert names == ["detach()"] and torch.equal(twin(X), model(X))
+    assert torch.allclose(gradient(twin), gradient(inner), atol=1e-6)
+    assert not torch.allclose(gradient(model), gradient(inner), atol=1e-3)
+
+
+@pytest.mark.parametrize(("order", "sign"), [(torch.gt, 1), (torch.le, -1), (lambda a, b: a < b, -1)])
+def test_comparisons_that_become_floats_have_the_gradient_of_the_difference(order, sign):
+    model = Call(lambda x: order(x.flatten(1), 0.5).float() * 3).eval()
+    twin = substitute(model, functions={"comparison": "identity"})
+    assert torch.equal(twin(X), model(X))
+    want = torch.zeros(6, 256)
+    want[:, 0] = 3 * sign
+    assert torch.equal(gradient(twin).flatten(1), want)
 
 
 def test_bridged_leaves_what_a_stand_in_does_not_fit():

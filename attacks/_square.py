@@ -93,7 +93,7 @@ def _search(victim: Victim, rows: Tensor, points: Tensor, seeds: Draws, sides: l
     """Random search from ``points``; everything but the books is held for the unbroken samples only."""
     propose: Proposal = _stripe if victim.threat.norm == "linf" else _bumps
     numbers = (2 if victim.threat.norm == "linf" else 5) + points.shape[1]
-    margin = _known(victim.margins(points, rows))
+    margin = _known(victim.margins(points, rows, inside=True))
     x, ball, luck = victim.x[rows], victim.ball[rows], points.new_zeros(0)
     for query, side in enumerate(sides):
         keep = ~victim.broken[rows]
@@ -105,9 +105,9 @@ def _search(victim: Victim, rows: Tensor, points: Tensor, seeds: Draws, sides: l
         if query % _BLOCK == 0:
             luck = seeds[rows].uniform("square", (_BLOCK, numbers), step=first + query // _BLOCK).double()
         asked = propose(x, points, luck[:, query % _BLOCK], side, ball)
-        found = _known(victim.margins(asked, rows))
-        better = found < margin
-        points, margin = torch.where(per_sample(better, points), asked, points), torch.where(better, found, margin)
+        found = _known(victim.margins(asked, rows, inside=True))
+        better = (found < margin).nonzero()[:, 0]
+        points[better], margin[better] = asked[better], found[better]
 
 
 def _known(margin: Tensor) -> Tensor:

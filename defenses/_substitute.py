@@ -99,7 +99,8 @@ def substitute(
         layers: Path of a module (``"net.0"``) or name of its class (``"BitDepth"``) -> name of a stand-in (``identity``,
             ``straight_through``, ``blur``, ``softmax``, ``sigmoid``, ``smooth``) or a function of the layer's input.
         functions: Name of a torch function of one tensor that the forward pass calls (``"round"``) -> the same;
-            ``"comparison"`` is a ``>`` or ``<`` that is then turned into floats, a function of the difference.
+            ``"comparison"`` is a ``>`` or ``<`` that is then turned into floats, a function of the difference;
+            ``"argmax"`` one that becomes a one-hot of floats.
 
     Raises:
         ConfigError: No such layer or stand-in.
@@ -148,7 +149,7 @@ def bridged(
     return substitute(model, dict.fromkeys(names, stand_in), functions=functions), told + [f"{name}()" for name in met]
 
 
-HIDING = ("ceil", "comparison", "detach", "floor", "round", "sign", "trunc")
+HIDING = ("argmax", "ceil", "comparison", "detach", "floor", "round", "sign", "trunc")
 """Torch functions that let no gradient through and keep the shape."""
 
 
@@ -185,7 +186,8 @@ class _Intercepted(TorchFunctionMode):
     def __init__(self, functions: Mapping[str, StandIn]) -> None:
         super().__init__()
         self.functions = functions
-        self.compared: dict[int, tuple[Tensor, Tensor]] = {}
+        self.lost: dict[int, tuple[Tensor, str, Tensor]] = {}
+        """Truth values and integers by id: themselves (so that no id comes twice), how they came about, and from what."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -193,10 +195,16 @@ class _Intercepted(TorchFunctionMode):
         if not args or not isinstance(args[0], Tensor) or not isinstance(found, Tensor):
             return found
         if name in _ORDERS and "comparison" in self.functions:
-            self.compared[id(found)] = (found, _ORDERS[name] * (args[0] - args[1]))
-        elif name in _CASTS and id(args[0]) in self.compared and found.is_floating_point():
-            return self._through("comparison", self.compared[id(args[0])][1], found)
-        return self._through(name, args[0], found)
+            self.lost[id(found)] = (found, "comparison", _ORDERS[name] * (args[0] - args[1]))
+        elif name == "argmax":
+            self.lost[id(found)] = (found, "argmax", args[0])
+        elif id(args[0]) in self.lost:
+            _, how, given = self.lost[id(args[0])]
+            if name in _CASTS and found.is_floating_point() and found.shape == given.shape:
+                return self._through(how, given, found)
+            if name == "one_hot":
+                self.lost[id(found)] = (found, how, given)
+        return self._through(name, args[0], found) if name != "argmax" else found
 
     def _through(self, name: str, given: Tensor, found: Tensor) -> Tensor:
         if name not in self.functions or not given.requires_grad:
@@ -313,12 +321,12 @@ def _silent(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pl
 
 
 def _depends(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> bool:
-    """Whether a random move of the argument, by a tenth of its size or by all of it, changes any output."""
+    """Whether a random move of the argument, by a tenth to ten times its size, changes any output."""
     value = args[place]
     size = value.double().square().mean().sqrt().clamp_min(1e-3).to(value)
     with torch.no_grad():
         before = _run(module, args, kwargs)
-        for step, share in enumerate((0.1, 1.0)):
+        for step, share in enumerate((0.1, 1.0, 10.0)):
             moved = value + share * size * _noise(value, step)
             after = _run(module, (*args[:place], moved, *args[place + 1 :]), kwargs)
             if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):

@@ -313,6 +313,14 @@ def test_comparisons_that_become_floats_have_the_gradient_of_the_difference(orde
     assert torch.equal(gradient(twin).flatten(1), want)
 
 
+def test_a_decision_alone_is_bridged_to_its_logits():
+    inner = net()
+    model = nn.Sequential(inner, Call(lambda out: nn.functional.one_hot(out.argmax(1), 4).float())).eval()
+    twin = substitute(model, functions={"argmax": "identity"})
+    assert torch.equal(twin(X), model(X)) and torch.equal(gradient(twin), gradient(inner))
+    assert gradient_holes(model, X) == ["1"]
+
+
 def test_bridged_leaves_what_a_stand_in_does_not_fit():
     twin, names = bridged(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), Call(lambda x: x.argmax(1)), nn.Embedding(8, 4)), X)
     assert names == [] and twin(X).shape == (6, 4)

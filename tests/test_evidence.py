@@ -296,6 +296,28 @@ def test_one_changed_8bit_pixel_is_named(copy):
     assert f"sample {sample}: the 8-bit image was changed" in line
 
 
+def test_images_of_samples_that_the_header_does_not_name_are_told(copy):
+    header = header_of(copy)
+
+    def add(tensors):
+        tensors["ids_8bit"] = torch.cat([tensors["ids_8bit"], torch.tensor([10**6])])
+        tensors["images_8bit"] = torch.cat([tensors["images_8bit"], tensors["images_8bit"][:1]])
+
+    forged(header, add)
+    (line,) = verify(copy, device="cpu").differences
+    assert "other bytes" in line
+
+
+def test_images_of_another_shape_are_told(copy):
+    def crop(tensors):
+        for name in ("images", "images_8bit"):
+            tensors[name] = tensors[name][..., 1:].contiguous()
+
+    forged(header_of(copy), crop)
+    (line,) = verify(copy, device="cpu").differences
+    assert "not of the data's shape (1, 32, 32)" in line
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -370,8 +392,11 @@ def forged(header: Path, change) -> None:
     file = header.with_name(told["file"])
     _tamper(file, change)
     tensors = read_tensors(file.read_bytes())
+    small = dict(zip(tensors["ids_8bit"].tolist(), tensors["images_8bit"], strict=True))
     for k, sample in enumerate(told["samples"]):
         sample["sha256"] = sha256(tensors["images"][k].numpy().tobytes())
+        if sample["sha256_8bit"]:
+            sample["sha256_8bit"] = sha256(small[sample["sample"]].numpy().tobytes())
     rest = {k: v for k, v in told.items() if k not in ("schema", "digest", "file", "content", "header_sha256")}
     Store(header.parent.parent).put_images(header.stem, file.read_bytes(), rest)
 

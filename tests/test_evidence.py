@@ -218,6 +218,11 @@ def test_verify_gives_the_same_verdicts_at_any_batch_size(kept, batch):
     assert (found.cells, found.images, found.images_8bit) == (5, rows["broken"].sum(), rows["broken_8bit"].sum())
 
 
+@pytest.mark.gpu
+def test_verify_on_another_device_gives_the_same_verdicts(kept):
+    assert verify(kept, device="cuda").differences == ()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over a trained model, compressed copies and one behind a defence; one attack breaks next to nothing."""

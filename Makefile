@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install run test test-slow lint types clean
+.PHONY: install run test test-slow bench-attacks lint types clean
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)
+
+bench-attacks: install
+	$(BIN)/python -m robench.benchmark
 
 types: install
 	$(BIN)/python tests/types_tree.py

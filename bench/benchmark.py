@@ -1,0 +1,224 @@
+"""robench beside other libraries: the same model, images, eps and threads, one fresh process per tool, tools in turn.
+
+``python -m robench.benchmark`` (or ``make bench-attacks``) prints a table and writes it as CSV. The peers are the extra
+``robench[peers]``; one that is not installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robench import catalog
+from robench.attacks._engine import Engine
+from robench.attacks._pgd import pgd
+from robench.devices import exact_arithmetic
+from robench.inference import predict, untouched
+from robench.ops.random import Draws
+from robench.sources import UserModel, resolve_sources
+from robench.spec import Artifact, Context, Ref, ThreatModel
+from robench.workshop import load, load_model
+
+PEERS = {"pyautoattack": "pyautoattack", "foolbox-pgd": "foolbox", "art-pgd": "art"}
+"""Tool → module it needs."""
+STEPS = 40
+"""Steps of the plain PGDs, which all take 2.5·eps/steps a step from the clean image and return their last point."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tool on one model."""
+
+    tool: str
+    model: str | UserModel
+    data: str
+    threat: str
+    n: int
+    threads: int
+    trust: bool = False
+
+
+class Counted(nn.Module):
+    """The model, with a count of the images it was shown and of those a gradient was asked for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        outputs: Tensor = self.inner(x)
+        if outputs.requires_grad:
+            outputs.register_hook(self._asked)
+        return outputs
+
+    def _asked(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Run one tool: which images stayed right under it, and what it cost."""
+    torch.set_num_threads(job.threads)
+    model, x, y = opened(job)
+    counted, threat = Counted(model).eval(), ThreatModel.parse(job.threat)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with exact_arithmetic(job.threads):
+        start = time.process_time()
+        x_adv = TOOLS[job.tool](counted, x, y, threat, job.tool)
+        seconds = time.process_time() - start
+        right = predict(model, x_adv, width=64).argmax(1) == y
+    inside = (x_adv.double() - x.double()).flatten(1)
+    size = inside.abs().amax(1) if threat.norm == "linf" else inside.norm(dim=1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "right": right.tolist(),
+        "seconds": seconds,
+        "forwards": counted.forwards / len(y),
+        "backwards": counted.backwards / len(y),
+        "peak_mb": (peak - before) / 1024,
+        "largest": float(size.max()),
+    }
+
+
+def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
+    """The job's model and its first n test images and labels."""
+    sources, paths = resolve_sources(job.data, [job.model])
+    label = job.model if isinstance(job.model, str) else Path(job.model.source).name
+    context = Context("", "cpu", trust=job.trust, sources=paths)
+    ref = catalog.BUILDERS.resolve(Ref.of("images", source=job.data, split="test", limit=job.n, seed=0))
+    images = load(Artifact("data", ref, sources.splits["test"], label=sources.data_label), context)
+    return load_model(sources.models[label], context).net.eval(), images.images(), images.labels
+
+
+def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+    engine = Engine(model, x, y, torch.arange(len(y)), threat)
+    with untouched(model):
+        catalog.ATTACKS[tool].load()(engine)
+    return engine.best
+
+
+def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+    with untouched(model):
+        found: Tensor = pgd(
+            model, x, y, threat=threat, seeds=Draws(0, torch.arange(len(y))), steps=STEPS, random_start=False
+        )
+    return found
+
+
+def _pyautoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+    from pyautoattack import AutoAttack
+
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    attack = AutoAttack(model, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)
+    attack.verbose = False
+    found = attack.run_standard_evaluation(x, y, batch_size=250)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _foolbox(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+    import foolbox
+
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[threat.norm]
+    attack = kind(rel_stepsize=2.5 / STEPS, steps=STEPS, random_start=False)
+    found: Tensor = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=threat.eps)[1]
+    return found
+
+
+def _art(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+    import numpy as np
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    classes = predict(model, x[:1], width=1).shape[1]
+    classifier = PyTorchClassifier(
+        model=model, loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes, clip_values=(0, 1),
+        device_type="cpu",
+    )  # fmt: skip
+    attack = ProjectedGradientDescentPyTorch(
+        classifier, norm=np.inf if threat.norm == "linf" else 2, eps=threat.eps, eps_step=2.5 * threat.eps / STEPS,
+        max_iter=STEPS, batch_size=64, verbose=False,
+    )  # fmt: skip
+    return torch.from_numpy(attack.generate(x.numpy(), np.eye(classes, dtype=np.float32)[y.numpy()]))
+
+
+TOOLS: dict[str, Callable[..., Tensor]] = {
+    "robench-standard": _protocol,
+    "robench-deep": _protocol,
+    "autoattack-standard": _protocol,
+    "robench-pgd": _pgd,
+    "pyautoattack": _pyautoattack,
+    "foolbox-pgd": _foolbox,
+    "art-pgd": _art,
+}
+
+
+def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFrame:
+    """One row per job: robust accuracy, images broken only by it or only by the reference, cost and ratio of times.
+
+    ``ratio`` is the reference's time over the tool's, on the same model, data and threat.
+    """
+    rows, masks = [], {}
+    for job in jobs:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(work, (job,))
+        name = job.model if isinstance(job.model, str) else Path(job.model.source).name
+        key = (name, job.data, job.threat, job.n)
+        right = torch.tensor(found.pop("right"))
+        masks[(*key, job.tool)] = right
+        rows.append({"model": name, "data": job.data, "threat": job.threat, "n": job.n, "tool": job.tool,
+                     "robust": float(right.double().mean()), **found})  # fmt: skip
+        click.echo(f"{job.tool} on {name}, {job.threat}: {rows[-1]['robust']:.4f} in {found['seconds']:.1f} s", err=True)
+    table = pd.DataFrame(rows)
+    return pd.concat([table, pd.DataFrame([_beside(r, rows, masks, reference) for r in rows])], axis=1)
+
+
+def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, Tensor], reference: str) -> dict[str, Any]:
+    key = (row["model"], row["data"], row["threat"], row["n"])
+    other = next((r for r in rows if (r["model"], r["data"], r["threat"], r["n"], r["tool"]) == (*key, reference)), None)
+    if other is None:
+        return {"only_this": None, "only_reference": None, "ratio": None}
+    mine, theirs = masks[(*key, row["tool"])], masks[(*key, reference)]
+    only = {"only_this": int((~mine & theirs).sum()), "only_reference": int((mine & ~theirs).sum())}
+    return {**only, "ratio": other["seconds"] / row["seconds"]}
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, help="A model of the zoo or a factory (path.py:function, with --trust).")
+@click.option("--data", default="digits", show_default=True)
+@click.option("--threat", "threats", multiple=True, default=("linf(0.1)",), show_default=True)
+@click.option("--tool", "tools", multiple=True, help="Tools to run; by default all that are installed.")
+@click.option("--n", default=200, show_default=True, help="Test images.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--trust", is_flag=True, help="Factories are code: run them.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-attacks.csv"), show_default=True)
+def main(
+    models: tuple[str, ...], data: str, threats: tuple[str, ...], tools: tuple[str, ...], n: int, threads: int, trust: bool,
+    out: Path,
+) -> None:  # fmt: skip
+    """Compare attacks across libraries on the same images."""
+    missing = {t for t, module in PEERS.items() if importlib.util.find_spec(module) is None}
+    chosen = [t for t in tools or TOOLS if t not in missing]
+    for tool in sorted(missing & set(tools or TOOLS)):
+        click.echo(f"{tool} left out: its package is not installed (pip install 'robench[peers]')", err=True)
+    named = models or ("digits-pgd-at", "digits-trades", "digits-standard", "digits-vit")
+    jobs = [Job(tool, m, data, threat, n, threads, trust) for m in named for threat in threats for tool in chosen]
+    table = compare(jobs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out, index=False)
+    click.echo(table.to_markdown(index=False, floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()

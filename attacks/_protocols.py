@@ -131,9 +131,9 @@ def _hedge(engine: Engine) -> None:
 def _sparse(engine: Engine) -> None:
     """The gradient stages of l1: Auto-PGD from wider balls, whose last look is at the ball's best corner."""
     wide: dict[str, Any] = {"steps": 100, "schedule": "large_eps", "corner": True}
-    engine.run("apgd-ce", plain(apgd, loss="ce", **wide))
+    engine.run("apgd-ce", plain(apgd, loss="ce", restarts=3, **wide))
     engine.run("apgd-margin", anew(plain(apgd, loss="margin", **wide), 1))
-    engine.run("apgd-t", plain(apgd_t, targets=5, **wide), engine.closest(0.2, least=16))
+    engine.run("apgd-t", plain(apgd_t, targets=5, **wide))
 
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)

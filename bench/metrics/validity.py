@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -33,11 +34,34 @@ class Thresholds:
     """Largest share of samples whose gradient may disagree with finite differences."""
     agreement: float = 0.85
     """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
+    hidden: float = 0.01
+    """Largest mean share of the squared gradient on pixels where it is said to be zero."""
+    probabilities: float = 0.5
+    """Largest share of samples on which outputs may look like probabilities, as rounded ones do by chance."""
+    remainder: float = 0.02
+    """Largest share of samples that gradient-free stages may break after the gradient stages, all of them searched."""
+    missed: float = 0.05
+    """Largest share of samples that a short ascent of the sentinel may break and the attacks judged did not."""
+    disagreement: float = 0.1
+    """Largest share of samples that only one of two losses breaks."""
+    unfinished: float = 0.1
+    """Largest share of an ascent's survivors whose margin still falls in the last steps by ``late`` of all it fell."""
+    late: float = 0.05
+    """See ``unfinished``; the constant of Pintor et al. (I4)."""
+    few: int = 40
+    """Samples that short ascents are taken to have met where they met fewer, so that chance is no evidence."""
     floor: int = 2
     """Samples that an advantage or a rise must comprise; one sample of a small set is no evidence."""
 
 
 DEFAULTS = Thresholds()
+
+GRADED = ("white", "all")
+"""Access of attacks that saw gradients; ``all`` is a protocol of stages with and without them."""
+GRADIENT_FREE = ("square", "sparse-rs", "noise", "nes", "spsa", "hop_skip_jump", "transfer")
+"""What the names of a protocol's stages without gradients begin with."""
+HEDGED = {"robench-standard": 48}
+"""Random survivors, at least, on which a protocol searches without gradients before it ends."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,8 @@ class Verdict:
 
     status: str
     reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the checks that found nothing can exclude, given their sample sizes."""
 
     @property
     def sound(self) -> bool:
@@ -80,14 +106,15 @@ def verdict(
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
-    return Verdict(SUSPICIOUS if unique else SOUND, unique)
+    notes = tuple(dict.fromkeys(_notes(sentinel_rows, evasion_rows)))
+    return Verdict(SUSPICIOUS if unique else SOUND, unique, notes)
 
 
 def access_of(rows: pd.DataFrame) -> dict[str, str]:
     """Attack → what it saw of the model, as declared; who declared gradients and never asked for one saw scores only."""
     graded = _truth(rows["backwards"]).groupby(rows["attack"]).sum() > 0
     declared = rows.groupby("attack")["access"].first()
-    return {str(a): "score" if d == "white" and not graded[a] else str(d) for a, d in declared.items()}
+    return {str(a): "score" if d in GRADED and not graded[a] else str(d) for a, d in declared.items()}
 
 
 def _percent(share: float) -> str:
@@ -114,6 +141,7 @@ def _sentinel(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thre
     if not rows.empty:
         yield from _gradients(rows, limits)
         yield from _outputs(rows, correct, limits)
+        yield from _ascents(rows[rows["sample"].isin(correct)], evasion, limits)
 
 
 def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
@@ -130,6 +158,9 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     cosine = float((measured * claimed).sum()) / norms if norms else float(not (measured.any() or claimed.any()))
     if cosine < limits.agreement:
         yield f"slopes along random directions agree with the gradient by a cosine of {cosine:.2f} only"
+    hidden = float(_truth(rows["hidden"]).mean()) if "hidden" in rows else 0.0
+    if hidden > limits.hidden:
+        yield f"{_percent(hidden)} of the squared gradient lie on pixels where it is said to be zero"
 
 
 def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Iterator[str]:
@@ -137,12 +168,79 @@ def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Itera
     broken = _truth(judged["unbounded_broken"])
     if len(judged) and broken.min() < 1:
         yield f"an unbounded attack breaks only {_percent(float(broken.mean()))} of correct samples"
-    if _truth(rows["probabilities"]).mean() > limits.unstable:
+    if _truth(rows["probabilities"]).mean() > limits.probabilities:
         yield "the model returns probabilities, not logits"
     if _truth(rows["random"]).gt(0).any():
         yield "the model's output is random"
     if _truth(rows["batch_dependent"]).gt(0).any():
         yield "the output depends on the other images of the batch"
+    if _truth(rows.get("gradient_dependent", pd.Series(dtype=float))).gt(0).any():
+        yield "the output changes when a gradient is asked for"
+
+
+def _ascents(rows: pd.DataFrame, evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
+    """What the sentinel's short ascents on some correct samples say of the search."""
+    rows = rows[rows["broken_margin"].notna()] if "broken_margin" in rows else rows.iloc[:0]
+    if rows.empty:
+        return
+    margin, ce = rows["broken_margin"].gt(0), rows["broken_ce"].gt(0)
+    for name, count in (("margin", int((margin & ~ce).sum())), ("cross-entropy", int((ce & ~margin).sum()))):
+        if _many(count, len(rows), limits.disagreement, limits, limits.few):
+            yield f"of two losses only {name} breaks {count} of {len(rows)} samples"
+    late = rows["rising"].dropna().gt(limits.late)
+    if len(late) and _many(int(late.sum()), len(late), limits.unfinished, limits, limits.few):
+        yield f"the margin still falls at the end of a short ascent on {int(late.sum())} of {len(late)} survivors"
+    silent = int(_truth(rows["silent"]).gt(0).sum())
+    if _many(silent, len(rows), limits.advantage, limits):
+        yield f"{silent} of {len(rows)} samples were broken on the way and not when judged"
+    yield from _wider(rows, limits)
+    yield from _missed(rows, evasion, limits)
+
+
+def _many(count: int, total: int, share: float, limits: Thresholds, least: int = 0) -> bool:
+    return count >= limits.floor and count > share * max(total, least)
+
+
+def _wider(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
+    """The same short ascent breaks no fewer samples at 2 and 4 times eps, and more where it broke some and left some."""
+    counts = [int(rows[name].gt(0).sum()) for name in ("broken_margin", "broken_2x", "broken_4x")]
+    told = f"{counts[0]}, {counts[1]} and {counts[2]} of {len(rows)} samples at eps, 2 eps and 4 eps"
+    if any(_many(a - b, len(rows), limits.rise, limits) for a, b in pairwise(counts)):
+        yield f"a larger eps breaks less: {told}"
+    elif counts[2] <= counts[0] and 0.1 * len(rows) < counts[0] < 0.9 * len(rows):
+        yield f"a larger eps breaks no more: {told}"
+
+
+def _missed(rows: pd.DataFrame, evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
+    """The sentinel's short ascents break samples that the attacks at the same eps left robust."""
+    broken = rows.loc[rows["broken_margin"].gt(0) | rows["broken_ce"].gt(0), "sample"]
+    for threat, same in evasion.groupby("threat"):
+        if threat in set(rows["threat"]):
+            worst = worst_case(same)["score"].reindex(broken)
+            count = int(worst.gt(0).sum())
+            if _many(count, len(rows), limits.missed, limits, limits.few):
+                yield f"short ascents break {count} of {len(rows)} samples that the attacks left robust"
+
+
+def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame) -> Iterator[str]:
+    correct = set(evasion.loc[evasion["score_clean"] > 0, "sample"])
+    if sentinel is not None and not sentinel.empty:
+        judged = sentinel[sentinel["sample"].isin(correct) & (sentinel["status"] == "ok")]
+        watched = judged["broken_margin"].notna() if "broken_margin" in judged else judged["sample"].isna()
+        yield from _excluded("gradients and outputs were looked at", len(judged), "correct samples")
+        yield from _excluded("short ascents met", int(watched.sum()), "correct samples")
+    for protocol, most in HEDGED.items():
+        rows = evasion[evasion["attack"].str.startswith(protocol)]
+        for _, same in rows.groupby("threat"):
+            left = int((worst_case(same)["score"] > 0).sum())
+            if left > 2 * most:
+                yield from _excluded("a search without gradients met", most, "random survivors")
+
+
+def _excluded(what: str, count: int, whom: str) -> Iterator[str]:
+    """What 0 findings on ``count`` samples exclude at 95 %: a share above 1 - 0.05^(1/count), about 3/count."""
+    if count:
+        yield f"{what} on {count} {whom}: finding nothing bounds a fault to {_percent(1 - 0.05 ** (1 / count))} at 95 %"
 
 
 def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
@@ -152,7 +250,7 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     unstable = float(_truth(rows["unstable"]).mean())
     if unstable > limits.unstable:
         yield f"{_percent(unstable)} of rows are judged differently in another batch"
-    graded = rows[rows["attack"].map(access_of(rows)).eq("white") & (rows["score_clean"] > 0)]
+    graded = rows[rows["attack"].map(access_of(rows)).isin(GRADED) & (rows["score_clean"] > 0)]
     passes = float(_truth(graded["backwards"]).sum())
     zero = float(_truth(graded["zero_gradients"]).sum()) / passes if passes else 0.0
     if zero > limits.zero_gradient:
@@ -170,27 +268,36 @@ def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:
 
 
 def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
-    """Attacks that see less than the gradient were run, and do not find more than it."""
+    """Attacks and stages that see less than the gradient were run, and do not find more than it."""
     correct = pd.Index(sorted(set(rows.loc[rows["score_clean"] > 0, "sample"])))
     if not (rows["eps"] > 0).any() or correct.empty:
         return
     kinds = access_of(rows)
-    white = rows["attack"].map(kinds).eq("white")
-    if white.all():
+    graded = rows["attack"].map(kinds).isin(GRADED)
+    if rows["attack"].map(kinds).eq("white").all():
         yield "no attack without gradients was run (at least noise)"
-    if not white.any():
+    if not graded.any():
         yield "no gradient attack was run"
         return
-    gradient = _broken(rows[white], correct)
-    for attack in sorted(set(rows.loc[~white, "attack"])):
+    blind = graded & _gradient_free(rows)
+    gradient = _broken(rows[graded & ~blind], correct)
+    for attack in sorted(set(rows.loc[~graded, "attack"])):
         rival = _broken(rows[rows["attack"] == attack], correct)
-        new = int((rival & ~gradient).sum())
-        more = int(rival.sum() - gradient.sum())
         weak = kinds[attack] in ("transfer", "noise")
-        count = new if weak else more
-        if count >= limits.floor and count > limits.advantage * len(correct):
+        count = int((rival & ~gradient).sum()) if weak else int(rival.sum() - gradient.sum())
+        if _many(count, len(correct), limits.advantage, limits):
             how = "that gradient attacks did not" if weak else "more than the gradient attacks"
             yield f"{attack} breaks {count} of {len(correct)} correct samples {how}"
+    count = int((_broken(rows[blind], correct) & ~gradient).sum())
+    if _many(count, len(correct), limits.remainder, limits):
+        stages = ", ".join(sorted(set(rows.loc[blind, "stage"])))
+        yield f"{stages} broke {count} of {len(correct)} correct samples that gradient stages did not"
+
+
+def _gradient_free(rows: pd.DataFrame) -> pd.Series:
+    """Whether a protocol's stage without gradients broke the sample of each row."""
+    stages = rows["stage"] if "stage" in rows else pd.Series("", index=rows.index)
+    return stages.fillna("").astype(str).str.startswith(GRADIENT_FREE)
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robench.attacks._cascade import radius
+from robench.attacks._climb import cosine
 from robench.errors import NoGradientError
 from robench.inference import predict, second_look, untouched
-from robench.ops.norms import Ball, per_sample
+from robench.judge import judge
+from robench.ops.norms import Ball, per_sample, steepest
 from robench.ops.random import Draws
 from robench.registry import facts
 from robench.scenarios.evasion import attack_hold
@@ -26,23 +29,97 @@ RANDOM_REACH, GRADIENT_REACH = 1e-2, 5e-4
 enough to step over the plateaus of 8-bit activations; along the gradient short enough for curved networks."""
 
 
-@facts(version=2)
+WATCHED, STEPS, LAST = 64, 40, 10
+"""Samples that meet short ascents, drawn by their ids; the ascents' steps; and the last of them, which must gain little."""
+
+MOMENTUM = 0.75
+"""Weight of the new step against the last movement."""
+
+FORWARDS = 5
+"""Passes over the same batch that must agree."""
+
+ASCENDED = ("linf", "l2")
+"""Norms whose steepest direction the ascents take."""
+
+
+@facts(version=3)
 def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample: what its gradients are worth, what kind of outputs it gets, and whether eps = 1 breaks it.
 
-    Source: Croce & Hein, ICML 2020 (checks of AutoAttack); Pintor et al., NeurIPS 2022 (I1, I6); Athalye et al.,
-    ICML 2018, section 3 (shattered gradients are those that finite differences contradict).
+    On ``WATCHED`` samples short ascents tell whether two losses agree, a larger eps breaks more, and the search has ended.
+
+    Source: Croce & Hein, ICML 2020 (checks of AutoAttack); Pintor et al., NeurIPS 2022 (I1, I3, I4, I6); Athalye et
+    al., ICML 2018, section 3 (shattered gradients are those that finite differences contradict).
     """
     parsed = ThreatModel.parse(threat)
+    watched = _watched(objects)
 
     def measure(hold: Hold) -> list[dict[str, Any]]:
         found, error = _gradients(objects, hold, parsed)
-        status = "failed" if error else "ok"
-        told = {"status": status, "error": error, **found, **_outputs(objects, hold, parsed)}
-        return columns(sample=hold.ids, label=hold.y, **told)
+        outputs = _outputs(objects, hold, parsed)
+        found["gradient_dependent"] &= ~outputs["random"]
+        told = {"status": "failed" if error else "ok", "error": error, "threat": str(parsed), **found, **outputs}
+        ascents = _ascents(objects, hold, parsed, hold.ids[:0] if error else watched)
+        return columns(sample=hold.ids, label=hold.y, **told, **ascents)
 
     with untouched(objects.net):
         return walk(objects.holds(), measure)
+
+
+def _watched(objects: Objects) -> Tensor:
+    """Ids of the samples that meet the ascents: the same whatever shard or batch holds them."""
+    ids = objects.data.ids
+    luck = Draws(objects.cell.seed, ids).bits("sentinel.watched", (1,))[:, 0]
+    return ids[luck.argsort(stable=True)[:WATCHED]].to(objects.context.device)
+
+
+def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor) -> dict[str, Tensor]:
+    """What short ascents on the watched samples found, (N,) each, NaN for the others.
+
+    Returns:
+        ``broken_margin`` and ``broken_ce`` (by either loss at eps), ``broken_2x`` and ``broken_4x`` (by the margin at
+        multiples of eps), 0 or 1; ``rising``, the share of the whole gain in margin that came in the last steps, in
+        [0, 1], of unbroken samples; ``silent``, 1 where a visited point of the ball broke a sample and the judge does
+        not confirm it.
+    """
+    names = ("broken_margin", "broken_ce", "broken_2x", "broken_4x", "rising", "silent")
+    told = {name: torch.full((len(hold.y),), torch.nan, device=hold.x.device) for name in names}
+    chosen = torch.isin(hold.ids, watched).nonzero()[:, 0]
+    if not len(chosen) or threat.norm not in ASCENDED or threat.eps == 0:
+        return told
+    part = Hold(hold.x[chosen], hold.y[chosen], hold.ids[chosen], hold.width)
+    draws = Draws(objects.cell.seed, part.ids)
+    told["broken_margin"][chosen], told["rising"][chosen], silent = _ascend(objects.net, part, threat, draws, "margin")
+    told["broken_ce"][chosen], _, also = _ascend(objects.net, part, threat, draws, "ce")
+    told["silent"][chosen] = torch.maximum(silent, also)
+    for factor in (2, 4):
+        wide = ThreatModel(threat.norm, factor * threat.eps, f"{factor} * {threat.text}")
+        told[f"broken_{factor}x"][chosen] = _ascend(objects.net, part, wide, draws, "margin")[0]
+    return told
+
+
+def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether an ascent of the loss broke each sample, its late gain, and whether it lost a success, float (N,) each."""
+    victim = Victim(net, hold.x, hold.y, threat=threat, width=hold.width)
+    clean = victim.margins(hold.x, victim.alive())
+    rows = victim.alive()
+    points = before = victim.ball[rows].random(draws[rows], "sentinel.ascent")
+    low = victim.best_margin
+    for step, size in enumerate(cosine(STEPS, radius(victim))):
+        if not len(rows):
+            break
+        low = victim.best_margin.clone() if step == STEPS - LAST else low
+        found, ball = victim.gradient(points, rows, loss), victim.ball[rows]
+        moved = ball.project(points + size * steepest(found.gradient, threat.norm))
+        before, points = points, ball.project(points + MOMENTUM * (moved - points) + (1 - MOMENTUM) * (points - before))
+        keep = ~victim.broken[rows]
+        rows, points, before = rows[keep], points[keep], before[keep]
+    if len(rows):
+        victim.margins(points, rows)
+    gain = (low - victim.best_margin) / (clean - victim.best_margin).clamp_min(torch.finfo(clean.dtype).tiny)
+    broken = judge(net, hold.x, hold.y, x_adv=victim.result(), threat=threat, width=hold.width).broken()
+    rising = gain.clamp(0, 1).masked_fill(victim.broken, torch.nan)
+    return broken.float(), rising, (victim.broken & ~broken).float()
 
 
 def _start(objects: Objects, hold: Hold, threat: ThreatModel) -> Tensor:
@@ -55,54 +132,82 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
     rows = torch.arange(len(hold.y), device=hold.x.device)
     start = _start(objects, hold, threat)
     try:
-        for points in (hold.x, start):
-            victim.gradient(points, rows, "ce")
+        outputs = victim.gradient(hold.x, rows, "ce").outputs
+        victim.gradient(start, rows, "ce")
         slopes = _slopes(victim, start, Draws(objects.cell.seed, hold.ids))
     except NoGradientError as error:
         nothing = torch.zeros_like(hold.y, dtype=torch.float32)
-        slopes = {"gradient_error": nothing + 1, "slope": nothing, "slope_claimed": nothing}
-        return {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, **slopes}, str(error)
-    return {"zero_gradient": victim.zero_gradients > 0, "nonfinite_gradient": victim.nonfinite_gradients > 0, **slopes}, ""
+        slopes = {"gradient_error": nothing + 1, "slope": nothing, "slope_claimed": nothing, "hidden": nothing}
+        flags = {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, "gradient_dependent": nothing > 0}
+        return {**flags, **slopes}, str(error)
+    flags = {
+        "zero_gradient": victim.zero_gradients > 0,
+        "nonfinite_gradient": victim.nonfinite_gradients > 0,
+        "gradient_dependent": _differ(outputs, predict(objects.net, hold.x, width=hold.width)),
+    }
+    return {**flags, **slopes}, ""
+
+
+def _differ(first: Tensor, other: Tensor) -> Tensor:
+    """Whether two looks at the same images disagree by more than rounding, bool (N,)."""
+    return (first - other).abs().amax(1) > 1e-4 * first.norm(dim=1).clamp_min(1e-6)
 
 
 def _slopes(victim: Victim, points: Tensor, draws: Draws) -> dict[str, Tensor]:
-    """Slopes of the margin as differences measure them and as the gradient claims them, along three directions.
+    """Slopes of the margin as differences measure them and as the gradient claims them, along four directions.
 
     Returns:
-        ``gradient_error``, the relative error in [0, 1] over the gradient's and two random directions, and ``slope`` and
-        ``slope_claimed`` along the first random one, (N,) each.
+        ``gradient_error``, the relative error in [0, 1] over the gradient's and two random directions; ``slope`` and
+        ``slope_claimed`` along the first random one; ``hidden``, the estimated share of the squared gradient that lies on
+        pixels where it is claimed to be zero, in [0, 1]; (N,) each.
     """
-    size = points[0].numel() ** 0.5
     rows = torch.arange(len(points), device=points.device)
     gradient = victim.gradient(points, rows, "margin").gradient
     inside = (points > 0.04) & (points < 0.96)
-    randoms = [draws.normal("sentinel.slope", tuple(points.shape[1:]), step=i).to(points) for i in range(2)]
-    measured, claimed = [], []
-    for direction, reach in ((randoms[0], RANDOM_REACH), (randoms[1], RANDOM_REACH), (gradient, GRADIENT_REACH)):
-        unit, length = direction * inside, reach * size
-        unit = unit / per_sample(unit.flatten(1).norm(dim=1).clamp_min(torch.finfo(unit.dtype).tiny), unit)
-        ahead, behind = (victim.margins(points + sign * length * unit, rows) for sign in (1, -1))
-        measured.append((behind - ahead) / (2 * length))
-        claimed.append((gradient * unit).flatten(1).sum(1))
-    a, b = torch.stack(measured).double().nan_to_num(), torch.stack(claimed).double().nan_to_num()
+    first, second = (draws.normal("sentinel.slope", tuple(points.shape[1:]), step=i).to(points) for i in range(2))
+    pairs = []
+    for direction, reach in ((first, RANDOM_REACH), (second, RANDOM_REACH), (gradient, GRADIENT_REACH)):
+        unit = steepest(direction * inside, "l2")
+        pairs.append((_measured(victim, points, unit, reach), (gradient * unit).flatten(1).sum(1)))
+    a, b = (torch.stack(side).double().nan_to_num() for side in zip(*pairs, strict=True))
     total = (a.norm(dim=0) + b.norm(dim=0)).clamp_min(1e-12)
-    return {"gradient_error": (a - b).norm(dim=0) / total, "slope": a[0], "slope_claimed": b[0]}
+    hidden = _hidden(victim, points, gradient, first * inside)
+    return {"gradient_error": (a - b).norm(dim=0) / total, "slope": a[0], "slope_claimed": b[0], "hidden": hidden}
+
+
+def _measured(victim: Victim, points: Tensor, unit: Tensor, reach: float) -> Tensor:
+    """Slope of the loss (minus the margin) along unit vectors, from differences ``reach`` per pixel to either side, (N,)."""
+    rows, length = torch.arange(len(points), device=points.device), reach * points[0].numel() ** 0.5
+    ahead, behind = (victim.margins(points + sign * length * unit, rows) for sign in (1, -1))
+    return (behind - ahead) / (2 * length)
+
+
+def _hidden(victim: Victim, points: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
+    """Share of the squared gradient that lies on pixels where it is claimed to be zero, in [0, 1], (N,).
+
+    Along a random unit vector u of d pixels the mean of (g·u)² is |g|²/d, so one measured slope estimates |g|².
+    """
+    flat = gradient.flatten(1)
+    blank = (gradient.abs() <= 1e-6 * per_sample(flat.abs().amax(1), gradient)) & (direction != 0)
+    slope = _measured(victim, points, steepest(direction * blank, "l2"), RANDOM_REACH).double().nan_to_num()
+    power = slope**2 * blank.flatten(1).sum(1)
+    return power / (power + flat.double().square().sum(1)).clamp_min(1e-24)
 
 
 def _outputs(objects: Objects, hold: Hold, threat: ThreatModel) -> dict[str, Tensor]:
     """Broken without bounds, random, probabilities instead of logits, and dependent on the batch, bool (N,) each."""
-    first, again = (predict(objects.net, hold.x, width=hold.width) for _ in range(2))
+    first, *again = (predict(objects.net, hold.x, width=hold.width) for _ in range(FORWARDS))
     elsewhere = predict(objects.net, _start(objects, hold, threat), width=hold.width)
     company = second_look(objects.net, hold.x, width=hold.width)
     positive = torch.minimum(first, elsewhere).amin(1) >= -1e-5
-    same_sum = (first.sum(1) - elsewhere.sum(1)).abs() <= 1e-5 * first.sum(1).abs()
-    slack = 1e-4 * first.norm(dim=1).clamp_min(1e-6)
-    random = (first - again).abs().amax(1) > slack
+    spread = (first.amax(1) - first.amin(1)).clamp_max(first.sum(1).abs())
+    same_sum = (first.double().sum(1) - elsewhere.double().sum(1)).abs() <= 1e-5 * spread
+    random = torch.stack([_differ(first, other) for other in again]).any(0)
     unbounded = ThreatModel.parse("linf(1)")
     _, rows = attack_hold(objects.net, hold, attack=UNBOUNDED, threat=unbounded, seed=objects.cell.seed)
     return {
         "unbounded_broken": torch.tensor([row["score_adv"] < 1 for row in rows], device=hold.x.device),
         "probabilities": positive & same_sum,
         "random": random,
-        "batch_dependent": ((first - company).abs().amax(1) > slack) & ~random,
+        "batch_dependent": _differ(first, company) & ~random,
     }

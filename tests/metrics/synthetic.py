@@ -71,6 +71,7 @@ def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", 
                         "eps": eps,
                         "attack": attack,
                         "access": "noise" if attack == "noise" else "white",
+                        "stage": "",
                         "status": "ok",
                         "error": "",
                         "score_clean": correct,
@@ -103,12 +104,29 @@ def sentinel(model: str) -> pd.DataFrame:
             "gradient_error": 0.01,
             "slope": ids - 30.0,
             "slope_claimed": 0.99 * ids - 30.0,
+            "hidden": 0.001,
             "unbounded_broken": (ids % 3 > 0) if model == "masked" else np.ones(N, bool),
             "probabilities": False,
             "random": False,
             "batch_dependent": False,
+            "gradient_dependent": False,
+            "threat": "linf(8/255)",
+            "broken_margin": (skill(model) < 0.8).astype(float),
+            "broken_ce": (skill(model) < 0.75).astype(float),
+            "broken_2x": (skill(model) < 1.2).astype(float),
+            "broken_4x": 1.0,
+            "rising": np.where(skill(model) < 0.8, np.nan, 0.01),
+            "silent": 0.0,
         }
     )
+
+
+def protocol(model: str, name: str = "robench-standard") -> pd.DataFrame:
+    """Evasion rows of a protocol with stages, at one eps: each sample was broken by the sieve or by nothing."""
+    rows = evasion(model, attacks=("pgd(steps=40)",))
+    rows = rows[rows["threat"] == "linf(8/255)"].assign(attack=name, access="all")
+    broken = rows["score_adv"].eq(0) & rows["score_clean"].gt(0)
+    return rows.assign(stage=np.where(rows["score_clean"].eq(0), "clean", np.where(broken, "sieve", "")))
 
 
 def corruption(model: str) -> pd.DataFrame:

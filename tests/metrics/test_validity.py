@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robench.metrics.validity import access_of, verdict
+from robench.metrics.validity import HEDGED, access_of, verdict
 
 
 @pytest.fixture
@@ -34,7 +34,17 @@ SENTINEL = [
     ({"slope_claimed": 0.0, "slope": 0.0}, None),
     ({"slope_claimed": 0.0, "slope": 1.0}, "agree with the gradient by a cosine of 0.00 only"),
     ({"slope_claimed": [1.0, -1.0] * 30, "slope": 1.0}, "agree with the gradient by a cosine of 0.00 only"),
-    ({"sample": range(2, 62)}, "no sentinel looked at 1 of 57 correct samples"),
+    ({"hidden": 0.2}, "20.0 % of the squared gradient lie on pixels"),
+    ({"sample": [999, *range(1, 5), 998, *range(6, 60)]}, "no sentinel looked at 1 of 57 correct samples"),
+    ({"gradient_dependent": True}, "the output changes when a gradient is asked for"),
+    ({"broken_ce": 0.0}, "of two losses only margin breaks 27 of 57 samples"),
+    ({"broken_ce": 1.0, "threat": "linf(1/255)"}, "of two losses only cross-entropy breaks 30 of 57 samples"),
+    ({"rising": 0.06}, "the margin still falls at the end of a short ascent on 57 of 57 survivors"),
+    ({"rising": 0.05}, None),
+    ({"silent": 1.0}, "57 of 57 samples were broken on the way and not when judged"),
+    ({"broken_2x": 0.0}, "a larger eps breaks less: 27, 0 and 57 of 57 samples at eps, 2 eps and 4 eps"),
+    (dict.fromkeys(("broken_margin", "broken_ce", "broken_2x"), 1.0), "short ascents break 30 of 57 samples"),
+    (dict.fromkeys(("broken_margin", "broken_ce", "broken_2x", "broken_4x", "rising"), None), None),
 ]
 
 
@@ -66,6 +76,11 @@ def test_small_shares_stay_sound(rows):
     assert verdict(evasion, sentinel).sound
 
 
+def elsewhere(sentinel: pd.DataFrame) -> pd.DataFrame:
+    """The same sentinel at another threat, whose ascents say nothing of what these attacks missed."""
+    return sentinel.assign(threat="linf(1/255)")
+
+
 def _planted(evasion: pd.DataFrame, attack: str, samples: int, access: str) -> pd.DataFrame:
     """An attack that breaks ``samples`` clean-correct samples which nothing else broke."""
     base = evasion[(evasion["attack"] == "noise") & (evasion["threat"] == "linf(8/255)")]
@@ -90,18 +105,18 @@ def test_black_box_must_not_break_more(rows, attack, access):
     """An attack that declares gradients and asked for none counts as black box."""
     assert verdict(_planted(rows[0], attack, 2, access), rows[1]).sound
     many = rows[0].assign(score_adv=rows[0]["score_clean"])
-    found = verdict(_planted(many, attack, 20, access), rows[1])
+    found = verdict(_planted(many, attack, 20, access), elsewhere(rows[1]))
     assert found.reasons == (f"{attack} breaks 20 of 57 correct samples more than the gradient attacks",)
 
 
 def test_another_gradient_attack_is_no_rival(rows):
     many = _planted(rows[0].assign(score_adv=rows[0]["score_clean"]), "mine", 20, "white")
     many.loc[many["attack"] == "mine", "backwards"] = 40
-    assert verdict(many, rows[1]).sound
+    assert verdict(many, elsewhere(rows[1])).sound
 
 
 def test_without_gradient_attack_or_rival_or_sentinel_nothing_is_sound(rows):
-    evasion, sentinel = rows
+    evasion, sentinel = rows[0], elsewhere(rows[1])
     assert verdict(evasion[evasion["attack"] == "noise"], sentinel).reasons == ("no gradient attack was run",)
     assert verdict(evasion.assign(backwards=0), sentinel).reasons == ("no gradient attack was run",)
     only = verdict(evasion[evasion["attack"] == "fgsm"], sentinel)
@@ -111,7 +126,7 @@ def test_without_gradient_attack_or_rival_or_sentinel_nothing_is_sound(rows):
 
 
 def test_accuracy_must_not_rise_with_eps(rows):
-    evasion, sentinel = rows
+    evasion, sentinel = rows[0], elsewhere(rows[1])
     far = evasion["threat"] == "linf(8/255)"
     evasion.loc[far, "score_adv"] = evasion.loc[far, "score_clean"]
     both = verdict(evasion, sentinel)
@@ -122,6 +137,59 @@ def test_accuracy_must_not_rise_with_eps(rows):
     near = evasion["threat"] == "linf(4/255)"
     assert verdict(evasion[near], sentinel, siblings=evasion[evasion["threat"] == "linf(2/255)"]).sound
     assert not verdict(evasion[far], sentinel, siblings=evasion[near]).sound
+
+
+def test_a_larger_eps_that_breaks_no_more_is_suspicious_where_it_could(rows):
+    evasion, sentinel = rows
+    flat = sentinel.assign(broken_2x=sentinel["broken_margin"], broken_4x=sentinel["broken_margin"])
+    assert verdict(evasion, flat).reasons == (
+        "a larger eps breaks no more: 27, 27 and 27 of 57 samples at eps, 2 eps and 4 eps",
+    )
+    few = (sentinel["sample"] < 3).astype(float)
+    assert verdict(evasion, flat.assign(broken_margin=few, broken_ce=few, broken_2x=few, broken_4x=few)).sound
+
+
+def test_a_few_samples_that_only_a_short_ascent_breaks_are_no_evidence(rows):
+    evasion, sentinel = rows
+    near = evasion["threat"].eq("linf(8/255)") & evasion["score_adv"].gt(0)
+    spared = evasion.loc[near].groupby("sample").size().loc[lambda s: s == 3].index
+    for count in (2, 3):
+        more = sentinel.assign(broken_margin=sentinel["broken_margin"].mask(sentinel["sample"].isin(spared[:count]), 1.0))
+        found = verdict(evasion, more.assign(broken_ce=more["broken_margin"]))
+        assert found.sound is (count == 2)
+
+
+def test_a_protocol_counts_as_both_kinds_of_access(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    assert access_of(rows) == {"robench-standard": "all"}
+    assert verdict(rows, sentinel).sound
+    assert verdict(rows.assign(backwards=0), sentinel).reasons == ("no gradient attack was run",)
+    assert "zero gradients in 50.0 %" in verdict(rows.assign(zero_gradients=20), sentinel).reasons[0]
+
+
+@pytest.mark.parametrize("stage", ["square-near", "square-random", "square"])
+def test_stages_without_gradients_must_not_find_what_gradients_missed(synthetic, stage):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    sieved = rows.index[rows["stage"] == "sieve"]
+    assert verdict(rows.assign(stage=rows["stage"].where(rows.index != sieved[0], stage)), sentinel).sound
+    found = verdict(rows.assign(stage=rows["stage"].where(~rows.index.isin(sieved[:9]), stage)), sentinel)
+    assert found.reasons == (f"{stage} broke 9 of 57 correct samples that gradient stages did not",)
+    assert verdict(rows.drop(columns="stage"), sentinel).sound
+
+
+def test_notes_say_what_the_samples_looked_at_can_exclude(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    notes = verdict(rows, sentinel).notes
+    assert notes[0].startswith("gradients and outputs were looked at on 57 correct samples") and len(notes) == 2
+    assert "5.1 % at 95 %" in notes[0]
+    many = pd.concat([rows.assign(sample=rows["sample"] + 100 * k) for k in range(8)], ignore_index=True)
+    assert "met on 48 random survivors: finding nothing bounds a fault to 6.0 %" in verdict(many, sentinel).notes[-1]
+
+
+def test_the_notes_know_how_many_the_protocol_looks_at():
+    from robench.attacks._protocols import HEDGE
+
+    assert HEDGED["robench-standard"] <= HEDGE
 
 
 def test_access_is_what_was_declared_and_used(rows):

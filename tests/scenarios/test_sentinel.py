@@ -9,6 +9,7 @@ from torch import nn
 
 from robench import evaluation
 from robench.data._digits import digits
+from robench.scenarios import sentinel as sentinels
 from robench.zoo import load
 
 SIZES = (1, 63, 64, 128)
@@ -120,3 +121,48 @@ def test_a_lost_sentinel_row_is_noticed(net, images):
         "sentinel failed on 1 of 1 samples",
         "no sentinel looked at 15 of 16 correct samples",
     )
+
+
+def watch(model: nn.Module, images, count: int, batch_size: int) -> pd.DataFrame:
+    x, y = (part[:count] for part in images)
+    told = {"threat": "linf(0.05)", "attacks": ["noise"], "seed": 0, "device": None, "batch_size": batch_size}
+    with evaluation._opened(model, x, y, **told) as objects:
+        return evaluation._watch(objects, "linf(0.05)")
+
+
+def test_short_ascents_meet_the_same_samples_in_every_batch(net, images):
+    whole, parts = (watch(net, images, 80, size) for size in (256, 33))
+    assert whole["broken_margin"].notna().sum() == sentinels.WATCHED
+    names = ["broken_margin", "broken_ce", "broken_2x", "broken_4x", "silent"]
+    pd.testing.assert_frame_equal(whole[["sample", *names]], parts[["sample", *names]])
+    counts = whole[names].sum()
+    assert counts["silent"] == 0 and 0 < counts["broken_margin"] < counts["broken_2x"] <= counts["broken_4x"]
+    assert (whole["rising"].notna() == whole["broken_margin"].eq(0)).all()
+
+
+class Looked(Wrapped):
+    """Other logits as soon as a gradient is wanted."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).flip(1) if torch.is_grad_enabled() else self.net(x)
+
+
+def test_an_answer_that_a_gradient_changes_is_seen(net, images):
+    assert watch(Looked(net), images, 8, 8)["gradient_dependent"].all()
+    assert not watch(net, images, 8, 8)["gradient_dependent"].any()
+
+
+def test_hidden_is_the_share_of_the_gradient_on_pixels_that_claim_none(images):
+    """A linear model with half of its squared weights on detached pixels."""
+    weights = torch.ones(2, 1024)
+    weights[1] = -1
+
+    class Half(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(1)
+            seen = torch.arange(1024) % 2 == 0
+            return torch.where(seen, flat, flat.detach()) @ weights.T
+
+    x = torch.full((64, 1, 32, 32), 0.5)
+    found = watch(Half(), (x, torch.zeros(64, dtype=torch.int64)), 64, 64)
+    assert 0.3 < found["hidden"].mean() < 0.6

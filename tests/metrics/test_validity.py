@@ -183,7 +183,7 @@ def test_notes_say_what_the_samples_looked_at_can_exclude(synthetic):
     assert notes[0].startswith("gradients and outputs were looked at on 57 correct samples") and len(notes) == 2
     assert "5.1 % at 95 %" in notes[0]
     many = pd.concat([rows.assign(sample=rows["sample"] + 100 * k) for k in range(8)], ignore_index=True)
-    assert "met on 48 random survivors: finding nothing bounds a fault to 6.0 %" in verdict(many, sentinel).notes[-1]
+    assert "met on 48 random survivors: finding nothing bounds a fault to 6.1 %" in verdict(many, sentinel).notes[-1]
 
 
 def test_the_notes_know_how_many_the_protocol_looks_at():

@@ -6,6 +6,7 @@ samples are held at once nor on which worker holds them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.devices import is_out_of_memory
 from robench.judge import judge
 from robench.ops.norms import dual_size
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import BOOKS, Victim
+
+log = logging.getLogger(__name__)
 
 Attack = Callable[[Victim, Draws], None]
 """What a stage does to a victim's unbroken samples."""
@@ -96,16 +100,29 @@ class Engine:
         """Run a stage on survivors (all of them by default); returns how many it broke, confirmed by the judge."""
         start, before = time.perf_counter(), {k: int(v.sum()) for k, v in self.books.items()}
         rows = self.survivors() if rows is None else rows
-        for part in rows.split(self.hold):
-            victim = self._victim(part, access)
-            attack(victim, Draws(self.seed, self.ids[part].to(self.device)))
-            self._take(victim, part)
+        for part in rows.split(self.hold) if len(rows) else ():
+            self._search(attack, part, access)
         fallen = rows[self.broken[rows]]
         self.stage[fallen] = len(self.waterfall)
         spent = {k: int(v.sum()) - before[k] for k, v in self.books.items()}
         told = (len(rows), len(fallen), int((~self.broken).sum()), time.perf_counter() - start)
         self.waterfall.append(Stage(name, access, *told, spent["forwards"], spent["backwards"]))
         return len(fallen)
+
+    def _search(self, attack: Attack, rows: Tensor, access: str) -> None:
+        """The stage on samples that are held together; when memory runs out, fewer are held from here on."""
+        victim = self._victim(rows, access)
+        try:
+            attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(rows) == 1:
+                raise
+            self.hold = max(1, len(rows) // 2)
+            log.warning("out of memory: %d samples are held at once from here on", self.hold)
+            for part in rows.split(self.hold):
+                self._search(attack, part, access)
+            return
+        self._take(victim, rows)
 
     def _victim(self, rows: Tensor, access: str) -> Victim:
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
@@ -135,7 +152,7 @@ class Engine:
         """Ask for the clean images: what is wrong already counts as broken, logits are kept for the later stages."""
         parts: list[Tensor] = []
         self.run("clean", lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
-        self.clean = torch.cat(parts)
+        self.clean = torch.cat(parts) if parts else None
 
     def rank(self, most: int = 9) -> None:
         """Order the wrong classes of every survivor by linearised distance, nearest first.

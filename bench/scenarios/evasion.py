@@ -14,7 +14,7 @@ from robench.attacks._engine import Engine
 from robench.devices import is_out_of_memory
 from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
-from robench.judge import judge
+from robench.judge import Verdicts, judge, judge_repeatedly
 from robench.ops.random import Draws
 from robench.registry import facts
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -84,7 +84,7 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
             raise
         error = f"{type(raised).__name__}: {raised}"
     spent = (time.perf_counter() - start) / max(len(x), 1)
-    rows = walk(objects.holds(), lambda hold: _engine_rows(engine, hold, attack, error, spent))
+    rows = walk(objects.holds(size=hold_size(attack)), lambda hold: _engine_rows(engine, hold, attack, error, spent))
     return engine, rows
 
 
@@ -95,7 +95,7 @@ def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: f
     told: dict[str, Any] = {"attack": attack, "threat": engine.threat, "task": engine.task, "error": error}
     books = {name: book[places].to(hold.x.device) for name, book in engine.books.items()}
     x_adv = engine.best[places].to(hold.x)
-    return judged(engine.model, hold, x_adv, books=books, stage=names, seconds=seconds, **told)
+    return judged(engine.model, hold, x_adv, books=books, stage=names, seconds=seconds, seed=engine.seed, **told)
 
 
 def attack_hold(
@@ -139,11 +139,10 @@ def judged(
     error: str = "",
     seconds: float = 0.0,
     stage: list[str] | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """The rows of images (N, ...) that an attack left, judged here and now."""
-    outputs = predict(model, hold.x, width=hold.width)
-    score = task.score(outputs, hold.y)
-    verdicts = judge(model, hold.x, hold.y, x_adv=x_adv, threat=threat, task=task, width=hold.width)
+    """The rows of images (N, ...) that an attack left, judged here and now; a randomised model's by many draws."""
+    score, prediction, margin, verdicts = _looks(model, hold, x_adv, attack, threat, task, seed)
     robust, attacked = ~task.broken(verdicts.score), ~task.broken(score)
     failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
     broken = ~(robust & attacked) & ~verdicts.failed
@@ -161,8 +160,8 @@ def judged(
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,
-        pred_clean=task.predict(outputs),
-        margin_clean=task.margin(outputs, hold.y),
+        pred_clean=prediction,
+        margin_clean=margin,
         score_adv=torch.minimum(verdicts.score, score),
         pred_adv=verdicts.prediction,
         margin_adv=verdicts.margin,
@@ -174,6 +173,21 @@ def judged(
         **books,
         seconds=seconds,
     )
+
+
+def _looks(
+    model: nn.Module, hold: Hold, x_adv: Tensor, attack: str, threat: ThreatModel, task: Task, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Verdicts]:
+    """Score, prediction and margin of the clean images, (N,) each, and the verdicts on the attack's."""
+    told: dict[str, Any] = {"threat": threat, "task": task, "width": hold.width}
+    draws = _facts(attack).get("draws")
+    if draws:
+        told |= {"draws": int(draws), "seed": seed}
+        clean, found = (judge_repeatedly(model, hold.x, hold.y, x_adv=x, **told).decided() for x in (hold.x, x_adv))
+        return clean.score, clean.prediction, clean.margin, found
+    outputs = predict(model, hold.x, width=hold.width)
+    found = judge(model, hold.x, hold.y, x_adv=x_adv, **told)
+    return task.score(outputs, hold.y), task.predict(outputs), task.margin(outputs, hold.y), found
 
 
 def is_protocol(attack: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import robench
 from robench import catalog
 from robench.attacks import _rand, apgd
 from robench.attacks._engine import Engine
@@ -178,3 +179,21 @@ def test_averaging_breaks_what_single_draws_do_not_and_as_much_as_autoattack(dig
     told = {"threat": threat, "draws": 200, "seed": 77}
     ours, peers = (judge_repeatedly(model, x, y, x_adv=found, **told).broken().sum() for found in (engine.best, x_adv))
     assert ours >= peers - 1 and ours > 5
+
+
+def test_the_protocol_runs_through_attack_and_is_judged_by_many_draws():
+    class Noisy(nn.Module):
+        """Its noise decides nothing for most images: the signal is larger."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            value = 20 * (x.flatten(1).mean(1) - 0.5) + 0.2 * torch.randn(len(x))
+            return torch.stack([-value, value, 0 * value - 30], 1)
+
+    x = torch.linspace(0.2, 0.8, 24)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
+    y = (x.flatten(1).mean(1) > 0.5).long()
+    told = {"threat": "linf(0.1)", "protocol": "autoattack-rand"}
+    first, second = (robench.attack(Noisy(), x, y, **told) for _ in range(2))
+    assert first.rows["score_adv"].tolist() == second.rows["score_adv"].tolist()
+    margin = (x.flatten(1).mean(1) - 0.5).abs()
+    assert first.robust[margin > 0.12].all() and not first.robust[margin < 0.08].any()
+    assert not first.validity.sound

@@ -334,3 +334,12 @@ def test_a_run_of_an_earlier_version_is_an_error_and_no_traceback_for_those_who_
     store.write_run({"cells": [cell().digest], "limited": False})
     with pytest.raises(StoreError, match="cells by digest"):
         load(tmp_path)
+
+
+def test_results_of_an_older_schema_are_refused_with_a_remedy(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {})
+    (header,) = store.cells.glob("*.json")
+    header.write_text(json.dumps({**json.loads(header.read_text()), "schema": SCHEMA - 1}))
+    with pytest.raises(StoreError, match=f"must be {SCHEMA}, got {SCHEMA - 1}; run the same command"):
+        store.frames()

@@ -118,7 +118,7 @@ class Store:
         for digest in chosen:
             entry = done[digest]
             if entry.header["schema"] != SCHEMA:
-                raise StoreError(must(f"the schema of cell {digest[:12]}", SCHEMA, entry.header["schema"], _ANEW))
+                raise StoreError(must(f"the schema of cell {digest[:12]}", str(SCHEMA), entry.header["schema"], _ANEW))
             rows = _read(entry)
             for position, name in enumerate(LEAD):
                 rows.insert(position, name, entry.header[name])

@@ -235,7 +235,7 @@ def leaderboard(run_directories: tuple[Path, ...], form: str, by: str, threat: s
     from robench.reports.leaderboard import main_threats
     from robench.store import Store
 
-    named = [t for folder in run_directories for t in main_threats(Store(folder).read_run())]
+    named = main_threats(*(Store(folder).read_run() for folder in run_directories))
     table = pd.concat([_table(folder) for folder in run_directories], ignore_index=True)
     _echo(rank(table, by=by, threat=threat, threats=[*named, *([threat] if threat else [])]), form)
 

@@ -58,7 +58,12 @@ class _Draft:
             known = list(self.sources.splits)
             raise ConfigError(must(f"the splits of {self.sources.data}", f"with {split!r}", known, remedy))
         ref = catalog.BUILDERS.resolve(Ref.of("images", source=self.sources.data, split=split, limit=limit, seed=self.seed))
-        return Artifact("data", ref, self.sources.splits[split], label=self.sources.data_label)
+        return Artifact("data", ref, self.sources.splits[split], label=self.data_label)
+
+    @property
+    def data_label(self) -> str:
+        """The data's name; another seed draws other samples, which must not share a column with these."""
+        return f"{self.sources.data_label} (seed {self.seed})" if self.seed else self.sources.data_label
 
     def test(self) -> Artifact:
         return self.images("test", self.suite.limit)
@@ -72,6 +77,11 @@ class _Draft:
         cell = Cell(ref, version, model, data or self.test(), settings=self.settings, **more)
         if cell.digest not in {c.digest for c in self.cells}:
             self.cells.append(cell)
+
+    def watched(self, model: Artifact, *, condition: str = "", **_: Any) -> bool:
+        """Whether the model has its sentinel already."""
+        told = (model.digest, condition)
+        return any(c.scenario.name == "sentinel" and (c.model.digest, c.condition) == told for c in self.cells)
 
 
 def made_of(arch: Ref | str) -> str:
@@ -125,7 +135,7 @@ def _model(draft: _Draft, model: Artifact) -> None:
 
 
 def _attacks(draft: _Draft, model: Artifact, threats: Iterable[str], attacks: Iterable[str], **more: Any) -> None:
-    """Attacks × threats on one model, and its sentinels."""
+    """Attacks × threats on one model, and one sentinel, at the first threat that is attacked."""
     threats, attacks = list(threats), list(attacks)
     for text in threats:
         threat = ThreatModel.parse(text)
@@ -137,7 +147,7 @@ def _attacks(draft: _Draft, model: Artifact, threats: Iterable[str], attacks: It
             surrogate = {"extra": (_surrogate(draft, ref),)} if entry.facts.get("surrogate") else {}
             scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
             draft.add(scenario, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
-    if threats and attacks:
+    if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 
 
@@ -158,7 +168,7 @@ def _corruption(draft: _Draft, model: Artifact, name: str) -> None:
         catalog.BUILDERS.resolve(Ref.of("corrupted", seed=draft.seed, **args)),
         f"{catalog.BUILDERS['corrupted'].version}|{catalog.CORRUPTIONS[name].version}",
         (draft.test(),),
-        label=draft.sources.data_label,
+        label=draft.data_label,
         stored=True,
     )
     draft.add(Ref.of("corruption", **args), model, extra=(built,))

@@ -149,13 +149,15 @@ class Store:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.
 
         Raises:
-            StoreError: A result file does not match the hash in its header.
+            StoreError: A result file does not match the hash in its header, or was written by an older robench.
         """
         done = self.finished()
         chosen = sorted(done if digests is None else set(digests) & set(done))
         parts: dict[str, list[pd.DataFrame]] = {}
         for digest in chosen:
             entry = done[digest]
+            if entry.header["schema"] != SCHEMA:
+                raise StoreError(must(f"the schema of cell {digest[:12]}", str(SCHEMA), entry.header["schema"], _ANEW))
             rows = self.rows(entry)
             for position, name in enumerate(LEAD):
                 rows.insert(position, name, entry.header[name])

@@ -297,3 +297,12 @@ def test_planning_imports_no_torch():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
+
+
+def test_a_model_has_one_sentinel_and_another_seed_other_samples():
+    plan, _ = plan_run("full")
+    watched = [(c.model.digest, c.condition) for c in plan.cells if c.scenario.name == "sentinel"]
+    attacked = {(c.model.digest, c.condition) for c in plan.cells if c.scenario.name == "evasion"}
+    assert len(watched) == len(set(watched)) and set(watched) == attacked
+    labels = {c.data.label for c in plan_run("smoke", seed=3)[0].cells}
+    assert labels == {"digits (seed 3)"}

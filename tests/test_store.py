@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -211,10 +212,11 @@ def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_read_only_folder_is_refused(tmp_path):
+    """Root writes everywhere but to the kernel's own folders."""
     tmp_path.chmod(0o500)
-    with pytest.raises(StoreError), Store(tmp_path / "out").locked():
+    folder = Path("/proc") if os.geteuid() == 0 else tmp_path
+    with pytest.raises(StoreError), Store(folder / "out").locked():
         pytest.fail("locked a read-only folder")
 
 
@@ -334,3 +336,12 @@ def test_a_run_of_an_earlier_version_is_an_error_and_no_traceback_for_those_who_
     store.write_run({"cells": [cell().digest], "limited": False})
     with pytest.raises(StoreError, match="cells by digest"):
         load(tmp_path)
+
+
+def test_results_of_an_older_schema_are_refused_with_a_remedy(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {})
+    (header,) = store.cells.glob("*.json")
+    header.write_text(json.dumps({**json.loads(header.read_text()), "schema": SCHEMA - 1}))
+    with pytest.raises(StoreError, match=f"must be '?{SCHEMA}'?, got {SCHEMA - 1}; run the same command"):
+        store.frames()

@@ -77,7 +77,7 @@ class Hundredths(Trap):
     """Pixels rounded to 8 grey values, and a faint gradient of something else, so that none is zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x * 7).round() / 7) + 1e-4 * blurred(x).flatten(1)[:, ::97][:, :10]
+        return self.net((x * 7).round() / 7) + 1e-4 * blurred(x).flatten(1)[:, ::70][:, :10]
 
 
 def cosines(size: int = 8) -> Tensor:
@@ -186,7 +186,7 @@ class OneHotDecoy(Trap):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.net(x)
-        decoy = blurred(x).flatten(1)[:, ::97][:, :10]
+        decoy = blurred(x).flatten(1)[:, ::70][:, :10]
         return 10 * functional.one_hot(logits.argmax(1), logits.shape[1]).float() + 1e-2 * decoy
 
 

@@ -23,7 +23,6 @@ from robench.inference import predict
 from robench.judge import judge
 from robench.ops.norms import Ball, distance
 from robench.spec import ThreatModel
-from robench.store import Store
 from robench.suite import parse_suite
 from robench.victim import BOOKS, Victim
 
@@ -155,7 +154,7 @@ def test_one_worker_and_two_write_the_same_rows(tmp_path):
     for workers in (1, 2):
         found = api.run(parse_suite(SUITE), out=tmp_path / str(workers), workers=workers, device="cpu")
         assert not found.summary.failures
-        frame = Store(tmp_path / str(workers)).frame("evasion").drop(columns="seconds")
+        frame = api.load(tmp_path / str(workers))["evasion"].drop(columns="seconds")
         frames.append(frame.sort_values(["cell", "sample"], ignore_index=True))
     assert len(frames[0]) == 12 * 2 * 2
     pd.testing.assert_frame_equal(*frames, check_exact=True)

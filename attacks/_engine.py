@@ -114,6 +114,7 @@ class Engine:
         victim = self._victim(rows, access)
         try:
             attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
+            self._confirm(victim)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(rows) == 1:
                 raise
@@ -133,16 +134,21 @@ class Engine:
         victim.order = None if self.order is None else self.order[rows].to(x.device)
         return victim
 
-    def _take(self, victim: Victim, rows: Tensor) -> None:
-        """Keep what a stage found; what the judge does not confirm goes on unbroken, from its clean image."""
+    def _confirm(self, victim: Victim) -> None:
+        """Have the judge look at what broke; what it does not confirm goes on unbroken, from its clean image."""
         found = victim.broken.nonzero()[:, 0]
-        if len(found):
-            told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width}
-            verdicts = judge(self.model, victim.x[found], victim.y[found], x_adv=victim.best[found], **told)
-            victim.forwards[found] += 2
-            doubtful = found[~verdicts.broken(self.task) | verdicts.unstable]
-            victim.broken[doubtful], victim.best_margin[doubtful] = False, torch.inf
-            victim.best[doubtful] = victim.x[doubtful]
+        if not len(found):
+            return
+        victim.best[found] = victim.ball[found].project(victim.best[found])
+        told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width}
+        verdicts = judge(self.model, victim.x[found], victim.y[found], x_adv=victim.best[found], **told)
+        victim.forwards[found] += 2
+        doubtful = found[~verdicts.broken(self.task) | verdicts.unstable]
+        victim.broken[doubtful], victim.best_margin[doubtful] = False, torch.inf
+        victim.best[doubtful] = victim.x[doubtful]
+
+    def _take(self, victim: Victim, rows: Tensor) -> None:
+        """Keep what a stage found."""
         for name in BOOKS:
             self.books[name][rows] += getattr(victim, name).cpu()
         self.best[rows], self.best_margin[rows] = victim.best.cpu(), victim.best_margin.cpu()

@@ -63,18 +63,24 @@ class Randomised(Engine):
         victim.best_margin.fill_(torch.inf)
         return victim
 
-    def _take(self, victim: Victim, rows: Tensor) -> None:
-        """Keep a stage's best points where fresh draws prefer them to the earlier ones: their own draws flatter them."""
+    def _confirm(self, victim: Victim) -> None:
+        """Look at a stage's best points under fresh draws: their own flatter them."""
         seen = victim.best_margin.isfinite().nonzero()[:, 0]
-        if len(seen):
-            told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "seed": self.seed}
-            x, y, found = victim.x[seen], victim.y[seen], victim.best[seen]
-            verdicts = judge_repeatedly(self.model, x, y, x_adv=found, draws=LOOKS, **told)
-            victim.forwards[seen] += LOOKS
-            margin, at = verdicts.margin.to(self.best_margin), rows[seen.cpu()]
-            better = (margin < self.best_margin[at]) & ~verdicts.failed.cpu()
-            kept = at[better]
-            self.best[kept], self.best_margin[kept] = found.cpu()[better], margin[better]
-            self.broken[kept] = verdicts.broken().cpu()[better]
+        victim.broken[:] = False
+        if not len(seen):
+            return
+        told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "seed": self.seed}
+        found = judge_repeatedly(self.model, victim.x[seen], victim.y[seen], x_adv=victim.best[seen], draws=LOOKS, **told)
+        victim.forwards[seen] += LOOKS
+        victim.best_margin[seen] = found.margin.to(victim.best_margin).masked_fill(found.failed, torch.inf)
+        victim.broken[seen] = found.broken()
+
+    def _take(self, victim: Victim, rows: Tensor) -> None:
+        """Keep a stage's best points where fresh draws prefer them to the earlier ones."""
+        margin = victim.best_margin.cpu()
+        better = margin < self.best_margin[rows]
+        kept = rows[better]
+        self.best[kept], self.best_margin[kept] = victim.best.cpu()[better], margin[better]
+        self.broken[kept] = victim.broken.cpu()[better]
         for name in BOOKS:
             self.books[name][rows] += getattr(victim, name).cpu()

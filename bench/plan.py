@@ -107,7 +107,7 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         if model.label in suite.models:
             _model(draft, model)
     for pair in suite.defenses:
-        _defended(draft, pair.model, pair.defense)
+        _defended(draft, pair.model, pair.defense, pair.threats or suite.threats)
     _compression(draft)
     _scarcity(draft)
     cells = tuple(draft.cells)
@@ -174,14 +174,14 @@ def _corruption(draft: _Draft, model: Artifact, name: str) -> None:
     draft.add(Ref.of("corruption", **args), model, extra=(built,))
 
 
-def _defended(draft: _Draft, name: str, defense: str) -> None:
+def _defended(draft: _Draft, name: str, defense: str, threats: Iterable[str]) -> None:
     parent = _known(draft, name)
     ref = catalog.DEFENSES.resolve(defense)
     version = f"{catalog.BUILDERS['defended'].version}|{catalog.DEFENSES[ref.name].version}"
     built = Artifact("model", Ref.of("defended", defense=str(ref)), version, (parent,), label=name)
     condition = str(Ref.parse(defense))
     draft.add(Ref.of("clean"), built, condition=condition)
-    _attacks(draft, built, draft.suite.threats, [*draft.suite.attacks, _from(name)], condition=condition)
+    _attacks(draft, built, threats, [*draft.suite.attacks, _from(name)], condition=condition)
 
 
 def _from(name: str) -> str:

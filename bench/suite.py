@@ -54,10 +54,11 @@ class Compression(_Strict):
 
 
 class Defended(_Strict):
-    """A model behind an inference-time defence."""
+    """A model behind an inference-time defence, attacked at its own threats or else at the suite's."""
 
     model: str
     defense: str
+    threats: list[str] = []
 
 
 class Suite(_Strict):

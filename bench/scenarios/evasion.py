@@ -22,6 +22,9 @@ from robench.spec import Ref, ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import BOOKS, Victim
 
+HOLD = 4
+"""Batches of samples that a protocol's engine holds at once: the larger, the fuller the last batches of a stage."""
+
 CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
@@ -74,6 +77,7 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
     engine = Engine(
         objects.net, x, data.labels, data.ids, threat,
         seed=seed, device=device, width=objects.cell.settings.width, task=objects.model.task,
+        hold=hold_size(attack) or HOLD * objects.context.batch_size,
     )  # fmt: skip
     ref = catalog.ATTACKS.resolve(attack)
     start, error = time.perf_counter(), ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = ("slow", "gpu", "shared")
@@ -29,6 +32,15 @@ def shared_data() -> Path:
     if os.environ.get("ROBENCH_REQUIRE_SHARED") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def published(shared_data: Path) -> Callable[[str], nn.Module]:
+    """The maker of the published models by name, from the file that users hand to ``--model``."""
+    spec = importlib.util.spec_from_file_location("published", ROOT / "tests" / "published.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda name: module.published(shared_data / "models", name).eval()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

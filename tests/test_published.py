@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import robench
 from robench.catalog import DATA
 from robench.inference import predict, untouched
-from robench.models.wrap import Normalised
 
 pytestmark = pytest.mark.shared
 
@@ -26,37 +23,20 @@ def mnist(shared_data: Path, tmp_path_factory: pytest.TempPathFactory):
     return DATA["mnist"].load()(split="test", root=str(out / "mnist"))
 
 
-def published(folder: Path, name: str) -> nn.Module:
-    facts = json.loads((folder / f"{name}.json").read_text())
-    layers: list[nn.Module] = []
-    for kind, *numbers in facts["layers"]:
-        layers.append(
-            {
-                "conv": lambda a: nn.Conv2d(a[0], a[1], a[2], stride=a[3], padding=a[4]),
-                "fc": lambda a: nn.Linear(a[0], a[1]),
-                "relu": lambda a: nn.ReLU(),
-                "flatten": lambda a: nn.Flatten(),
-            }[kind](numbers)
-        )
-    net = nn.Sequential(*layers)
-    net.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
-    return Normalised(net, mean=facts["mean"], std=facts["std"])
-
-
 @pytest.mark.parametrize(
     ("name", "count", "percent"), [("kw_mnist_0.1", 10_000, 98.2), ("eran_mnist_6_100_nat", 1000, 96.0)]
 )
-def test_published_clean_accuracy(shared_data: Path, mnist, name: str, count: int, percent: float) -> None:
-    model = published(shared_data / "models", name)
+def test_published_clean_accuracy(published, mnist, name: str, count: int, percent: float) -> None:
+    model = published(name)
     with untouched(model):
         logits = predict(model, mnist.images(torch.arange(count)), width=256)
     correct = (logits.argmax(1) == mnist.labels[:count]).double().mean()
     assert round(float(correct) * 100, 1) == percent
 
 
-def test_robust_accuracy_lies_between_the_proved_bound_and_plain_pgd(shared_data: Path, mnist) -> None:
+def test_robust_accuracy_lies_between_the_proved_bound_and_plain_pgd(published, mnist) -> None:
     """kw_mnist_0.1: verified on 94.2 % of all images, so an attack that finds less would be wrong."""
-    model = published(shared_data / "models", "kw_mnist_0.1")
+    model = published("kw_mnist_0.1")
     found = robench.evaluate(
         model,
         mnist.images(torch.arange(500)),

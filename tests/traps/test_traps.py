@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
-
-from robench.models.wrap import Normalised
 
 QUICK, WHOLE = 24, 64
 """Images per model, in every run of the tests and in the whole study."""
@@ -111,22 +107,9 @@ def test_the_standard_protocol_breaks_or_tells_the_hard_traps(capsys):
     judged_right(study.study(chosen, QUICK), capsys)
 
 
-def published(folder: Path, name: str) -> nn.Module:
-    facts = json.loads((folder / f"{name}.json").read_text())
-    made = {
-        "conv": lambda a: nn.Conv2d(a[0], a[1], a[2], stride=a[3], padding=a[4]),
-        "fc": lambda a: nn.Linear(a[0], a[1]),
-        "relu": lambda a: nn.ReLU(),
-        "flatten": lambda a: nn.Flatten(),
-    }
-    net = nn.Sequential(*(made[kind](numbers) for kind, *numbers in facts["layers"]))
-    net.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
-    return Normalised(net, mean=facts["mean"], std=facts["std"]).eval()
-
-
 @pytest.mark.slow
 @pytest.mark.shared
-def test_models_by_others_and_traps_around_them(shared_data, capsys):
+def test_models_by_others_and_traps_around_them(shared_data, published, capsys):
     data = np.load(shared_data / "mnist" / "mnist.npz")
     x, y = torch.from_numpy(data["test_x"][:WHOLE]).float()[:, None] / 255, torch.from_numpy(data["test_y"][:WHOLE]).long()
     cifar = np.load(shared_data / "models" / "cifar_sdp200.npz")
@@ -138,7 +121,7 @@ def test_models_by_others_and_traps_around_them(shared_data, capsys):
     for name, threat in threats.items():
         images = seen["cifar" if "cifar" in name else "mnist"]
         told = {"images": lambda images=images: images, "threat": threat}
-        make = lambda name=name: published(shared_data / "models", name)  # noqa: E731
+        make = lambda name=name: published(name)  # noqa: E731
         cases.append(study.Case(name, make, **told))
         for kind in (models.Thousandfold, models.Hundredths, models.Ripple):
             cases.append(study.Case(f"{kind.__name__} on {name}", lambda k=kind, m=make: k(m()), undefended=make, **told))

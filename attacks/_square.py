@@ -71,7 +71,8 @@ def square(
         if not len(rows):
             break
         points = _start(victim.x[rows], victim.ball[rows], seeds[rows], restart)
-        sides = [_side(query, queries, p_init, x.shape[-2:], threat.norm, rescale=rescale) for query in range(queries)]
+        size = (x.shape[-2], x.shape[-1])
+        sides = [_side(query, queries, p_init, size, threat.norm, rescale=rescale) for query in range(queries)]
         _search(victim, rows, points, seeds, sides, first=restart << 16)
     return victim.result()
 

@@ -26,9 +26,10 @@ from robench.attacks._pgd import pgd
 from robench.devices import exact_arithmetic
 from robench.inference import predict, untouched
 from robench.ops.random import Draws
-from robench.sources import UserModel, resolve_sources
+from robench.sources import resolve_sources
 from robench.spec import Artifact, Context, Ref, ThreatModel
 from robench.workshop import load, load_model
+from robench.zoo.entries import ZOO
 
 PEERS = {"pyautoattack": "pyautoattack", "foolbox-pgd": "foolbox", "art-pgd": "art"}
 """Tool → module it needs."""
@@ -41,7 +42,7 @@ class Job:
     """One tool on one model."""
 
     tool: str
-    model: str | UserModel
+    model: str
     data: str
     threat: str
     n: int
@@ -95,7 +96,7 @@ def work(job: Job) -> dict[str, Any]:
 def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     """The job's model and its first n test images and labels."""
     sources, paths = resolve_sources(job.data, [job.model])
-    label = job.model if isinstance(job.model, str) else Path(job.model.source).name
+    label = job.model if job.model in sources.models else next(m for m in sources.models if m not in ZOO)
     context = Context("", "cpu", trust=job.trust, sources=paths)
     ref = catalog.BUILDERS.resolve(Ref.of("images", source=job.data, split="test", limit=job.n, seed=0))
     images = load(Artifact("data", ref, sources.splits["test"], label=sources.data_label), context)
@@ -173,13 +174,13 @@ def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFram
     for job in jobs:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             found = pool.apply(work, (job,))
-        name = job.model if isinstance(job.model, str) else Path(job.model.source).name
-        key = (name, job.data, job.threat, job.n)
+        key = (job.model, job.data, job.threat, job.n)
         right = torch.tensor(found.pop("right"))
         masks[(*key, job.tool)] = right
-        rows.append({"model": name, "data": job.data, "threat": job.threat, "n": job.n, "tool": job.tool,
+        rows.append({"model": job.model, "data": job.data, "threat": job.threat, "n": job.n, "tool": job.tool,
                      "robust": float(right.double().mean()), **found})  # fmt: skip
-        click.echo(f"{job.tool} on {name}, {job.threat}: {rows[-1]['robust']:.4f} in {found['seconds']:.1f} s", err=True)
+        told = f"{rows[-1]['robust']:.4f} in {found['seconds']:.1f} s"
+        click.echo(f"{job.tool} on {job.model}, {job.threat}: {told}", err=True)
     table = pd.DataFrame(rows)
     return pd.concat([table, pd.DataFrame([_beside(r, rows, masks, reference) for r in rows])], axis=1)
 

@@ -322,7 +322,7 @@ def test_attacks_that_draw_in_call_order_do_not_depend_on_the_batch_size(images)
 
 
 def test_arts_gradient_attacks_count_as_such(images):
-    found = evaluate(Line(), images, attacks=["noise", "art:ProjectedGradientDescent(max_iter=5)"])
+    found = evaluate(Line(), images, attacks=["noise", "art:ProjectedGradientDescent(max_iter=40)"])
     assert found.validity.sound
     found = evaluate(Line(), images, attacks=["noise", "art:HopSkipJump(max_iter=1, max_eval=10, init_eval=2)"])
-    assert found.validity.reasons == ("no gradient attack was run",)
+    assert "no gradient attack was run" in found.validity.reasons

@@ -28,7 +28,7 @@ class StageDraws(Draws):
     def __getitem__(self, rows: Tensor | slice) -> StageDraws:
         return StageDraws(self.seed, self.ids[rows], self.prefix)
 
-    def bits(self, stage: str, shape: Sequence[int], *, step: int = 0) -> Tensor:
+    def bits(self, stage: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """Uniform 32-bit words of the prefixed stage, int64 (N, *shape)."""
         return super().bits(f"{self.prefix}/{stage}", shape, step=step)
 

@@ -419,6 +419,7 @@ def compare(zoo, name, norm):
         assert mine == pytest.approx(GOLDEN[name, norm], rel=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), [pair for pair in FOOLBOX if pair[0] not in ("cw", "ead")])
 def test_the_median_distance_is_no_larger_than_foolboxs(zoo, name, norm):
     compare(zoo, name, norm)

@@ -263,7 +263,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 12}, "apgd_t": {"steps": 8, "targets": 2}, "fab": {"steps": 8}, "fab_t": {"steps": 8, "targets": 2},
     "square": {"queries": 20}, "sparse_rs": {"queries": 20}, "nes": {"queries": 60}, "spsa": {"queries": 60},
     "hop_skip_jump": {"queries": 60},
-    "ddn": {"steps": 30}, "fmn": {"steps": 30}, "cw": {"steps": 20}, "ead": {"steps": 20}, "sigma_zero": {"steps": 40},
+    "ddn": {"steps": 30}, "fmn": {"steps": 12}, "cw": {"steps": 8}, "ead": {"steps": 8}, "sigma_zero": {"steps": 40},
 }  # fmt: skip
 """Small budgets, so that the contracts take seconds."""
 

@@ -12,7 +12,7 @@ from robench.data._digits import digits
 from robench.scenarios import sentinel as sentinels
 from robench.zoo import load
 
-SIZES = (1, 63, 64, 128)
+SIZES = (1, 64)
 
 
 @pytest.fixture(scope="module")

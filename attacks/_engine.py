@@ -179,7 +179,13 @@ def _nearest(victim: Victim, most: int) -> Tensor:
     logits = victim.clean_logits()
     wrong = logits.scatter(1, victim.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     candidates = wrong[:, : min(2 * most, logits.shape[1] - 1)]
-    _, gradients = victim.class_gradients(victim.x, victim.alive(), candidates)
-    sizes = torch.stack([dual_size(gradients[:, k], victim.threat.norm) for k in range(candidates.shape[1])], 1)
+    every = torch.arange(len(logits), device=logits.device)
+    sizes = torch.cat([_slopes(victim, rows, candidates[rows]) for rows in every.split(victim.width)])
     gaps = logits.gather(1, victim.y[:, None]) - logits.gather(1, candidates)
     return candidates.gather(1, (gaps / sizes.clamp_min(1e-12)).argsort(dim=1, stable=True)[:, :most])
+
+
+def _slopes(victim: Victim, rows: Tensor, classes: Tensor) -> Tensor:
+    """Dual norm of the gradient of each class's gap to the label at the clean images, (n, T)."""
+    _, gradients = victim.class_gradients(victim.x[rows], rows, classes)
+    return torch.stack([dual_size(gradients[:, k], victim.threat.norm) for k in range(classes.shape[1])], 1)

@@ -91,7 +91,8 @@ def random_pairs(threat: ThreatModel, *, n: int = 40, grid: bool = True) -> tupl
     return x, torch.where(torch.arange(n)[:, None, None, None] % 2 == 0, far, ball.random(draws, "inside"))
 
 
-IN_THE_BALL = [(t, g) for t in ("linf(8/255)", "linf(0.1)", "l2(0.5)", "l1(3)", "linf(inf)", "l2(inf)") for g in (True, False)]
+TEXTS = ("linf(8/255)", "linf(0.1)", "l2(0.5)", "l1(3)", "linf(inf)", "l2(inf)")
+IN_THE_BALL = [(text, grid) for text in TEXTS for grid in (True, False)]
 """Threats, and whether x lies on the 8-bit grid; in l0 no 8-bit image differs from one off the grid in few pixels."""
 
 

@@ -34,7 +34,7 @@ class Thresholds:
     """Largest share of samples whose gradient may disagree with finite differences."""
     agreement: float = 0.85
     """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
-    hidden: float = 0.03
+    hidden: float = 0.045
     """Largest mean share of the squared gradient on pixels where it is said to be zero."""
     probabilities: float = 0.5
     """Largest share of samples on which outputs may look like probabilities, as rounded ones do by chance."""

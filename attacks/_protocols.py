@@ -97,7 +97,7 @@ def _complete(engine: Engine, *, fused: bool) -> None:
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
-    """The cascade: dear stages only where they can still win, a gradient-free hedge, and AutoAttack where that wins."""
+    """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins."""
     engine.look()
     if engine.threat.norm == "l1":
         _sparse(engine)
@@ -138,7 +138,7 @@ def _sparse(engine: Engine) -> None:
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_deep(engine: Engine) -> None:
-    """More than AutoAttack finds, at less than its cost: many diversified rounds, all targets twice, and both hedges.
+    """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
     A sample that holds costs about 3100 gradient passes and 2000 forward passes in linf and l2 (4000 queries more where
     the first thousand broke anything); AutoAttack asks for 1900 and 5900.

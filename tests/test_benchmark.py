@@ -15,6 +15,7 @@ def table():
     return compare([Job(t, "digits-standard", "digits", "linf(0.05)", 24, 1) for t in tools], reference="foolbox-pgd")
 
 
+@pytest.mark.slow
 def test_two_libraries_pgds_break_the_same_images_and_keep_the_ball(table):
     rows = table.set_index("tool")
     assert (table["largest"] <= 0.05 + 1e-6).all() and (table["largest"] > 0.04).all()
@@ -22,6 +23,7 @@ def test_two_libraries_pgds_break_the_same_images_and_keep_the_ball(table):
     assert 0 < rows.loc["foolbox-pgd", "robust"] < 1
 
 
+@pytest.mark.slow
 def test_what_only_one_breaks_and_the_ratio_are_against_the_reference(table):
     rows = table.set_index("tool")
     assert rows.loc["foolbox-pgd", ["only_this", "only_reference"]].tolist() == [0, 0]
@@ -30,6 +32,7 @@ def test_what_only_one_breaks_and_the_ratio_are_against_the_reference(table):
     assert rows.loc["robench-pgd", "ratio"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_passes_are_counted_by_the_model_itself(table):
     rows = table.set_index("tool")
     assert rows.loc["foolbox-pgd", "backwards"] == benchmark.STEPS

@@ -173,6 +173,7 @@ def test_lineages_are_read_back():
     assert again == cell and again.digest == cell.digest
 
 
+@pytest.mark.slow
 def test_rows_count_8bit_images_by_a_second_judgement(kept):
     """Each row's broken_8bit against the judge on an image rounded here."""
     from robench import zoo
@@ -244,6 +245,7 @@ compression: {models: [digits-mlp], arms: [prune(amount=0.3), int8], threats: [l
     return folder
 
 
+@pytest.mark.slow
 def test_verify_in_a_fresh_process_imports_no_attack(kept, made):
     """Zoo, trained, compressed and defended models, a protocol and plain attacks."""
     code = (
@@ -408,6 +410,7 @@ def forged(header: Path, change) -> None:
     Store(header.parent.parent).put_images(header.stem, file.read_bytes(), rest)
 
 
+@pytest.mark.slow
 def test_the_judge_finds_forged_images_outside_the_ball_and_harmless_ones(copy):
     from robench.workshop import read_split
 

@@ -274,6 +274,7 @@ def test_a_linear_models_smallest_distance_is_found_within_one_percent(norm, cla
 # --- books, company, budgets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [fab, fab_t])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_sample_does_not_depend_on_its_company(attack, norm):

@@ -181,6 +181,7 @@ def test_averaging_breaks_what_single_draws_do_not_and_as_much_as_autoattack(dig
     assert ours >= peers - 1 and ours > 5
 
 
+@pytest.mark.slow
 def test_the_protocol_runs_through_attack_and_is_judged_by_many_draws():
     class Noisy(nn.Module):
         """Its noise decides nothing for most images: the signal is larger."""

@@ -279,6 +279,9 @@ EXEMPT = {
 }
 """(entry, contract) → why the entry need not keep it."""
 
+LONG = ("cw", "ead", "fmn", "nes", "spsa", "hop_skip_jump", "apgd_t", "fab_t")
+"""Attacks whose contract ``batch_split`` takes seconds: it is marked slow."""
+
 PAIRS = [(entry, contract) for entry in ENTRIES for contract in CONTRACTS if (entry, contract) not in EXEMPT]
 
 
@@ -311,7 +314,13 @@ def bound(name: str) -> Attack:
     return attack
 
 
-@pytest.mark.parametrize(("name", "contract"), PAIRS, ids=[f"{entry}-{contract}" for entry, contract in PAIRS])
+@pytest.mark.parametrize(
+    ("name", "contract"),
+    [
+        pytest.param(*p, id="-".join(p), marks=[pytest.mark.slow] if p[0] in LONG and p[1] == "batch_split" else [])
+        for p in PAIRS
+    ],
+)
 def test_the_entry_keeps_the_contract(name, contract):
     CONTRACTS[contract](bound(name), catalog.ATTACKS[name].facts)
 

@@ -56,6 +56,7 @@ REASONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reason"), REASONS)
 def test_the_reason_is_the_right_one(name, reason):
     found = study.examine(study.trap(getattr(models, name)), QUICK, protocol="")["reasons"]

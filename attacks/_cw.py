@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._minimal import Closest, Constant, Progress, require_positive, row_sums
+from robench.attacks._minimal import Closest, Constant, Progress, require_positive
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import Pass, Victim, as_victim

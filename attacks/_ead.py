@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._minimal import Closest, Constant, Progress, require_positive, row_sums
+from robench.attacks._minimal import Closest, Constant, Progress, require_positive
 from robench.errors import ConfigError, must
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim

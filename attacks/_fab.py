@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._minimal import Closest, row_sums, size
+from robench.attacks._minimal import Closest, size
 from robench.errors import ConfigError, must
 from robench.inference import chunks
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim

@@ -11,6 +11,7 @@ from torch import Tensor
 from robench.errors import ConfigError, must
 from robench.ops.norms import distance, per_sample
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.victim import Victim
 
 
@@ -52,16 +53,6 @@ class Closest:
         inside = self.distance.isfinite() & self.victim.ball.contains(self.points) & (self.victim.best_margin <= 0)
         self.victim.best[inside] = self.points[inside]
         return self.victim.result()
-
-
-def row_sums(values: Tensor) -> Tensor:
-    """Sums (N,) of the rows of (N, ...) in float64, by halving: a library's order of adding may depend on N."""
-    rest = values.double().flatten(1)
-    while rest.shape[1] > 1:
-        half = (rest.shape[1] + 1) // 2
-        tail = rest[:, half:]
-        rest = torch.cat([rest[:, : tail.shape[1]] + tail, rest[:, tail.shape[1] : half]], 1)
-    return rest[:, 0]
 
 
 def size(delta: Tensor, norm: str) -> Tensor:

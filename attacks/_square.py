@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks._apgd_l1 import project_l1
-from robench.attacks._minimal import row_sums
 from robench.errors import ConfigError, must
 from robench.ops.norms import Ball, per_sample
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from robench.explainers import TABLE
-from robench.explainers._batches import at_least, batch_rows, blurred, in_batches, logits_of, row_sums
+from robench.explainers._batches import at_least, batch_rows, blurred, in_batches, logits_of
 from robench.explainers._control import random_map
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.registry import Table
 from robench.spec import Ref
 

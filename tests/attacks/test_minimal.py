@@ -10,12 +10,13 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from robench.attacks import cw, ddn, deepfool, ead, fmn
-from robench.attacks._minimal import Constant, direction, row_sums, size, within
+from robench.attacks._minimal import Constant, direction, size, within
 from robench.data._digits import digits as digits_data
 from robench.errors import ConfigError
 from robench.inference import predict
 from robench.ops.norms import distance
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.spec import ThreatModel
 from robench.victim import Victim
 from robench.zoo import load

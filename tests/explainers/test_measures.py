@@ -14,12 +14,13 @@ from robench.data._digits import digits
 from robench.devices import exact_arithmetic
 from robench.errors import ConfigError, NoGradientError
 from robench.explainers import TABLE, measures
-from robench.explainers._batches import blurred, row_sums
+from robench.explainers._batches import blurred
 from robench.explainers._control import random_map
 from robench.explainers._gradient import integrated_gradients, saliency
 from robench.explainers._occlusion import occlusion
 from robench.inference import untouched
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.runner import run_cell
 from robench.spec import Artifact, Cell, Context, Ref
 from robench.zoo import load

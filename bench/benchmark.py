@@ -48,6 +48,8 @@ class Job:
     n: int
     threads: int
     trust: bool = False
+    store: str = "runs/bench"
+    """Folder that keeps the networks which ``trained(...)`` names."""
 
 
 class Counted(nn.Module):
@@ -97,7 +99,7 @@ def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     """The job's model and its first n test images and labels."""
     sources, paths = resolve_sources(job.data, [job.model])
     label = job.model if job.model in sources.models else next(m for m in sources.models if m not in ZOO)
-    context = Context("", "cpu", trust=job.trust, sources=paths)
+    context = Context(job.store, "cpu", trust=job.trust, sources=paths)
     ref = catalog.BUILDERS.resolve(Ref.of("images", source=job.data, split="test", limit=job.n, seed=0))
     images = load(Artifact("data", ref, sources.splits["test"], label=sources.data_label), context)
     return load_model(sources.models[label], context).net.eval(), images.images(), images.labels
@@ -203,10 +205,11 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, Te
 @click.option("--n", default=200, show_default=True, help="Test images.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--trust", is_flag=True, help="Factories are code: run them.")
+@click.option("--store", default="runs/bench", show_default=True, help="Folder that keeps networks named as trained(...).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-attacks.csv"), show_default=True)
 def main(
     models: tuple[str, ...], data: str, threats: tuple[str, ...], tools: tuple[str, ...], n: int, threads: int, trust: bool,
-    out: Path,
+    store: str, out: Path,
 ) -> None:  # fmt: skip
     """Compare attacks across libraries on the same images."""
     missing = {t for t, module in PEERS.items() if importlib.util.find_spec(module) is None}
@@ -214,7 +217,7 @@ def main(
     for tool in sorted(missing & set(tools or TOOLS)):
         click.echo(f"{tool} left out: its package is not installed (pip install 'robench[peers]')", err=True)
     named = models or ("digits-pgd-at", "digits-trades", "digits-standard", "digits-vit")
-    jobs = [Job(tool, m, data, threat, n, threads, trust) for m in named for threat in threats for tool in chosen]
+    jobs = [Job(tool, m, data, threat, n, threads, trust, store) for m in named for threat in threats for tool in chosen]
     table = compare(jobs)
     out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(out, index=False)

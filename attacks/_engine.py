@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from robench.devices import is_out_of_memory
+from robench.inference import predict
 from robench.judge import judge
 from robench.ops.norms import dual_size
+from robench.ops.precision import lowered
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
@@ -62,6 +64,8 @@ class Engine:
     width: int = 64
     hold: int = 1024
     """Samples searched at once; bounds the memory of a stage."""
+    precision: str = "float32"
+    """Precision of the search after ``lower``; finds are confirmed, and what is not goes on, in float32."""
     task: Task = CLASSIFICATION
     waterfall: list[Stage] = field(default_factory=list)
 
@@ -75,6 +79,14 @@ class Engine:
         self.books = {name: torch.zeros(count, dtype=torch.int64) for name in BOOKS}
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
+        self.scout: nn.Module | None = None
+
+    def lower(self) -> None:
+        """Search with a copy of the model in ``precision`` from here on, where a copy agrees with the model."""
+        if self.precision != "float32" and len(self.x):
+            self.scout = lowered(self.model, self.x[: self.width].to(self.device))
+            if self.scout is None:
+                log.warning("no copy of the model in %s agrees with it: the search is in float32", self.precision)
 
     def survivors(self) -> Tensor:
         """Positions of the samples that nothing broke, int64."""
@@ -109,11 +121,18 @@ class Engine:
         self.waterfall.append(Stage(name, access, *told, spent["forwards"], spent["backwards"]))
         return len(fallen)
 
-    def _search(self, attack: Attack, rows: Tensor, access: str) -> None:
-        """The stage on samples that are held together; when memory runs out, fewer are held from here on."""
-        victim = self._victim(rows, access)
+    def _search(self, attack: Attack, rows: Tensor, access: str, *, exact: bool = False) -> None:
+        """The stage on samples that are held together; when memory runs out, fewer are held from here on.
+
+        What a scout found and float32 does not confirm is searched again, in float32 (``exact``).
+        """
+        victim, again = self._victim(rows, access), rows[:0]
         try:
+            if self.scout is not None and not exact:
+                victim.model = self.scout
             attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
+            if victim.model is self.scout:
+                again = rows[self._settle(victim, rows).cpu()]
             self._confirm(victim)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(rows) == 1:
@@ -121,9 +140,11 @@ class Engine:
             self.hold = max(1, len(rows) // 2)
             log.warning("out of memory: %d samples are held at once from here on", self.hold)
             for part in rows.split(self.hold):
-                self._search(attack, part, access)
+                self._search(attack, part, access, exact=exact)
             return
         self._take(victim, rows)
+        if len(again):
+            self._search(attack, again, access, exact=True)
 
     def _victim(self, rows: Tensor, access: str) -> Victim:
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
@@ -133,6 +154,17 @@ class Engine:
         victim.clean = None if self.clean is None else self.clean[rows].to(x)
         victim.order = None if self.order is None else self.order[rows].to(x.device)
         return victim
+
+    def _settle(self, victim: Victim, rows: Tensor) -> Tensor:
+        """Read every best point again in float32; returns positions whose break was the scout's alone."""
+        victim.model, claimed = self.model, victim.broken.clone()
+        before, known = self.best[rows].to(victim.x), self.best_margin[rows].to(victim.x)
+        margin = victim.task.margin(predict(self.model, victim.best, width=self.width), victim.y)
+        victim.forwards += 1
+        worse = ~(margin < known)
+        victim.best[worse], margin = before[worse], torch.where(worse, known, margin)
+        victim.best_margin, victim.broken = margin, margin <= 0
+        return (claimed & ~victim.broken).nonzero()[:, 0]
 
     def _confirm(self, victim: Victim) -> None:
         """Have the judge look at what broke; what it does not confirm goes on unbroken, from its clean image."""

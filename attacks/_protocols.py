@@ -103,6 +103,7 @@ def robench_standard(engine: Engine) -> None:
         _sparse(engine)
         _hedge(engine)
         return
+    engine.lower()
     engine.run("sieve", sieve())
     engine.rank()
     for turn in range(4):

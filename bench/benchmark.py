@@ -106,9 +106,10 @@ def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
-    engine = Engine(model, x, y, torch.arange(len(y)), threat)
+    name, _, precision = tool.partition("@")
+    engine = Engine(model, x, y, torch.arange(len(y)), threat, precision=precision or "float32")
     with untouched(model):
-        catalog.ATTACKS[tool].load()(engine)
+        catalog.ATTACKS[name].load()(engine)
     return engine.best
 
 
@@ -158,6 +159,7 @@ def _art(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str)
 
 TOOLS: dict[str, Callable[..., Tensor]] = {
     "robench-standard": _protocol,
+    "robench-standard@bfloat16": _protocol,
     "robench-deep": _protocol,
     "autoattack-standard": _protocol,
     "robench-pgd": _pgd,

@@ -71,6 +71,7 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--workers", type=click.IntRange(1), help="Processes [default: one per core on CPU].")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Samples held at once.")
 @click.option("--width", type=int, default=64, show_default=True, help="Padded width of every forward (protocol).")
+@click.option("--search-precision", default="float32", show_default=True, help="bfloat16: protocols search with it.")
 @click.option("--save-adversarials", is_flag=True, help="Keep every broken image as evidence for `robench verify`.")
 @click.option("--trust", is_flag=True, help="Execute code named by --model.")
 @click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
@@ -87,7 +88,7 @@ def run(**options: Any) -> None:
         "data": options["data"],
         "limit": options["limit"],
         "seed": options["seed"],
-        "settings": Settings(width=options["width"]),
+        "settings": Settings(width=options["width"], search_precision=options["search_precision"]),
         "changes": changes,
     }
     if options["dry_run"]:

@@ -105,6 +105,7 @@ def attack(
     seed: int = 0,
     device: str | None = None,
     batch_size: int | None = None,
+    search_precision: str = "float32",
 ) -> Attacked:
     """Attack a model with a named protocol and judge it.
 
@@ -117,9 +118,11 @@ def attack(
         seed: Seed of every draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
         batch_size: Samples judged at once; results do not depend on it.
+        search_precision: ``float32``, or ``bfloat16`` where the protocol may search with a copy of the model in lower
+            precision; whatever it finds is confirmed by the model itself in float32.
 
     Raises:
-        ConfigError: Unknown protocol or threat, or a norm that the protocol does not attack.
+        ConfigError: Unknown protocol, precision or threat, or a norm that the protocol does not attack.
         DataError: Images outside [0, 1], NaN, labels out of range.
         ModelError: Non-finite weights, or a model that changes while it is measured.
     """
@@ -131,7 +134,8 @@ def attack(
         known = ", ".join(n for n, e in catalog.ATTACKS.items() if e.facts.get("protocol"))
         raise ConfigError(must("a protocol", f"one of {known}", protocol, "attacks of one's choice go to robench.evaluate"))
     told: dict[str, Any] = {"threat": threat, "seed": seed, "device": device, "batch_size": batch_size}
-    with _opened(model, x, y, attacks=[protocol], **told) as objects:
+    settings = Settings(search_precision=search_precision)
+    with _opened(model, x, y, attacks=[protocol], settings=settings, **told) as objects:
         engine, rows = protocol_rows(objects, attack=protocol, threat=ThreatModel.parse(threat), seed=seed)
         watch = _watch(objects, threat)
     frame = pd.DataFrame(rows).assign(**_lead("evasion", objects))
@@ -151,6 +155,7 @@ def _opened(
     seed: int,
     device: str | None,
     batch_size: int | None,
+    settings: Settings | None = None,
 ) -> Iterator[Objects]:
     """Model and images, checked, as a scenario takes them; the model goes back as it came."""
     import torch
@@ -175,7 +180,7 @@ def _opened(
         if len(y) != len(x):
             raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
         data = _in_memory(x.cpu(), y.cpu().long(), outputs.shape[1])
-        yield _objects(model, data, seed, Context("", where, batch_size or 256))
+        yield _objects(model, data, seed, Context("", where, batch_size or 256), settings or Settings())
 
 
 def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:
@@ -210,13 +215,13 @@ def _moved(model: nn.Module, here: Any, there: str) -> Iterator[None]:
         model.to(here)
 
 
-def _objects(model: nn.Module, data: Dataset, seed: int, context: Context) -> Objects:
+def _objects(model: nn.Module, data: Dataset, seed: int, context: Context, settings: Settings) -> Objects:
     """What a scenario is given, for a model in hand."""
     from robench.scenarios.objects import Objects
     from robench.workshop import Model
 
     nothing = Artifact("model", Ref("memory"))
-    return Objects(Cell(Ref("memory"), "1", nothing, nothing, seed=seed), context, Model(model, {}), data)
+    return Objects(Cell(Ref("memory"), "1", nothing, nothing, seed=seed, settings=settings), context, Model(model, {}), data)
 
 
 def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -> tuple[pd.DataFrame, Tensor]:

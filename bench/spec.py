@@ -11,13 +11,14 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from robench.errors import ConfigError, must
+from robench.errors import ConfigError, must, suggestion
 
 SCHEMA = 2
 """Version of cells, rows and headers on disk; a store written by a newer one is refused."""
 
 NORMS = ("linf", "l2", "l1", "l0")
 WIDTHS = (16, 32, 64, 128, 256)
+PRECISIONS = ("float32", "bfloat16")
 """Padded batch widths the protocol allows."""
 
 
@@ -182,8 +183,12 @@ class Settings:
     """Padded batch width of every forward."""
     tf32: bool = False
     search_precision: str = "float32"
+    """Precision in which protocols search; what they find is confirmed in float32."""
 
     def __post_init__(self) -> None:
+        if self.search_precision not in PRECISIONS:
+            got, expected = self.search_precision, "one of " + ", ".join(PRECISIONS)
+            raise ConfigError(must("search precision", expected, got, suggestion(got, PRECISIONS)))
         if self.width not in WIDTHS:
             raise ConfigError(must("width", f"one of {WIDTHS}", self.width, "choose a listed width"))
 

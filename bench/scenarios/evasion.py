@@ -77,7 +77,7 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
     engine = Engine(
         objects.net, x, data.labels, data.ids, threat,
         seed=seed, device=device, width=objects.cell.settings.width, task=objects.model.task,
-        hold=hold_size(attack) or HOLD * objects.context.batch_size,
+        hold=hold_size(attack) or HOLD * objects.context.batch_size, precision=objects.cell.settings.search_precision,
     )  # fmt: skip
     ref = catalog.ATTACKS.resolve(attack)
     start, error = time.perf_counter(), ""

@@ -1,0 +1,77 @@
+"""A model's copy in lower precision, with which an attack may search; what it finds is judged by the original."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+AGREEMENT = 0.8
+"""Smallest mean cosine between the input gradients of a copy and of its original."""
+
+_EXACT = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+"""Layers that keep float32 parameters: their statistics do not bear rounding, and they cost little."""
+
+
+class Lowered(nn.Module):
+    """A bfloat16, channels-last copy of a model; takes and returns float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)
+        for own, original in zip(self.net.modules(), model.modules(), strict=True):
+            if isinstance(own, _EXACT):
+                own.float().load_state_dict(original.state_dict())
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x.to(torch.bfloat16)
+        logits: Tensor = self.net(low.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else low)
+        return logits.float()
+
+
+class Autocast(nn.Module):
+    """The model itself under autocast to bfloat16, for those whose code does not bear other parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits: Tensor = self.net(x)
+        return logits.float()
+
+
+def lowered(model: nn.Module, x: Tensor) -> nn.Module | None:
+    """The model in bfloat16, or None where neither a copy nor autocast works as the original does.
+
+    Args:
+        model: In eval mode, float32; it is left as it was.
+        x: A few images (N, ...) in [0, 1], on which the copy must agree: finite outputs and input gradients whose mean
+            cosine with the original's is at least ``AGREEMENT``.
+    """
+    wanted = _gradient(model, x)
+    for kind in (Lowered, Autocast) if wanted is not None else ():
+        try:
+            made = kind(model)
+            found = _gradient(made, x)
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+            continue
+        if found is not None and float(torch.cosine_similarity(found, wanted).mean()) >= AGREEMENT:
+            return made
+    return None
+
+
+def _gradient(model: nn.Module, x: Tensor) -> Tensor | None:
+    """Gradient (N, d) of the top logit's lead over the mean logit, or None where there is no finite one."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_(True)
+        logits = model(leaf)
+        if not logits.requires_grad:
+            return None
+        lead = (logits.amax(1) - logits.mean(1)).sum()
+        found = torch.autograd.grad(lead, leaf, allow_unused=True)[0]
+    usable = found is not None and bool(found.isfinite().all()) and bool(found.any())
+    return found.flatten(1) if usable and found is not None else None

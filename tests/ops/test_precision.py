@@ -1,0 +1,131 @@
+"""Searching in lower precision: copies that agree, and a judge whom no copy can deceive."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robench import zoo
+from robench.attacks import _engine
+from robench.attacks._cascade import polish, sieve
+from robench.attacks._engine import Engine
+from robench.errors import ConfigError
+from robench.ops.precision import Autocast, Lowered, lowered
+from robench.spec import Settings, ThreatModel
+from robench.workshop import read_split
+
+THREAT = ThreatModel.parse("linf(0.1)")
+
+
+class Typed(nn.Module):
+    """A net whose code names float32, so that a copy with other parameters cannot run."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.float() * 1.0)
+
+
+class Rounded(Typed):
+    def forward(self, x):
+        return self.net((x * 15).round() / 15)
+
+
+class Shifted(nn.Module):
+    """A scout whose label logits are off by a constant: it sees breaks that are none, or climbs a loss without slope."""
+
+    def __init__(self, net: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.net, self.shift = net, shift
+
+    def forward(self, x):
+        logits = self.net(x)
+        return logits + self.shift * torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).detach()
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return zoo.load("digits-pgd-at").eval()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = read_split("digits", "test")
+    return data.images(torch.arange(64)), data.labels[:64]
+
+
+def engine(net: nn.Module, digits, scout: nn.Module | None, **more: object) -> Engine:
+    x, y = digits
+    made = Engine(net, x, y, torch.arange(len(y)), THREAT, **more)
+    made.look()
+    made.scout = scout
+    made.run("sieve", sieve(10))
+    made.run("scaled-ce", polish("scaled_ce", 10))
+    return made
+
+
+@pytest.mark.parametrize("name", ["digits-pgd-at", "digits-vit", "digits-mlp"])
+def test_copy_in_bfloat16_agrees_with_its_original(name, digits):
+    net, x = zoo.load(name).eval(), digits[0]
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    copy = lowered(net, x)
+    assert isinstance(copy, Lowered)
+    assert {p.dtype for n, p in copy.named_parameters() if "norm" not in n} == {torch.bfloat16}
+    found, wanted = copy(x).detach(), net(x).detach()
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, wanted, atol=0.03 * float(wanted.abs().max()))
+    assert not torch.equal(found, wanted), "nothing was rounded"
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_code_that_names_float32_is_searched_under_autocast(net, digits):
+    assert isinstance(lowered(Typed(net), digits[0]), Autocast)
+
+
+def test_without_a_gradient_to_agree_with_there_is_no_copy(net, digits):
+    assert lowered(Rounded(net), digits[0]) is None
+    made = Engine(Rounded(net), *digits, torch.arange(64), THREAT, precision="bfloat16")
+    made.lower()
+    assert made.scout is None
+
+
+@pytest.mark.parametrize("shift", [-50.0, 50.0], ids=["sees breaks everywhere", "is sure of everything"])
+def test_what_counts_is_the_model_whatever_the_scout_says(net, digits, shift):
+    misled = engine(net, digits, Shifted(net, shift))
+    margin = net(misled.best).detach()
+    right = margin.argmax(1) == digits[1]
+    assert torch.equal(~right, misled.broken), "a break that the model does not confirm, or one that was overlooked"
+    assert misled.broken.any()
+
+
+def test_unconfirmed_samples_are_searched_again_in_float32(net, digits, monkeypatch):
+    calls = []
+    search = Engine._search
+
+    def noted(self, attack, rows, access, *, exact=False):
+        calls.append((exact, len(rows)))
+        search(self, attack, rows, access, exact=exact)
+
+    monkeypatch.setattr(_engine.Engine, "_search", noted)
+    exact = engine(net, digits, None)
+    calls.clear()
+    misled = engine(net, digits, Shifted(net, -50.0))
+    again = [count for was, count in calls if was]
+    assert again, "nothing was searched again"
+    assert torch.equal(misled.broken, exact.broken)
+    assert torch.equal(misled.best[exact.broken], exact.best[exact.broken])
+
+
+def test_results_in_bfloat16_do_not_depend_on_what_is_held(net, digits):
+    whole, parts = (engine(net, digits, lowered(net, digits[0]), hold=hold) for hold in (64, 7))
+    assert torch.equal(whole.best, parts.best)
+    assert torch.equal(whole.broken, parts.broken)
+    assert {k: v.tolist() for k, v in whole.books.items()} == {k: v.tolist() for k, v in parts.books.items()}
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="bfloat16"):
+        Settings(search_precision="bfloat")

@@ -102,9 +102,11 @@ class Engine:
         missing = self.best_margin[rows] / self.slope[rows].clamp_min(1e-12)
         return rows[missing.argsort(stable=True)[:count]].sort().values
 
-    def sample(self, count: int, stage: str) -> Tensor:
-        """At most ``count`` survivors drawn by their ids."""
+    def sample(self, count: int, stage: str, *, besides: Tensor | None = None) -> Tensor:
+        """At most ``count`` survivors drawn by their ids, other than those at the positions ``besides``."""
         rows = self.survivors()
+        if besides is not None:
+            rows = rows[~torch.isin(rows, besides)]
         luck = Draws(self.seed, self.ids[rows]).bits(stage, (1,))[:, 0]
         return rows[luck.argsort(stable=True)[:count]].sort().values
 

@@ -30,7 +30,7 @@ from robench.spec import ThreatModel
 from robench.victim import BOOKS, Victim
 
 HEDGE, QUERIES = 48, 500
-"""Survivors, nearest and random ones, that meet a short gradient-free search, and its queries."""
+"""Survivors, the nearest and as many random others, that meet a short gradient-free search, and its queries."""
 
 
 def plain(function: Callable[..., Tensor], **params: object) -> Attack:
@@ -95,7 +95,7 @@ def _complete(engine: Engine, *, fused: bool) -> None:
     engine.run("square", plain(square, queries=5000), access="score")
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=2, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
     """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins."""
     engine.look()
@@ -119,8 +119,9 @@ def robench_standard(engine: Engine) -> None:
 
 def _hedge(engine: Engine) -> None:
     """A short search without gradients on near and on random survivors; while it breaks any, a longer one on all."""
-    broken = engine.run("square-near", plain(square, queries=QUERIES), engine.closest(0.0, least=HEDGE), access="score")
-    others = engine.sample(HEDGE, "hedge")
+    near = engine.closest(0.0, least=HEDGE)
+    broken = engine.run("square-near", plain(square, queries=QUERIES), near, access="score")
+    others = engine.sample(HEDGE, "hedge", besides=near)
     broken += engine.run("square-random", plain(square, queries=QUERIES), others, access="score")
     for turn, queries in enumerate((2000, 5000), 1):
         if broken:

@@ -79,14 +79,16 @@ def work(job: Job) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with exact_arithmetic(job.threads):
         start = time.process_time()
-        x_adv = TOOLS[job.tool](counted, x, y, threat, job.tool)
+        found = TOOLS[job.tool](counted, x, y, threat, job.tool)
         seconds = time.process_time() - start
+        x_adv, by = found if isinstance(found, tuple) else (found, [""] * len(y))
         right = predict(model, x_adv, width=64).argmax(1) == y
     inside = (x_adv.double() - x.double()).flatten(1)
     size = inside.abs().amax(1) if threat.norm == "linf" else inside.norm(dim=1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "right": right.tolist(),
+        "by": by,
         "seconds": seconds,
         "forwards": counted.forwards / len(y),
         "backwards": counted.backwards / len(y),
@@ -105,12 +107,16 @@ def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     return load_model(sources.models[label], context).net.eval(), images.images(), images.labels
 
 
-def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+Found = Tensor | tuple[Tensor, list[str]]
+"""Images (N, ...), where the tool tells also with the name of the stage that broke each."""
+
+
+def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Found:
     name, _, precision = tool.partition("@")
     engine = Engine(model, x, y, torch.arange(len(y)), threat, precision=precision or "float32")
     with untouched(model):
         catalog.ATTACKS[name].load()(engine)
-    return engine.best
+    return engine.best, [engine.waterfall[s].name if s >= 0 else "" for s in engine.stage.tolist()]
 
 
 def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
@@ -121,14 +127,26 @@ def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str)
     return found
 
 
-def _pyautoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+def _pyautoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Found:
+    """Its attacks one after the other on what the earlier ones left, as its own loop has it, to know which broke what."""
     from pyautoattack import AutoAttack
 
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
-    attack = AutoAttack(model, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)
-    attack.verbose = False
-    found = attack.run_standard_evaluation(x, y, batch_size=250)
-    return found[0] if isinstance(found, tuple) else found
+    adversary = AutoAttack(model, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)
+    adversary.verbose = False
+    x_adv, by = x.clone(), [""] * len(y)
+    left = (predict(model, x, width=64).argmax(1) == y).nonzero()[:, 0]
+    for attack in list(adversary.attacks_to_run):
+        if not len(left):
+            break
+        adversary.attacks_to_run = [attack]
+        found = adversary.run_standard_evaluation(x[left], y[left], batch_size=250)
+        x_adv[left] = found[0] if isinstance(found, tuple) else found
+        wrong = predict(model, x_adv[left], width=64).argmax(1) != y[left]
+        for row in left[wrong].tolist():
+            by[row] = attack
+        left = left[~wrong]
+    return x_adv, by
 
 
 def _foolbox(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
@@ -157,7 +175,7 @@ def _art(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str)
     return torch.from_numpy(attack.generate(x.numpy(), np.eye(classes, dtype=np.float32)[y.numpy()]))
 
 
-TOOLS: dict[str, Callable[..., Tensor]] = {
+TOOLS: dict[str, Callable[..., Found]] = {
     "robench-standard": _protocol,
     "robench-standard@bfloat16": _protocol,
     "robench-deep": _protocol,
@@ -180,7 +198,7 @@ def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFram
             found = pool.apply(work, (job,))
         key = (job.model, job.data, job.threat, job.n)
         right = torch.tensor(found.pop("right"))
-        masks[(*key, job.tool)] = right
+        masks[(*key, job.tool)] = right, found.pop("by")
         rows.append({"model": job.model, "data": job.data, "threat": job.threat, "n": job.n, "tool": job.tool,
                      "robust": float(right.double().mean()), **found})  # fmt: skip
         told = f"{rows[-1]['robust']:.4f} in {found['seconds']:.1f} s"
@@ -189,14 +207,21 @@ def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFram
     return pd.concat([table, pd.DataFrame([_beside(r, rows, masks, reference) for r in rows])], axis=1)
 
 
-def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, Tensor], reference: str) -> dict[str, Any]:
+def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, Any], reference: str) -> dict[str, Any]:
+    """What one of the two broke and the other did not, with the places of the images and what broke them."""
     key = (row["model"], row["data"], row["threat"], row["n"])
     other = next((r for r in rows if (r["model"], r["data"], r["threat"], r["n"], r["tool"]) == (*key, reference)), None)
     if other is None:
         return {"only_this": None, "only_reference": None, "ratio": None}
-    mine, theirs = masks[(*key, row["tool"])], masks[(*key, reference)]
-    only = {"only_this": int((~mine & theirs).sum()), "only_reference": int((mine & ~theirs).sum())}
-    return {**only, "ratio": other["seconds"] / row["seconds"]}
+    (mine, by), (theirs, found_by) = masks[(*key, row["tool"])], masks[(*key, reference)]
+    gained, missed = ((a & ~b).nonzero()[:, 0].tolist() for a, b in ((theirs, mine), (mine, theirs)))
+    return {
+        "only_this": len(gained),
+        "only_reference": len(missed),
+        "gained": ", ".join(f"{i} ({by[i]})" for i in gained),
+        "missed": ", ".join(f"{i} ({found_by[i]})" for i in missed),
+        "ratio": other["seconds"] / row["seconds"],
+    }
 
 
 @click.command()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.devices import is_out_of_memory
+from robench.devices import is_out_of_memory, tf32
 from robench.inference import predict
 from robench.judge import judge
 from robench.ops.norms import dual_size
@@ -84,7 +84,7 @@ class Engine:
     def lower(self) -> None:
         """Search with a copy of the model in ``precision`` from here on, where a copy agrees with the model."""
         if self.precision != "float32" and len(self.x):
-            self.scout = lowered(self.model, self.x[: self.width].to(self.device))
+            self.scout = lowered(self.model, self.x[: self.width].to(self.device), precision=self.precision)
             if self.scout is None:
                 log.warning("no copy of the model in %s agrees with it: the search is in float32", self.precision)
 
@@ -132,7 +132,8 @@ class Engine:
         try:
             if self.scout is not None and not exact:
                 victim.model = self.scout
-            attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
+            with tf32(self.precision == "tf32" and victim.model is self.scout):
+                attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
             if victim.model is self.scout:
                 again = rows[self._settle(victim, rows).cpu()]
             self._confirm(victim)

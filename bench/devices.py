@@ -29,17 +29,29 @@ def resolve_device(name: str) -> str:
 
 
 @contextmanager
-def exact_arithmetic(threads: int = 1, *, tf32: bool = False) -> Iterator[None]:
+def exact_arithmetic(threads: int = 1) -> Iterator[None]:
     """Float32 without TF32, deterministic cuDNN and a fixed number of threads; restored afterwards."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark, torch.get_num_threads())
-    cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = tf32, tf32, True, False
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, False, True, False
     torch.set_num_threads(threads)
     try:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before[:4]
         torch.set_num_threads(before[4])
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may compute float32 products in TF32; restored afterwards. Nothing changes on other devices."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ SCHEMA = 2
 
 NORMS = ("linf", "l2", "l1", "l0")
 WIDTHS = (16, 32, 64, 128, 256)
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 """Padded batch widths the protocol allows."""
 
 
@@ -181,9 +181,8 @@ class Settings:
 
     width: int = 64
     """Padded batch width of every forward."""
-    tf32: bool = False
     search_precision: str = "float32"
-    """Precision in which protocols search; what they find is confirmed in float32."""
+    """Precision in which protocols search; what they find is confirmed in float32. TF32 is CUDA's, and float32 elsewhere."""
 
     def __post_init__(self) -> None:
         if self.search_precision not in PRECISIONS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robench import api
+from robench import api, catalog
 from robench.metrics.table import tidy, unmeasured
 from robench.spec import Settings
 
@@ -239,6 +240,38 @@ def test_second_run_computes_nothing_and_keeps_every_byte(reference):
     assert done.summary.computed == 0 and done.summary.kept == len(done.plan.cells)
     assert {p: p.read_bytes() for p in before} == before
     assert csv(out) == table
+
+
+PROTOCOLS = """
+name: protocols
+data: digits
+limit: 10
+models: [digits-mlp]
+threats: [linf(0.05), l0(3)]
+attacks: [{}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_protocol_keeps_promise_one(tmp_path, precision):
+    names = [name for name, entry in catalog.ATTACKS.items() if entry.facts.get("protocol")]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(PROTOCOLS.format(", ".join(names)))
+    told = {"device": "cpu", "settings": Settings(search_precision=precision)}
+    api.run(str(suite), out=tmp_path / "reference", workers=1, **told)
+    table = csv(tmp_path / "reference")
+    assert set(api.load(tmp_path / "reference")["evasion"]["attack"]) == set(names)
+    for workers, size in ((1, 1), (2, 7)):
+        done = api.run(str(suite), out=tmp_path / f"{size}", workers=workers, batch_size=size, **told)
+        assert done.summary.failures == ()
+        assert csv(tmp_path / f"{size}") == table, f"{workers} workers, batch size {size}"
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "reference", resumed)
+    for cell in sorted((resumed / "cells").iterdir())[::2]:
+        cell.unlink()
+    assert api.run(str(suite), out=resumed, workers=1, **told).summary.computed > 3
+    assert csv(resumed) == table
 
 
 KEYS = ["model", "condition", "sample"]

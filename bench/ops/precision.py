@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +45,32 @@ class Autocast(nn.Module):
         return logits.float()
 
 
-def lowered(model: nn.Module, x: Tensor) -> nn.Module | None:
-    """The model in bfloat16, or None where neither a copy nor autocast works as the original does.
+class Same(nn.Module):
+    """The model itself, for a search whose arithmetic is the device's matter (TF32)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+_KINDS: dict[str, tuple[Callable[[nn.Module], nn.Module], ...]] = {"tf32": (Same,), "bfloat16": (Lowered, Autocast)}
+
+
+def lowered(model: nn.Module, x: Tensor, *, precision: str = "bfloat16") -> nn.Module | None:
+    """The model to search with, or None where nothing of that precision works as the original does.
 
     Args:
         model: In eval mode, float32; it is left as it was.
         x: A few images (N, ...) in [0, 1], on which the copy must agree: finite outputs and input gradients whose mean
             cosine with the original's is at least ``AGREEMENT``.
+        precision: ``bfloat16`` or ``tf32``.
     """
     wanted = _gradient(model, x)
-    for kind in (Lowered, Autocast) if wanted is not None else ():
+    for kind in _KINDS[precision] if wanted is not None else ():
         try:
             made = kind(model)
             found = _gradient(made, x)

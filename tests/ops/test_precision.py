@@ -10,6 +10,7 @@ from robench import zoo
 from robench.attacks import _engine
 from robench.attacks._cascade import polish, sieve
 from robench.attacks._engine import Engine
+from robench.devices import exact_arithmetic
 from robench.errors import ConfigError
 from robench.ops.precision import Autocast, Lowered, lowered
 from robench.spec import Settings, ThreatModel
@@ -124,6 +125,28 @@ def test_results_in_bfloat16_do_not_depend_on_what_is_held(net, digits):
     assert torch.equal(whole.best, parts.best)
     assert torch.equal(whole.broken, parts.broken)
     assert {k: v.tolist() for k, v in whole.books.items()} == {k: v.tolist() for k, v in parts.books.items()}
+
+
+def test_tf32_is_allowed_while_searching_and_never_while_judging(net, digits, monkeypatch):
+    seen = {"search": set(), "judge": set()}
+    flags = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    with exact_arithmetic():
+        made = Engine(net, *digits, torch.arange(64), THREAT, precision="tf32")
+        made.look()
+        made.lower()
+        confirm = _engine.judge
+        monkeypatch.setattr(_engine, "judge", lambda *a, **k: seen["judge"].add(flags()) or confirm(*a, **k))
+        made.run("sieve", lambda victim, draws: seen["search"].add(flags()) or sieve(10)(victim, draws))
+        assert flags() == (False, False)
+    assert seen == {"search": {(True, True)}, "judge": {(False, False)}}
+    assert torch.equal(made.best, engine_after_sieve(net, digits).best), "on a CPU TF32 is float32"
+
+
+def engine_after_sieve(net: nn.Module, digits) -> Engine:
+    made = Engine(net, *digits, torch.arange(64), THREAT)
+    made.look()
+    made.run("sieve", sieve(10))
+    return made
 
 
 def test_unknown_precision_is_refused():

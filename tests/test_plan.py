@@ -123,7 +123,9 @@ def test_a_default_written_out_is_the_same_cell():
 
 
 @pytest.mark.parametrize(
-    "more", [{"seed": 1}, {"settings": Settings(width=32)}, {"settings": Settings(search_precision="tf32")}], ids=["seed", "width", "tf32"]
+    "more",
+    [{"seed": 1}, {"settings": Settings(width=32)}, {"settings": Settings(search_precision="tf32")}],
+    ids=["seed", "width", "precision"],
 )
 def test_seed_and_settings_change_every_cell(more):
     trained = {c.digest for c in plan(SMALL).cells if c.model.builder.name == "trained"} if "seed" in more else set()

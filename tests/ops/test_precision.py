@@ -129,7 +129,10 @@ def test_results_in_bfloat16_do_not_depend_on_what_is_held(net, digits):
 
 def test_tf32_is_allowed_while_searching_and_never_while_judging(net, digits, monkeypatch):
     seen = {"search": set(), "judge": set()}
-    flags = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+    def flags():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
     with exact_arithmetic():
         made = Engine(net, *digits, torch.arange(64), THREAT, precision="tf32")
         made.look()

@@ -92,23 +92,25 @@ class Engine:
         """Positions of the samples that nothing broke, int64."""
         return (~self.broken).nonzero()[:, 0]
 
-    def closest(self, share: float, *, least: int = 0) -> Tensor:
-        """The share of the survivors that is nearest to the boundary, at least ``least`` of them.
+    def closest(self, share: float, *, least: int = 0, besides: Tensor | None = None) -> Tensor:
+        """The share of the survivors that is nearest to the boundary, at least ``least``, without the positions ``besides``.
 
         Nearness is the missing part of eps if the margin were linear: best margin / (eps · dual norm of its gradient).
         """
-        rows = self.survivors()
+        rows = self._besides(besides)
         count = min(len(rows), max(least, round(share * len(rows))))
         missing = self.best_margin[rows] / self.slope[rows].clamp_min(1e-12)
         return rows[missing.argsort(stable=True)[:count]].sort().values
 
     def sample(self, count: int, stage: str, *, besides: Tensor | None = None) -> Tensor:
         """At most ``count`` survivors drawn by their ids, other than those at the positions ``besides``."""
-        rows = self.survivors()
-        if besides is not None:
-            rows = rows[~torch.isin(rows, besides)]
+        rows = self._besides(besides)
         luck = Draws(self.seed, self.ids[rows]).bits(stage, (1,))[:, 0]
         return rows[luck.argsort(stable=True)[:count]].sort().values
+
+    def _besides(self, positions: Tensor | None) -> Tensor:
+        rows = self.survivors()
+        return rows if positions is None else rows[~torch.isin(rows, positions)]
 
     def run(self, name: str, attack: Attack, rows: Tensor | None = None, *, access: str = "white") -> int:
         """Run a stage on survivors (all of them by default); returns how many it broke, confirmed by the judge."""

@@ -29,8 +29,8 @@ from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import BOOKS, Victim
 
-HEDGE, QUERIES = 48, 500
-"""Survivors, the nearest and as many random others, that meet a short gradient-free search, and its queries."""
+NEAR, RANDOM, QUERIES = 16, 48, 500
+"""Survivors, the nearest and random others, that meet a short gradient-free search, one full batch; and its queries."""
 
 
 def plain(function: Callable[..., Tensor], **params: object) -> Attack:
@@ -109,20 +109,31 @@ def robench_standard(engine: Engine) -> None:
     for turn in range(4):
         engine.run(f"diversified-{turn}", diversified(turn))
     engine.run("scaled-ce", polish("scaled_ce"))
-    for turn in (4, 5):
-        engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=16))
-    engine.run("ladder-random", ladder(4, diverse=True), engine.closest(0.15, least=16))
-    engine.run("ladder-best", ladder(9, diverse=False), engine.closest(0.1, least=16))
-    engine.run("frontier", frontier(16), engine.closest(0.05, least=8))
+    for turn in range(4, 12):
+        broken = engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=8))
+        if turn > 4 and not broken:
+            break
+    _outwards(engine, "ladder-random", ladder(4, diverse=True), share=0.15, least=8)
+    _outwards(engine, "ladder-best", ladder(9, diverse=False), share=0.1, least=6)
+    _outwards(engine, "frontier", frontier(16), share=0.05, least=6)
     _hedge(engine)
+
+
+def _outwards(engine: Engine, name: str, attack: Attack, *, share: float, least: int) -> None:
+    """A dear stage on the nearest share of the survivors; as long as it breaks any, on the next nearest."""
+    met = torch.zeros(0, dtype=torch.int64)
+    for turn in range(1, len(engine.x) + 1):
+        rows = engine.closest(share, least=least, besides=met)
+        met = torch.cat([met, rows])
+        if not engine.run(name if turn == 1 else f"{name}-{turn}", attack, rows):
+            return
 
 
 def _hedge(engine: Engine) -> None:
     """A short search without gradients on near and on random survivors; while it breaks any, a longer one on all."""
-    near = engine.closest(0.0, least=HEDGE)
-    broken = engine.run("square-near", plain(square, queries=QUERIES), near, access="score")
-    others = engine.sample(HEDGE, "hedge", besides=near)
-    broken += engine.run("square-random", plain(square, queries=QUERIES), others, access="score")
+    near = engine.closest(0.0, least=NEAR)
+    chosen = torch.cat([near, engine.sample(RANDOM, "hedge", besides=near)]).sort().values
+    broken = engine.run("square-hedge", plain(square, queries=QUERIES), chosen, access="score")
     for turn, queries in enumerate((2000, 5000), 1):
         if broken:
             stage = anew(plain(square, queries=queries), turn)

@@ -53,7 +53,10 @@ class Job:
 
 
 class Counted(nn.Module):
-    """The model, with a count of the images it was shown and of those a gradient was asked for."""
+    """The model, with a count of the images it was shown and of those a gradient was asked for.
+
+    A search in lower precision asks a copy instead; its passes are those that the engine booked.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -116,6 +119,8 @@ def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool:
     engine = Engine(model, x, y, torch.arange(len(y)), threat, precision=precision or "float32")
     with untouched(model):
         catalog.ATTACKS[name].load()(engine)
+    if precision and isinstance(model, Counted):
+        model.forwards, model.backwards = (int(engine.books[book].sum()) for book in ("forwards", "backwards"))
     return engine.best, [engine.waterfall[s].name if s >= 0 else "" for s in engine.stage.tolist()]
 
 

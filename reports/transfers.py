@@ -26,7 +26,9 @@ def transfer_matrix(table: pd.DataFrame) -> pd.DataFrame:
     long = matrix(table)
     if long.empty:
         return pd.DataFrame()
-    rows = long.assign(column=[_column(r) for r in long.to_dict("records")], text=[_text(r) for r in long.to_dict("records")])
+    rows = long.assign(
+        column=[_column(r) for r in long.to_dict("records")], text=[_text(r) for r in long.to_dict("records")]
+    )
     order = rows.assign(changed=rows["condition"] != "").sort_values(["changed", "target", "condition"], kind="stable")
     wide = rows.pivot_table(index=["dataset", "threat", "surrogate"], columns="column", values="text", aggfunc="first")
     wide = wide[list(dict.fromkeys(order["column"]))].fillna("").rename_axis(columns=None).reset_index()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -306,3 +307,25 @@ def test_a_model_has_one_sentinel_and_another_seed_other_samples():
     assert len(watched) == len(set(watched)) and set(watched) == attacked
     labels = {c.data.label for c in plan_run("smoke", seed=3)[0].cells}
     assert labels == {"digits (seed 3)"}
+
+
+def test_a_surrogate_of_another_class_count_is_refused_before_anything_is_computed():
+    suite = parse_suite(SMALL)
+    for classes in ({}, dict.fromkeys(ZOO, 10), {"digits-standard": 7}):
+        assert expand(suite, replace(SOURCES, classes=classes)).cells
+    known = replace(SOURCES, classes={"digits-standard": 7, "digits-pgd-at": 10})
+    with pytest.raises(ConfigError, match="the source digits-standard must be the 10 of digits-pgd-at, got 7"):
+        expand(suite, known)
+
+
+def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(b"weights")
+    (tmp_path / "made.py").write_text("def make(): ...")
+    trained = ["trained(arch='small_cnn')", "trained(arch='small_cnn(num_classes=12)')"]
+    told = UserModel(str(tmp_path / "net.safetensors"), arch="small_cnn(num_classes=7)", num_classes=7)
+    users = [told, f"{tmp_path / 'made.py'}:make", *trained]
+    found = resolve_sources("digits", users)[0].classes
+    assert {k: v for k, v in found.items() if k not in ZOO} == {
+        "net.safetensors": 7, "trained(arch='small_cnn')": 10, "trained(arch='small_cnn(num_classes=12)')": 12,
+    }  # fmt: skip
+    assert {found[name] for name in ZOO} == {10}

@@ -29,7 +29,7 @@ CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
-@facts(version=4)
+@facts(version=5)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
     return _attacked(objects, attack, threat, keep=lambda x_adv: None)
@@ -152,6 +152,8 @@ def judged(
     broken = ~(robust & attacked) & ~verdicts.failed
     images = shown(hold.x, x_adv, threat, projected=verdicts.projected, mistaken=~attacked)
     asked: dict[str, Any] = {"broken": broken, "threat": threat, "task": task, "width": hold.width}
+    draws = int(_facts(attack).get("draws", 0))
+    asked |= {"draws": draws, "seed": seed}
     return columns(
         sample=hold.ids,
         label=hold.y,
@@ -161,6 +163,7 @@ def judged(
         attack=attack,
         access=_access(attack),
         stage=stage or "",
+        draws=draws,
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,

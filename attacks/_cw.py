@@ -19,7 +19,7 @@ _BETAS = (0.9, 0.999)
 _TINY = 1e-8
 
 
-@facts(version=1, norms=("l2",), access="white", randomness="none")
+@facts(version=1, norms=("l2",), access="white", randomness="none", targeted=True)
 def cw(
     victim: Victim | nn.Module,
     x: Tensor,

@@ -17,7 +17,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("l1",), access="white", randomness="none")
+@facts(version=1, norms=("l1",), access="white", randomness="none", targeted=True)
 def ead(
     victim: Victim | nn.Module,
     x: Tensor,

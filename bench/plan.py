@@ -103,6 +103,10 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         ConfigError: An unknown name, argument, threat or eps anywhere in the suite.
     """
     draft = _Draft(suite, sources, seed, settings or Settings())
+    _require_norms(suite.attacks, suite.threats)
+    _require_norms(suite.compression.attacks, suite.compression.threats)
+    for curve in suite.curves:
+        _require_norms(curve.attacks, [f"{curve.norm}({eps})" for eps in curve.eps])
     for name in suite.models:
         _known(draft, name)
     for model in sources.models.values():
@@ -114,6 +118,21 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
     _scarcity(draft)
     cells = tuple(draft.cells)
     return Plan(suite, _levels(cells), cells)
+
+
+def _require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
+    """Refuse an attack that knows none of the norms it is to be run in; it would be left out without a word.
+
+    Raises:
+        ConfigError: Names the first one.
+    """
+    asked = dict.fromkeys(ThreatModel.parse(t).norm for t in threats)
+    for attack in attacks:
+        name = catalog.ATTACKS.resolve(attack).name
+        known = catalog.ATTACKS[name].facts.get("norms", ())
+        if asked and not set(known) & set(asked):
+            remedy = "add such a threat, or leave the attack out"
+            raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
 
 
 def _model(draft: _Draft, model: Artifact) -> None:

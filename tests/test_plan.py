@@ -329,3 +329,18 @@ def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):
         "net.safetensors": 7, "trained(arch='small_cnn')": 10, "trained(arch='small_cnn(num_classes=12)')": 12,
     }  # fmt: skip
     assert {found[name] for name in ZOO} == {10}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "attacks: [fgsm, cw]",
+        "attacks: [fgsm]\ncurves: [{norm: l2, eps: ['1'], attacks: [sigma_zero]}]",
+        "attacks: [fgsm]\ncompression: {models: [digits-mlp], arms: [int8], threats: [linf(0.1)], attacks: [ead]}",
+    ],
+)
+def test_an_attack_that_knows_none_of_the_suites_norms_is_refused_not_left_out(change):
+    text = f"name: t\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\n{change}\n"
+    with pytest.raises(ConfigError, match=r"a threat for (cw|sigma_zero|ead) must be of norm l[012], got '(linf|l2)'"):
+        plan(text)
+    assert plan(text.replace("[fgsm, cw]", "[fgsm]").partition("curves")[0].partition("compression")[0]).cells

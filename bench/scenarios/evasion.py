@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robench import catalog
 from robench.attacks._engine import Engine
 from robench.devices import is_out_of_memory
+from robench.errors import ConfigError
 from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
 from robench.judge import Verdicts, judge, judge_repeatedly
@@ -218,7 +219,11 @@ def _access(attack: str) -> str:
 def _attempt(
     victim: Victim, part: Hold, *, attack: str, threat: ThreatModel, seed: int, surrogate: nn.Module | None
 ) -> tuple[Tensor, str]:
-    """The attack's images, or the clean ones and the error's text."""
+    """The attack's images, or the clean ones and the error's text.
+
+    Raises:
+        ConfigError: The attack refuses its arguments, which says nothing about the samples.
+    """
     if not len(part.y):
         return part.x, ""
     ref = catalog.ATTACKS.resolve(attack)
@@ -229,6 +234,8 @@ def _attempt(
     seeds = Draws(seed, part.ids)
     try:
         found: Tensor = entry.load()(victim, part.x, part.y, threat=threat, seeds=seeds, **{**ref.kwargs, **extra})
+    except ConfigError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robench
 from robench import attacks, catalog
 from robench.errors import AttackError, ConfigError, DataError
 from robench.inference import predict
@@ -174,6 +175,27 @@ def test_bad_input_is_refused_before_anything_is_attacked(given, change, error, 
         told[key] = {"threat": value, "target": y if value == "y" else full}.get(key, full)
     with pytest.raises(error, match=text):
         attacks.pgd(net, told.pop("x"), told.pop("y"), **told)
+
+
+ASKING = [n for n, e in catalog.ATTACKS.items() if "queries" in e.parameters]
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_query_budget_of_nothing_is_refused_alone_and_in_an_evaluation(given, name):
+    net, x, y, _ = given
+    threat = f"{catalog.ATTACKS[name].facts['norms'][0]}(0.1)"
+    with pytest.raises(ConfigError, match="queries"):
+        getattr(attacks, name)(net, x, y, threat=threat, queries=0)
+    with pytest.raises(ConfigError, match="queries"):
+        robench.evaluate(net, x, y, threat=threat, attacks=[f"{name}(queries=0)"])
+
+
+def test_dlr_with_too_few_classes_is_refused_in_an_evaluation():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).eval()
+    x = Draws(1, torch.arange(6)).uniform("x", (1, 4, 6))
+    y = predict(net, x, width=16).argmax(1)
+    with pytest.raises(ConfigError, match="the classes for dlr with a target must be at least 4, got 3"):
+        robench.evaluate(net, x, y, threat="linf(0.01)", attacks=["apgd_t(loss='dlr')"])
 
 
 def test_help_shows_what_a_user_may_say_and_a_victim_goes_straight_through(given):

@@ -96,8 +96,7 @@ def apgd_t(
     """The first success of targeted Auto-PGD per sample, else its lowest-margin point, (N, ...) in [0, 1].
 
     The targets are the wrong classes in the order of the clean logits, highest first; the clean images are looked at
-    once (one forward pass, and a misclassified one is broken). Any misclassification is a success. With
-    ``loss='margin'`` this is the MultiTargeted attack, with Auto-PGD's steps.
+    once (one forward pass; a misclassified one is broken). Any misclassification is a success. ``margin``: MultiTargeted.
 
     Args:
         victim: The victim or a plain module.
@@ -110,17 +109,13 @@ def apgd_t(
         targets: How many targets; with fewer wrong classes, all of them.
         restarts: Independent runs per target.
         start: As in ``apgd``; ``best`` and ``clean`` hold for each target's first restart.
-        rho: As in ``apgd``.
-        momentum: As in ``apgd``.
-        schedule: As in ``apgd``.
-        corner: As in ``apgd``.
+        rho: As in ``apgd``, and so ``momentum``, ``schedule`` and ``corner``.
         together: Targets that are run at the same time, which fills batches when few samples are left.
 
     Raises:
         ConfigError: As in ``apgd``, or no target at all.
 
-    Source: Croce & Hein, ICML 2020, section 4.1 (multi-targeted version) and equation (7); Gowal et al., 2019,
-    algorithm 1 (margin, each wrong class in turn).
+    Source: Croce & Hein, ICML 2020, section 4.1 (multi-targeted version) and equation (7); Gowal et al., 2019 (margin).
     """
     if targets < 1 or together < 1:
         raise ConfigError(must("targets and together", "at least 1", (targets, together), "else nothing is attacked"))

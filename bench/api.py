@@ -225,7 +225,9 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "status": "failed",
                 "error": "no result: the cell did not finish",
             }
-            quiet = {"draws": 0, "forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "nonfinite_outputs": 0}
+            quiet = dict.fromkeys(
+                ("draws", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0
+            )
             flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
             added.append(rows.assign(**told, **quiet, **flags, score_adv=rows["score_clean"]))
     return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

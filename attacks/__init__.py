@@ -1,4 +1,8 @@
-"""Adversaries: pure functions over a victim. Listing them imports no torch."""
+"""Adversaries: pure functions over a victim. Listing them imports no torch.
+
+``from robench.attacks import apgd, square, ddn`` gives them as a user calls them, on a plain module
+(``robench.attacks._direct.direct``); robench itself takes them from the table.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +43,23 @@ TABLE = {
 PREFIXES = {"art": "robench.attacks._art:art"}
 """Families: ``art:NAME(params)`` runs an evasion attack of the Adversarial Robustness Toolbox."""
 
+BESIDE = {
+    "spatial_grid": "robench.attacks._spatial:spatial_grid",
+    "spatial_random": "robench.attacks._spatial:spatial_random",
+    "patch_images": "robench.attacks._patch:patch_images",
+    "patch_universal": "robench.attacks._patch:patch_universal",
+}
+"""Attacks that no Lp distance measures: functions on plain modules, with arguments and results of their own."""
+
 __all__ = ["fgsm", "noise", "pgd", "transfer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in TABLE:
-        module, _, function = TABLE[name].partition(":")
-        return getattr(importlib.import_module(module), function)
-    raise AttributeError(f"module 'robench.attacks' has no attribute {name!r}")
+    found = {**TABLE, **PREFIXES, **BESIDE}.get(name)
+    if found is None:
+        raise AttributeError(f"module 'robench.attacks' has no attribute {name!r}")
+    module, _, function = found.partition(":")
+    attack = getattr(importlib.import_module(module), function)
+    if name in BESIDE or attack.facts.get("protocol"):
+        return attack
+    return importlib.import_module("robench.attacks._direct").direct(attack)

@@ -22,7 +22,7 @@ _STARTS = ("random", "best", "clean")
 _SCHEDULES = (None, "large_eps")
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample", targeted=True)
 def apgd(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -96,7 +96,7 @@ def apgd_t(
     """The first success of targeted Auto-PGD per sample, else its lowest-margin point, (N, ...) in [0, 1].
 
     The targets are the wrong classes in the order of the clean logits, highest first; the clean images are looked at
-    once (one forward pass, and a misclassified one is broken). Any misclassification is a success.
+    once (one forward pass; a misclassified one is broken). Any misclassification is a success. ``margin``: MultiTargeted.
 
     Args:
         victim: The victim or a plain module.
@@ -109,16 +109,13 @@ def apgd_t(
         targets: How many targets; with fewer wrong classes, all of them.
         restarts: Independent runs per target.
         start: As in ``apgd``; ``best`` and ``clean`` hold for each target's first restart.
-        rho: As in ``apgd``.
-        momentum: As in ``apgd``.
-        schedule: As in ``apgd``.
-        corner: As in ``apgd``.
+        rho: As in ``apgd``, and so ``momentum``, ``schedule`` and ``corner``.
         together: Targets that are run at the same time, which fills batches when few samples are left.
 
     Raises:
         ConfigError: As in ``apgd``, or no target at all.
 
-    Source: Croce & Hein, ICML 2020, section 4.1 (multi-targeted version) and equation (7).
+    Source: Croce & Hein, ICML 2020, section 4.1 (multi-targeted version) and equation (7); Gowal et al., 2019 (margin).
     """
     if targets < 1 or together < 1:
         raise ConfigError(must("targets and together", "at least 1", (targets, together), "else nothing is attacked"))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._minimal import Closest, Constant, Progress, require_positive
+from robench.attacks._minimal import Closest, Progress, lightest, require_positive
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
 from robench.ops.sums import row_sums
@@ -19,7 +19,7 @@ _BETAS = (0.9, 0.999)
 _TINY = 1e-8
 
 
-@facts(version=1, norms=("l2",), access="white", randomness="none")
+@facts(version=1, norms=("l2",), access="white", randomness="none", targeted=True)
 def cw(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -65,19 +65,13 @@ def cw(
     require_positive(steps=steps, searches=searches, step_size=step_size, constant=constant)
     require_positive(shrink=shrink, one_minus_shrink=1 - shrink)
     victim = as_victim(victim, x, y, threat)
-    closest, rows = Closest(victim), torch.arange(len(x), device=x.device)
-    rows = rows[closest.wanted(rows, stop=stop)]
-    if len(rows):
-        closest.book(x[rows], rows, victim.margins(x[rows], rows) <= -confidence)
-    weight = Constant.of(len(x), constant, x)
-    for _ in range(searches):
-        rows = rows[closest.wanted(rows, stop=stop)]
-        if not len(rows):
-            break
-        run = _Descent(victim, closest, weight=weight.value, shrink=shrink, confidence=confidence)
-        won = run.descend(rows, steps=steps, step_size=step_size, abort=abort, stop=stop)
-        weight.update(rows, won[rows])
-    return closest.result()
+    closest = Closest(victim)
+
+    def descend(weight: Tensor, rows: Tensor) -> Tensor:
+        run = _Descent(victim, closest, weight=weight, shrink=shrink, confidence=confidence)
+        return run.descend(rows, steps=steps, step_size=step_size, abort=abort, stop=stop)
+
+    return lightest(closest, descend, constant=constant, searches=searches, confidence=confidence, stop=stop)
 
 
 class _Descent:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._minimal import Closest, Constant, Progress, require_positive
+from robench.attacks._minimal import Closest, Progress, lightest, require_positive
 from robench.errors import ConfigError, must
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
@@ -17,7 +17,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("l1",), access="white", randomness="none")
+@facts(version=1, norms=("l1",), access="white", randomness="none", targeted=True)
 def ead(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -66,21 +66,15 @@ def ead(
     if rule not in ("L1", "EN"):
         raise ConfigError(must("rule", "'L1' or 'EN'", rule, "choose one of them"))
     victim = as_victim(victim, x, y, threat)
-    closest, rows = Closest(victim), torch.arange(len(x), device=x.device)
+    closest = Closest(victim)
     if rule == "EN":
         closest.score = elastic(closest.points, x, beta).where(closest.distance.isfinite(), closest.score)
-    rows = rows[closest.wanted(rows, stop=stop)]
-    if len(rows):
-        closest.book(x[rows], rows, victim.margins(x[rows], rows) <= -confidence)
-    weight = Constant.of(len(x), constant, x)
-    for _ in range(searches):
-        rows = rows[closest.wanted(rows, stop=stop)]
-        if not len(rows):
-            break
-        run = _Fista(victim, closest, weight=weight.value, beta=beta, confidence=confidence, rule=rule)
-        won = run.descend(rows, steps=steps, step_size=step_size, abort=abort, stop=stop)
-        weight.update(rows, won[rows])
-    return closest.result()
+
+    def descend(weight: Tensor, rows: Tensor) -> Tensor:
+        run = _Fista(victim, closest, weight=weight, beta=beta, confidence=confidence, rule=rule)
+        return run.descend(rows, steps=steps, step_size=step_size, abort=abort, stop=stop)
+
+    return lightest(closest, descend, constant=constant, searches=searches, confidence=confidence, stop=stop)
 
 
 def elastic(points: Tensor, x: Tensor, beta: float) -> Tensor:

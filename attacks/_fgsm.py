@@ -11,7 +11,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("linf", "l2"), access="white", randomness="none")
+@facts(version=1, norms=("linf", "l2"), access="white", randomness="none", targeted=True)
 def fgsm(victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, seeds: Draws, loss: str = "ce") -> Tensor:
     """The clean image moved by eps along the steepest ascent of the loss, (N, ...) in [0, 1].
 

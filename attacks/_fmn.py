@@ -16,7 +16,7 @@ from robench.victim import Pass, Victim, as_victim
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
-@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="white", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="white", randomness="per_sample", targeted=True)
 def fmn(
     victim: Victim | nn.Module,
     x: Tensor,

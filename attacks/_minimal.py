@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -164,3 +165,36 @@ class Progress:
         stalled = ~(loss <= 0.9999 * self.last[rows])
         self.last[rows] = loss
         return stalled
+
+
+def lightest(
+    closest: Closest,
+    descend: Callable[[Tensor, Tensor], Tensor],
+    *,
+    constant: float,
+    searches: int,
+    confidence: float,
+    stop: bool,
+) -> Tensor:
+    """The nearest successes (N, ...) of descents whose weight of the classification term each sample searches for itself.
+
+    Args:
+        closest: What is known, and where successes are booked; x itself is looked at first.
+        descend: (weights (N,), rows) → whether each sample succeeded with its weight, bool (N,).
+        constant: First weight.
+        searches: Weights tried.
+        confidence: Margin by which the label must lose.
+        stop: Leave a sample at its first success in the ball.
+    """
+    victim = closest.victim
+    rows = torch.arange(len(victim.x), device=victim.x.device)
+    rows = rows[closest.wanted(rows, stop=stop)]
+    if len(rows):
+        closest.book(victim.x[rows], rows, victim.margins(victim.x[rows], rows) <= -confidence)
+    weight = Constant.of(len(victim.x), constant, victim.x)
+    for _ in range(searches):
+        rows = rows[closest.wanted(rows, stop=stop)]
+        if not len(rows):
+            break
+        weight.update(rows, descend(weight.value, rows)[rows])
+    return closest.result()

@@ -11,7 +11,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="noise", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="noise", randomness="per_sample", targeted=True)
 def noise(victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, seeds: Draws, draws: int = 20) -> Tensor:
     """The worst of ``draws`` random points of the ball per sample, (N, ...) in [0, 1].
 

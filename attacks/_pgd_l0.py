@@ -13,7 +13,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("l0",), access="white", randomness="per_sample")
+@facts(version=1, norms=("l0",), access="white", randomness="per_sample", targeted=True)
 def pgd_l0(
     victim: Victim | nn.Module,
     x: Tensor,

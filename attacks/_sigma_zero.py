@@ -16,7 +16,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("l0",), access="white", randomness="none")
+@facts(version=1, norms=("l0",), access="white", randomness="none", targeted=True)
 def sigma_zero(
     victim: Victim | nn.Module,
     x: Tensor,

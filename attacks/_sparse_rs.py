@@ -18,7 +18,7 @@ _FALLS = ((0, 2), (50, 4), (200, 5), (500, 6), (1000, 8), (2000, 10), (4000, 12)
 """(query of 10000 after which it holds, divisor of the share): the authors' schedule for l0."""
 
 
-@facts(version=1, norms=("l0",), access="score", randomness="per_sample")
+@facts(version=1, norms=("l0",), access="score", randomness="per_sample", targeted=True)
 def sparse_rs(
     victim: Victim | nn.Module,
     x: Tensor,

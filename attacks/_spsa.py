@@ -19,7 +19,7 @@ Move = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(points, estimates, rows) → the points one step further, all (n, ...)."""
 
 
-@facts(version=1, norms=("linf", "l2"), access="score", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2"), access="score", randomness="per_sample", targeted=True)
 def nes(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -74,7 +74,7 @@ def nes(
     return _ascend(victim, plan, draw=draw, move=move)
 
 
-@facts(version=1, norms=("linf", "l2"), access="score", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2"), access="score", randomness="per_sample", targeted=True)
 def spsa(
     victim: Victim | nn.Module,
     x: Tensor,

@@ -28,7 +28,7 @@ Proposal = Callable[[Tensor, Tensor, Tensor, int, Ball], Tensor]
 """(x, points, luck, side, ball) → points to ask for."""
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="score", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2", "l1"), access="score", randomness="per_sample", targeted=True)
 def square(
     victim: Victim | nn.Module,
     x: Tensor,

@@ -19,7 +19,7 @@ SMALLEST = 0.9
 """Part of its side to which an image is shrunk at most."""
 
 
-@facts(version=1, norms=("linf", "l2"), access="transfer", randomness="per_sample", surrogate=True)
+@facts(version=1, norms=("linf", "l2"), access="transfer", randomness="per_sample", surrogate=True, targeted=True)
 def transfer(
     victim: Victim | nn.Module,
     x: Tensor,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from robench.errors import ModelError, must
 from robench.runner import Progress, Summary, run_cell, run_plan, versions
-from robench.spec import Cell, Context, Settings, ThreatModel
+from robench.spec import Artifact, Cell, Context, Settings, ThreatModel
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
@@ -117,18 +118,65 @@ def _announce(plan: Plan, context: Context, announce: Callable[[str], None]) -> 
     """Say each user model's clean accuracy through the wrapped path first; a model that cannot run ends the run here.
 
     Raises:
-        ModelError: The model cannot be loaded, or does not fit the images.
+        ModelError: The model cannot be loaded, does not fit the images or their classes, or is to be attacked from a
+            model of other classes.
     """
     from robench.devices import exact_arithmetic
 
     for cell in plan.cells:
-        plain = cell.model.builder.name == "file" and not cell.condition
-        if plain and cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test":
-            with exact_arithmetic(context.threads):
+        with exact_arithmetic(context.threads):
+            if cell.extra and "file" in (cell.model.builder.name, cell.extra[0].builder.name):
+                _require_same_logits(cell, context)
+            plain = cell.model.builder.name == "file" and not cell.condition
+            if plain and cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test":
+                _require_logits(cell, context)
                 score = run_cell(cell, context)["score"]
-            announce(
-                f"{cell.model.label}: clean accuracy {score.mean():.1%} of {len(score)} images, as robench sees the model"
-            )
+                found = f"{score.mean():.1%} of {len(score)} images"
+                announce(f"{cell.model.label}: clean accuracy {found}, as robench sees the model")
+
+
+def _require_logits(cell: Cell, context: Context) -> None:
+    """Refuse a model with fewer logits than its data has classes.
+
+    Raises:
+        ModelError: Too few logits, or outputs that are none.
+    """
+    from robench.workshop import load as load_artifact
+
+    least = len(load_artifact(cell.data, context).spec.classes)
+    shape = _outputs(cell.model, cell, context)
+    if len(shape) != 1 or shape[0] < least:
+        remedy = "choose a model that was trained on this data's classes"
+        raise ModelError(must(f"the outputs of {cell.model.label}", f"{least} logits per image, or more", shape, remedy))
+
+
+def _require_same_logits(cell: Cell, context: Context) -> None:
+    """Refuse an attack from a model of other classes; one that is still to be trained takes those of the data.
+
+    Raises:
+        ModelError: The two models' outputs have different shapes.
+    """
+    source = cell.extra[0]
+    if source.kind != "model" or source.stored or cell.model.stored:
+        return
+    shapes = [_outputs(a, cell, context) for a in (source, cell.model)]
+    if shapes[0] != shapes[1]:
+        remedy = "name a source that was trained on the same classes"
+        expected = f"those of {cell.model.label}, {shapes[1]}"
+        raise ModelError(must(f"the outputs per image of the source {source.label}", expected, shapes[0], remedy))
+
+
+def _outputs(model: Artifact, cell: Cell, context: Context) -> tuple[int, ...]:
+    """Shape of a model's outputs for one image of the cell."""
+    import torch
+
+    from robench.inference import predict, untouched
+    from robench.workshop import load as load_artifact
+    from robench.workshop import load_model
+
+    net, image = load_model(model, context).net, load_artifact(cell.data, context).images(torch.arange(1))
+    with untouched(net):
+        return tuple(predict(net, image.to(context.device), width=cell.settings.width).shape[1:])
 
 
 def _say_nothing(text: str) -> None:
@@ -177,7 +225,9 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "status": "failed",
                 "error": "no result: the cell did not finish",
             }
-            quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "nonfinite_outputs": 0}
+            quiet = dict.fromkeys(
+                ("draws", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0
+            )
             flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
             added.append(rows.assign(**told, **quiet, **flags, score_adv=rows["score_clean"]))
     return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

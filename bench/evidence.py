@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robench.devices import exact_arithmetic, resolve_device
 from robench.errors import ModelError, StoreError, must
 from robench.inference import fingerprint, untouched
-from robench.judge import judge
+from robench.judge import Verdicts, decide
 from robench.ops.norms import Ball, distance, per_sample
 from robench.spec import SCHEMA, Artifact, Cell, Context, Ref, Settings, ThreatModel, canonical, sha256
 from robench.store import Finished, Store
@@ -128,15 +128,24 @@ def breaks_in_8bit(
     threat: ThreatModel,
     task: Task = CLASSIFICATION,
     width: int = 64,
+    draws: int = 0,
+    seed: int = 0,
 ) -> Tensor:
-    """Which of the broken images (bool (N,)) also break as 8-bit images in the ball, by the judge: bool (N,)."""
+    """Which of the broken images (bool (N,)) also break as 8-bit images in the ball, by the judge: bool (N,).
+
+    With ``draws`` a randomised model is looked at that often; then clean images stand where nothing broke, because what
+    a sample draws depends on its place.
+    """
     rows = broken.nonzero()[:, 0]
     found = torch.zeros_like(broken)
     if len(rows):
         images = as_pixels(eight_bit(x[rows], x_adv[rows], threat)).to(x.dtype)
         inside = Ball(x[rows], threat).contains(images)
-        verdicts = judge(model, x[rows], y[rows], x_adv=images, threat=threat, task=task, width=width)
-        found[rows] = inside & verdicts.broken(task)
+        company = torch.arange(len(x), device=x.device) if draws else rows
+        tried = x[company].index_copy(0, rows, images) if draws else images
+        asked: dict[str, Any] = {"threat": threat, "task": task, "width": width, "draws": draws, "seed": seed}
+        verdicts = decide(model, x[company], y[company], x_adv=tried, **asked)
+        found[rows] = inside & (verdicts.broken(task)[rows] if draws else verdicts.broken(task))
     return found
 
 
@@ -179,7 +188,9 @@ def _artifact(told: dict[str, Any]) -> Artifact:
     return Artifact(told["kind"], Ref.parse(told["builder"]), told["version"], inputs, told["label"], told["stored"])
 
 
-def collect(objects: Objects, x_adv: Tensor, rows: list[dict[str, Any]], *, versions: dict[str, str]) -> Evidence:
+def collect(
+    objects: Objects, x_adv: Tensor, rows: list[dict[str, Any]], *, versions: dict[str, str], hold: int = 256
+) -> Evidence:
     """The evidence of an evasion cell.
 
     Args:
@@ -187,6 +198,7 @@ def collect(objects: Objects, x_adv: Tensor, rows: list[dict[str, Any]], *, vers
         x_adv: What the attack left for every sample of the shard, in order, (N, ...).
         rows: The cell's rows, in the same order.
         versions: Of what the numbers depend on.
+        hold: Samples that were judged together: what a randomised model draws for an image depends on its place.
     """
     cell, data, task = objects.cell, objects.shard(), objects.model.task
     threat = ThreatModel.parse(cell.scenario.kwargs["threat"])
@@ -203,7 +215,7 @@ def collect(objects: Objects, x_adv: Tensor, rows: list[dict[str, Any]], *, vers
     told = {
         "lineage": lineage(cell), "model_fingerprint": fingerprint(objects.net), "device": objects.context.device,
         "sources": [[digest, _absolute(path)] for digest, path in objects.context.sources], "versions": versions,
-        "samples": _samples(tensors, chosen),
+        "draws": max((row["draws"] for row in rows), default=0), "hold": hold, "samples": _samples(tensors, chosen),
     }  # fmt: skip
     return Evidence(save(tensors, {"cell": cell.digest}), {**_about(cell), **told})
 
@@ -397,25 +409,47 @@ class _Case:
         places = {sample: place for place, sample in enumerate(data.ids.tolist())}
         labels = {s["sample"]: s["label"] for s in self.header["samples"]}
         kind = "8-bit" if name == "images_8bit" else "float32"
-        for part in torch.arange(len(ids)).split(objects.context.batch_size) if len(ids) else ():
-            rows = torch.tensor([places[i] for i in ids[part].tolist()], dtype=torch.int64)
-            found = images[part]
-            x_adv = (as_pixels(found) if found.dtype == torch.uint8 else found).to(objects.context.device)
-            x, y = data.images(rows).to(x_adv), data.labels[rows].to(x_adv.device)
-            width, task = self.cell.settings.width, objects.model.task
-            verdicts = judge(objects.net, x, y, x_adv=x_adv, threat=threat, task=task, width=width)
+        rows = torch.tensor([places[i] for i in ids.tolist()], dtype=torch.int64)
+        for part, company, where in self._groups(rows, len(data), objects.context.batch_size):
+            x, y = data.images(company).to(objects.context.device), data.labels[company].to(objects.context.device)
+            found = images[part].to(x.device)
+            x_adv = x.index_copy(0, where.to(x.device), as_pixels(found) if found.dtype == torch.uint8 else found)
+            verdicts = self._decided(objects, x, y, x_adv, threat)
             reached = {
-                "same": y.cpu() == torch.tensor([labels[i] for i in ids[part].tolist()]),
+                "same": y.cpu() == torch.tensor([labels.get(i, -1) for i in data.ids[company].tolist()]),
                 "inside": Ball(x, threat).contains(x_adv),
                 "distance": distance(x, x_adv, threat.norm),
-                "broken": verdicts.broken(task),
+                "broken": verdicts.broken(objects.model.task) | (verdicts.unstable & bool(self.draws)),
                 "margin": verdicts.margin,
             }
-            told = zip(*(value.tolist() for value in reached.values()), strict=True)
+            told = zip(*(value.cpu()[where].tolist() for value in reached.values()), strict=True)
             for sample, values in zip(ids[part].tolist(), told, strict=True):
                 why = _why(**dict(zip(reached, values, strict=True)))
                 lines += [f"sample {sample}, {kind}: {why}"] if why else []
         return lines
+
+    @property
+    def draws(self) -> int:
+        """How often each image of a randomised model was looked at; 0 for a model without randomness."""
+        return int(self.header.get("draws", 0))
+
+    def _groups(self, rows: Tensor, count: int, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images that are looked at together, the samples of the shard they stand among, and their places there.
+
+        A randomised model meets every image where it stood in the run, among clean ones, and so with the same draws.
+        """
+        every = torch.arange(len(rows))
+        if not self.draws:
+            yield from ((part, rows[part], torch.arange(len(part))) for part in every.split(size) if len(part))
+            return
+        for company in torch.arange(count).split(int(self.header["hold"])):
+            part = every[torch.isin(rows, company)]
+            if len(part):
+                yield part, company, rows[part] - company[0]
+
+    def _decided(self, objects: Objects, x: Tensor, y: Tensor, x_adv: Tensor, threat: ThreatModel) -> Verdicts:
+        asked: dict[str, Any] = {"threat": threat, "task": objects.model.task, "width": self.cell.settings.width}
+        return decide(objects.net, x, y, x_adv=x_adv, draws=self.draws, seed=self.cell.seed, **asked)
 
 
 def _list(samples: list[int]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +211,40 @@ def judge_repeatedly(
         failed=~finite | silent,
         interval=_wilson_bounds(scores.double().mean(0), draws),
     )
+
+
+def decide(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_adv: Tensor,
+    threat: ThreatModel,
+    draws: int = 0,
+    seed: int = 0,
+    task: Task = CLASSIFICATION,
+    width: int = 64,
+) -> Verdicts:
+    """What ``judge`` says of adversarial images, or, with ``draws``, what ``judge_repeatedly`` says of a randomised model.
+
+    Args:
+        model: The original model, already in eval mode and float32.
+        x: Clean images (N, ...), in [0, 1].
+        y: Targets (N, ...).
+        x_adv: What the attack returned, (N, ...).
+        threat: Ball to check.
+        draws: How often every image of a randomised model is looked at; 0 for the two looks of any other.
+        seed: Seed of the draws.
+        task: Score and margin.
+        width: Padded batch width of the protocol.
+
+    Raises:
+        ConfigError: Fewer than 20 draws, and not 0.
+    """
+    told: dict[str, Any] = {"x_adv": x_adv, "threat": threat, "task": task, "width": width}
+    if draws:
+        return judge_repeatedly(model, x, y, draws=draws, seed=seed, **told).decided()
+    return judge(model, x, y, **told)
 
 
 def _wilson_bounds(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ class Sources:
     """Split → content hash."""
     models: Mapping[str, Artifact]
     """Name → source artifact."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Name → number of the model's logits, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         ConfigError: An unknown name, argument, threat or eps anywhere in the suite.
     """
     draft = _Draft(suite, sources, seed, settings or Settings())
+    _require_norms(suite.attacks, suite.threats)
+    _require_norms(suite.compression.attacks, suite.compression.threats)
+    for curve in suite.curves:
+        _require_norms(curve.attacks, [f"{curve.norm}({eps})" for eps in curve.eps])
     for name in suite.models:
         _known(draft, name)
     for model in sources.models.values():
@@ -112,6 +118,21 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
     _scarcity(draft)
     cells = tuple(draft.cells)
     return Plan(suite, _levels(cells), cells)
+
+
+def _require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
+    """Refuse an attack that knows none of the norms it is to be run in; it would be left out without a word.
+
+    Raises:
+        ConfigError: Names the first one.
+    """
+    asked = dict.fromkeys(ThreatModel.parse(t).norm for t in threats)
+    for attack in attacks:
+        name = catalog.ATTACKS.resolve(attack).name
+        known = catalog.ATTACKS[name].facts.get("norms", ())
+        if asked and not set(known) & set(asked):
+            remedy = "add such a threat, or leave the attack out"
+            raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
 
 
 def _model(draft: _Draft, model: Artifact) -> None:
@@ -144,18 +165,22 @@ def _attacks(draft: _Draft, model: Artifact, threats: Iterable[str], attacks: It
             entry = catalog.ATTACKS[ref.name]
             if threat.norm not in entry.facts.get("norms", ()):
                 continue
-            surrogate = {"extra": (_surrogate(draft, ref),)} if entry.facts.get("surrogate") else {}
+            surrogate = {"extra": (_surrogate(draft, ref, model),)} if entry.facts.get("surrogate") else {}
             scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
             draft.add(scenario, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 
 
-def _surrogate(draft: _Draft, ref: Ref) -> Artifact:
-    name = str(ref.kwargs.get("source", ""))
+def _surrogate(draft: _Draft, ref: Ref, target: Artifact) -> Artifact:
+    name, classes = str(ref.kwargs.get("source", "")), draft.sources.classes
     if name not in draft.sources.models:
         known = ", ".join(sorted(draft.sources.models))
         raise ConfigError(must("a transfer's source", "a model of the run or the zoo", name, f"known: {known}"))
+    own = classes.get(target.label)
+    if own is not None and classes.get(name, own) != own:
+        remedy = "name a source that was trained on the same classes"
+        raise ConfigError(must(f"the classes of the source {name}", f"the {own} of {target.label}", classes[name], remedy))
     return draft.sources.models[name]
 
 

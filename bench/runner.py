@@ -80,12 +80,13 @@ def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
 
 def _with_images(cell: Cell, context: Context) -> tuple[pd.DataFrame, Evidence]:
     from robench.evidence import collect
-    from robench.scenarios.evasion import with_images
+    from robench.scenarios.evasion import hold_size, with_images
     from robench.scenarios.objects import open_cell
 
     objects = open_cell(cell, context)
     x_adv, rows = with_images(objects, **cell.scenario.kwargs)
-    return pd.DataFrame(rows), collect(objects, x_adv, rows, versions=versions())
+    hold = hold_size(cell.scenario.kwargs["attack"]) or context.batch_size
+    return pd.DataFrame(rows), collect(objects, x_adv, rows, versions=versions(), hold=hold)
 
 
 def run_cell(cell: Cell, context: Context) -> pd.DataFrame:

@@ -38,25 +38,29 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     """
     splits: dict[str, str] = {}
     label = Ref.parse(data).name
-    entry = catalog.DATA[label]
+    version = catalog.DATA[label].version
     for split in ("train", "test"):
         if split in _splits(data):
-            splits[split] = f"{entry.version}|{read_split(data, split).spec.sha256}"
+            splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
     artifacts = {name: _zoo(name) for name in ZOO}
+    classes = {name: entry.spec.num_classes for name, entry in ZOO.items()}
     paths = []
     for model in models:
         if isinstance(model, str) and model in ZOO:
             continue
         if isinstance(model, str) and model.startswith("trained("):
             artifacts[model] = _trained(model, data, splits)
+            arch = Ref.parse(artifacts[model].builder.kwargs["arch"])
+            classes[model] = int(arch.kwargs.get("num_classes", len(read_split(data, "test").spec.classes)))
             continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
         if artifact.label in artifacts:
             raise ConfigError(must("the models' names", "different", artifact.label, "rename one of the files"))
         artifacts[artifact.label] = artifact
+        classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    return Sources(data, label, splits, artifacts), tuple(paths)
+    return Sources(data, label, splits, artifacts, classes), tuple(paths)
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -75,3 +75,27 @@ CLASSIFICATION = Task(
     score=_correct,
     predict=lambda logits: logits.argmax(1),
 )
+
+
+def _short_of_target(logits: Tensor, target: Tensor) -> Tensor:
+    """Highest other logit minus the target's, (N,); a tie is not yet the target, and stays above 0."""
+    short = -losses.margin(logits, target)
+    return torch.where(short == 0, torch.finfo(short.dtype).tiny, short)
+
+
+TARGETED = Task(
+    name="targeted classification",
+    losses={
+        "ce": lambda logits, target: -losses.cross_entropy(logits, target),
+        "margin": losses.margin,
+        "scaled_ce": lambda logits, target: -losses.scaled_cross_entropy(logits, target),
+        "probability_margin": lambda logits, target: -losses.probability_margin(logits, target),
+    },
+    margin=_short_of_target,
+    score=lambda logits, target: 1 - _correct(logits, target),
+    predict=lambda logits: logits.argmax(1),
+)
+"""Classification where the truth is the class that an image is to be taken for: a sample is broken where it is predicted.
+
+Source: Carlini & Wagner, S&P 2017, section II-D (targeted adversarial examples).
+"""

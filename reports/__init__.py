@@ -8,6 +8,7 @@ TABLE: dict[str, str] = {
     "security_curve": "robench.reports.curves:security_curve",
     "corruption_curve": "robench.reports.curves:corruption_curve",
     "scarcity_curve": "robench.reports.curves:scarcity_curve",
+    "transfers": "robench.reports.transfers:transfer_matrix",
     "page": "robench.reports.page:page",
     "audit": "robench.reports.audit:audit",
     "files": "robench.reports.write:write_reports",

@@ -13,6 +13,7 @@ from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
 from robench.reports.text import interval, leaderboard_cells, tidy_cells
+from robench.reports.transfers import transfer_matrix
 
 _DRAWN = (security_curve, corruption_curve, scarcity_curve)
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
@@ -26,7 +27,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
     """The page as text; it loads nothing from elsewhere.
 
     From top to bottom: who leads and who is not to be believed, the leaderboard, red flags, pictures, compressed and
-    defended models, all numbers, the run.
+    defended models, which model's images break which other, all numbers, the run.
 
     Args:
         table: A tidy table.
@@ -49,6 +50,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         flags=flags(table, ranked[1]),
         pictures=_pictures(table),
         conditions=_conditions(table, threats, ranked),
+        transfers=_rows(transfer_matrix(table)),
         rows=_rows(tidy_cells(table)),
         limited=bool((table["status"] == "limited").any()),
         unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),

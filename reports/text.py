@@ -15,7 +15,7 @@ from robench.errors import ConfigError, must, suggestion
 from robench.registry import facts
 
 FORMATS = ("table", "json", "csv", "md")
-_RATES = ("accuracy", "gap", "clean", "robust", "corrupted", "ece", "data_efficiency", "area", "auc")
+_RATES = ("accuracy", "gap", "clean", "robust", "corrupted", "ece", "data_efficiency", "area", "auc", "transfer")
 
 
 @facts(version=1)

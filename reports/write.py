@@ -11,11 +11,13 @@ import pandas as pd
 
 from robench.files import write_atomically
 from robench.metrics.table import tidy
+from robench.metrics.transfer import matrix
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
 from robench.reports.text import render
+from robench.reports.transfers import transfer_matrix
 
 _CURVES = {"security_curve": security_curve, "corruption_curve": corruption_curve, "scarcity_curve": scarcity_curve}
 
@@ -28,7 +30,7 @@ def write_reports(
     *,
     limited: bool = False,
 ) -> list[Path]:
-    """Write table, leaderboard, page and pictures; returns the paths.
+    """Write table, leaderboard, transfer matrix, page and pictures; returns the paths.
 
     Args:
         source: A tidy table, or per-sample frames by scenario.
@@ -48,6 +50,10 @@ def write_reports(
         "leaderboard.md": render(board, format="md").encode(),
         "report.html": page(table, header=header).encode(),
     }
+    moved = matrix(table)
+    if len(moved):
+        files["transfer.csv"] = render(moved, format="csv").encode()
+        files["transfer.md"] = render(transfer_matrix(table), format="md").encode()
     for name, draw in _CURVES.items():
         figure = draw(table)
         if figure is not None:

@@ -11,6 +11,7 @@ import robench
 from robench import api, evaluation
 from robench.errors import ConfigError, DataError, ModelError, StoreError
 from robench.spec import ThreatModel
+from robench.suite import parse_suite
 
 EPS = 0.03
 
@@ -326,3 +327,29 @@ def test_arts_gradient_attacks_count_as_such(images):
     assert found.validity.sound
     found = evaluate(Line(), images, attacks=["noise", "art:HopSkipJump(max_iter=1, max_eval=10, init_eval=2)"])
     assert "no gradient attack was run" in found.validity.reasons
+
+
+@pytest.fixture
+def user_models(tmp_path) -> str:
+    """A file of factories: nets of 3 and of 12 logits for digits, which have 10 classes."""
+    path = tmp_path / "mine.py"
+    linear = "nn.Sequential(nn.Flatten(), nn.Linear(1024, {}))"
+    path.write_text(
+        f"from torch import nn\ndef few(): return {linear.format(3)}\ndef many(): return {linear.format(12)}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("factory", "attacks", "text"),
+    [
+        ("few", ["fgsm"], r"the outputs of mine.py:few must be 10 logits per image, or more, got \(3,\)"),
+        ("many", ["transfer(source='digits-mlp')"], r"the source digits-mlp must be those of mine.py:many, \(12,\), got"),
+    ],
+)
+def test_a_model_of_other_classes_than_data_or_surrogate_ends_the_run(user_models, tmp_path, factory, attacks, text):
+    changes = {"threats": ["linf(0.1)"], "attacks": attacks, "limit": 8}
+    suite = parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}")
+    with pytest.raises(ModelError, match=text):
+        api.run(suite, models=[f"{user_models}:{factory}"], data="digits", out=tmp_path / "run", trust=True, changes=changes)
+    assert not list((tmp_path / "run").glob("cells/*"))

@@ -23,8 +23,8 @@ def seconds(steps: int = 40, limit: int = 50, more: str = "", workers: int = 1) 
 
 
 def test_more_steps_images_and_cells_take_longer():
-    assert seconds(steps=80) > 1.5 * seconds(steps=40)
-    assert seconds(limit=200) > 3 * seconds(limit=50)
+    assert seconds(steps=1600) > 1.5 * seconds(steps=800)
+    assert seconds(steps=800, limit=200) > 3 * seconds(steps=800, limit=50)
     training = "scarcity: {recipes: [standard], fractions: [1.0], steps: 100}\n"
     assert seconds(more=training) > seconds() + 100 * 64 * 1e-3
 
@@ -50,3 +50,13 @@ def test_real_speed_is_measured_and_positive(monkeypatch):
 def test_packaged_suites_can_be_estimated(name):
     plan, paths = plan_run(name)
     assert estimate.estimate_seconds(plan, device="cpu", workers=2, sources=paths)[0] > estimate.START
+
+
+def test_a_sentinel_and_a_protocol_cost_what_rows_of_full_held():
+    """Measured on the zoo at n = 300: the sentinel 115 passes' worth per sample, robench-standard 1060."""
+    plan, _ = plan_run(parse_suite(BASE.format(steps=1, limit=300).replace("pgd(steps=1)", "robench-standard")))
+    found = {c.scenario.name: estimate._forwards(c, plan) / 300 for c in plan.cells}
+    assert found["sentinel"] == pytest.approx(115, rel=0.15) and found["evasion"] == pytest.approx(1060, rel=0.15)
+    more, _ = plan_run(parse_suite(BASE.format(steps=1, limit=1000)))
+    grown = next(estimate._forwards(c, more) for c in more.cells if c.scenario.name == "sentinel")
+    assert grown < 2 * 300 * found["sentinel"]

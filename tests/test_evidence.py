@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save, save_file
 
-from robench import load
+from robench import evidence, load
 from robench.api import run
+from robench.attacks import _rand
 from robench.cli import main
 from robench.errors import StoreError
 from robench.evidence import as_pixels, breaks_in_8bit, cell_of, eight_bit, lineage, shown, verify
@@ -26,7 +27,8 @@ from robench.metrics.robust import robust_accuracy, robust_accuracy_8bit
 from robench.metrics.table import tidy
 from robench.ops.norms import Ball, distance
 from robench.ops.random import Draws
-from robench.spec import Artifact, Cell, Ref, Settings, ThreatModel, sha256
+from robench.scenarios.objects import open_cell
+from robench.spec import Artifact, Cell, Context, Ref, Settings, ThreatModel, sha256
 from robench.store import Store
 from robench.suite import parse_suite
 
@@ -572,3 +574,72 @@ def test_bad_input_exits_2(tmp_path, kept):
     assert "run directory" in robench("verify", tmp_path / "nowhere", code=2).output
     robench("verify", kept, "--batch-size", 0, code=2)
     assert "cuda" in robench("verify", kept, "--device", "gpu", code=2).output
+
+
+RANDOM = """
+import torch
+from torch import nn
+from robench import zoo
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = zoo.load("digits-mlp")
+    def forward(self, x):
+        return self.inner(x + 0.3 * torch.randn_like(x))
+"""
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``autoattack-rand``, with few steps, on a model that adds noise to its input, with the images."""
+    folder, once = tmp_path_factory.mktemp("noisy"), _rand.once
+    (folder / "mine.py").write_text(RANDOM)
+    suite = SUITE.model_copy(update={"threats": ["linf(0.06)"], "attacks": ["autoattack-rand"], "limit": 24})
+    told = {"models": [f"{folder / 'mine.py'}:Noisy"], "data": "digits", "trust": True, "save_adversarials": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_rand, "once", lambda function, **params: once(function, **{**params, "steps": 4}))
+        run(suite, out=folder / "run", **told, **HERE)
+    return folder / "run"
+
+
+def test_images_of_a_randomised_model_are_judged_again_by_as_many_draws(noisy):
+    (path,) = Store(noisy).image_headers().values()
+    header, rows = json.loads(path.read_text()), load(noisy)["evasion"]
+    assert (header["draws"], header["hold"]) == (50, 256) and set(rows["draws"]) == {50}
+    assert 3 < rows["broken"].sum() < len(rows) and rows["broken_8bit"].sum() > 3
+    for batch in (5, 256):
+        found = verify(noisy, device="cpu", batch_size=batch, trust=True)
+        assert found.differences == () and (found.images, found.images_8bit) == (
+            rows["broken"].sum(), rows["broken_8bit"].sum(),
+        )  # fmt: skip
+
+
+def test_an_image_that_a_randomised_model_surely_recognises_is_named(noisy):
+    """Images that are broken nowhere near are told; those that other draws may decide otherwise are not."""
+    (path,) = Store(noisy).image_headers().values()
+    told = json.loads(path.read_text())
+    tensors = read_tensors(images_of(path).read_bytes())
+    case = evidence._case(path.stem, path)
+    objects = open_cell(case.cell, Context("", "cpu", sources=tuple(map(tuple, told["sources"])), trust=True))
+    data = objects.shard()
+    sure = [i for i in tensors["ids"].tolist() if load(noisy)["evasion"].set_index("sample").loc[i, "score_clean"] == 1]
+    clean = torch.stack([data.images((data.ids == i).nonzero()[0])[0] for i in sure])
+    lines = case._compare(objects, clean, torch.tensor(sure), "images")
+    assert 0 < len(lines) <= len(sure) and all("was broken, and is not now" in line for line in lines)
+
+
+class Luck(torch.nn.Module):
+    """Right four times in five, whatever the image is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        margin = torch.where(torch.rand(len(x)) < 0.8, 1.0, -1.0)
+        return torch.stack([margin, 0 * margin], 1)
+
+
+def test_luck_breaks_no_8bit_image_of_a_randomised_model():
+    x, y = torch.full((60, 1, 2, 2), 0.2), torch.zeros(60, dtype=torch.int64)
+    told = {"x_adv": x, "broken": torch.arange(60) % 2 == 0, "threat": ThreatModel.parse("linf(0.1)"), "width": 16}
+    assert not breaks_in_8bit(Luck(), x, y, draws=50, **told).any()
+    y += 1
+    assert torch.equal(breaks_in_8bit(Luck(), x, y, draws=50, **told), told["broken"])

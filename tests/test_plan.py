@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -308,3 +309,40 @@ def test_a_model_has_one_sentinel_and_another_seed_other_samples():
     assert len(watched) == len(set(watched)) and set(watched) == attacked
     labels = {c.data.label for c in plan_run("smoke", seed=3)[0].cells}
     assert labels == {"digits (seed 3)"}
+
+
+def test_a_surrogate_of_another_class_count_is_refused_before_anything_is_computed():
+    suite = parse_suite(SMALL)
+    for classes in ({}, dict.fromkeys(ZOO, 10), {"digits-standard": 7}):
+        assert expand(suite, replace(SOURCES, classes=classes)).cells
+    known = replace(SOURCES, classes={"digits-standard": 7, "digits-pgd-at": 10})
+    with pytest.raises(ConfigError, match="the source digits-standard must be the 10 of digits-pgd-at, got 7"):
+        expand(suite, known)
+
+
+def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(b"weights")
+    (tmp_path / "made.py").write_text("def make(): ...")
+    trained = ["trained(arch='small_cnn')", "trained(arch='small_cnn(num_classes=12)')"]
+    told = UserModel(str(tmp_path / "net.safetensors"), arch="small_cnn(num_classes=7)", num_classes=7)
+    users = [told, f"{tmp_path / 'made.py'}:make", *trained]
+    found = resolve_sources("digits", users)[0].classes
+    assert {k: v for k, v in found.items() if k not in ZOO} == {
+        "net.safetensors": 7, "trained(arch='small_cnn')": 10, "trained(arch='small_cnn(num_classes=12)')": 12,
+    }  # fmt: skip
+    assert {found[name] for name in ZOO} == {10}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "attacks: [fgsm, cw]",
+        "attacks: [fgsm]\ncurves: [{norm: l2, eps: ['1'], attacks: [sigma_zero]}]",
+        "attacks: [fgsm]\ncompression: {models: [digits-mlp], arms: [int8], threats: [linf(0.1)], attacks: [ead]}",
+    ],
+)
+def test_an_attack_that_knows_none_of_the_suites_norms_is_refused_not_left_out(change):
+    text = f"name: t\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\n{change}\n"
+    with pytest.raises(ConfigError, match=r"a threat for (cw|sigma_zero|ead) must be of norm l[012], got '(linf|l2)'"):
+        plan(text)
+    assert plan(text.replace("[fgsm, cw]", "[fgsm]").partition("curves")[0].partition("compression")[0]).cells

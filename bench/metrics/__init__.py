@@ -14,6 +14,7 @@ TABLE: dict[str, str] = {
     "robust_accuracy_8bit": "robench.metrics.robust:robust_accuracy_8bit",
     "n_unknown": "robench.metrics.robust:n_unknown",
     "security_curve_area": "robench.metrics.robust:security_curve_area",
+    "transfer_success": "robench.metrics.transfer:transfer_success",
     "corrupted_accuracy": "robench.metrics.corrupted:corrupted_accuracy",
     "insertion_deletion_gap": "robench.metrics.explained:insertion_deletion_gap",
     "infidelity": "robench.metrics.explained:infidelity",

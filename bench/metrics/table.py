@@ -6,7 +6,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
 * ``explanation`` rows: ``attack`` is the explainer.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
-  or ``curve`` (over the eps of the norm in ``threat``).
+  or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, robust, scarcity
+from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
 from robench.metrics.validity import SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
 
@@ -199,7 +199,8 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     """One row per attack, then the worst case with its verdict."""
     only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
     for attack, part in rows.groupby("attack"):
-        yield from _all(only, part, attack=attack, **more, **_counts(part))
+        moved: dict[str, Metric] = {"transfer_success": transfer.transfer_success} if transfer.is_transfer(attack) else {}
+        yield from _all({**only, **moved}, part, attack=attack, **more, **_counts(part))
     worst: dict[str, Metric] = {
         **only,
         "robust_accuracy_8bit": robust.robust_accuracy_8bit,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robench import catalog
 from robench.attacks._engine import Engine
 from robench.devices import is_out_of_memory
+from robench.errors import ConfigError
 from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
 from robench.judge import Verdicts, judge, judge_repeatedly
@@ -29,7 +30,7 @@ CALL_HOLD = 256
 """Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
-@facts(version=4)
+@facts(version=5)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
     return _attacked(objects, attack, threat, keep=lambda x_adv: None)
@@ -152,6 +153,8 @@ def judged(
     broken = ~(robust & attacked) & ~verdicts.failed
     images = shown(hold.x, x_adv, threat, projected=verdicts.projected, mistaken=~attacked)
     asked: dict[str, Any] = {"broken": broken, "threat": threat, "task": task, "width": hold.width}
+    draws = int(_facts(attack).get("draws", 0))
+    asked |= {"draws": draws, "seed": seed}
     return columns(
         sample=hold.ids,
         label=hold.y,
@@ -161,6 +164,7 @@ def judged(
         attack=attack,
         access=_access(attack),
         stage=stage or "",
+        draws=draws,
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,
@@ -215,7 +219,11 @@ def _access(attack: str) -> str:
 def _attempt(
     victim: Victim, part: Hold, *, attack: str, threat: ThreatModel, seed: int, surrogate: nn.Module | None
 ) -> tuple[Tensor, str]:
-    """The attack's images, or the clean ones and the error's text."""
+    """The attack's images, or the clean ones and the error's text.
+
+    Raises:
+        ConfigError: The attack refuses its arguments, which says nothing about the samples.
+    """
     if not len(part.y):
         return part.x, ""
     ref = catalog.ATTACKS.resolve(attack)
@@ -226,6 +234,8 @@ def _attempt(
     seeds = Draws(seed, part.ids)
     try:
         found: Tensor = entry.load()(victim, part.x, part.y, threat=threat, seeds=seeds, **{**ref.kwargs, **extra})
+    except ConfigError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise

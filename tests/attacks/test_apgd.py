@@ -537,7 +537,7 @@ def test_no_targets_and_norms_that_apgd_does_not_know_are_refused():
     for option in ({"targets": 0}, {"together": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             apgd_t(net, x, y, threat=threat("linf"), seeds=Draws(0, IDS[:2]), **option)
-    with pytest.raises(ConfigError, match="apgd's norm"):
+    with pytest.raises(ConfigError, match="the norm of apgd must be one of linf, l2, l1"):
         apgd(net, x, y, threat=ThreatModel.parse("l0(3)"), seeds=Draws(0, IDS[:2]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,15 @@ from robench.victim import Victim
 ELSEWHERE = {
     5: "test_promises.py::test_three_kills_leave_the_same_table",
     8: "attacks/test_minimal.py::test_pitfall_8_images_with_only_black_and_white_pixels_are_broken",
+    11: "test_evidence.py::test_8bit_images_lie_in_the_ball",
     20: "attacks/test_apgd.py::test_every_iterate_is_autoattacks_where_nothing_breaks",
     28: "attacks/test_minimal.py::test_pitfall_28_boundary_points_are_misclassified_in_other_company_too",
+    31: "test_cli.py::test_options_replace_attacks_threats_and_scenarios",
 }
 """Pitfalls with a test where the code's own tests are."""
+
+NO_ATTACK = {25: "latency on a GPU", 26: "sizes of ImageNet-C images", 30: "captum's DeepLift and GradientShap"}
+"""Pitfalls that concern no attack; their tests are those of what they concern, where robench has it."""
 
 LINF = "linf(0.05)"
 GRADIENT = ["fgsm", "pgd(steps=5)", "apgd(steps=5)", "apgd_t(steps=5)", "fab_t(steps=5)", "fmn(steps=10)", "deepfool"]
@@ -85,6 +91,14 @@ def short(monkeypatch):
 def test_the_tests_elsewhere_are_there(test):
     name, _, function = test.partition("::")
     assert f"def {function}(" in (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
+
+
+def test_every_pitfall_has_a_test_or_concerns_no_attack():
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = re.findall(r"def test_pitfalls?_((?:\d+_(?:and_)?)+)", text)
+    named = {int(n) for name in names for n in re.findall(r"\d+", name)}
+    assert not named & set(NO_ATTACK)
+    assert named | set(ELSEWHERE) | set(NO_ATTACK) == set(range(1, 32))
 
 
 def test_pitfall_1_what_is_called_autoattack_runs_autoattacks_budgets(monkeypatch):
@@ -253,6 +267,36 @@ def test_pitfall_24_equal_images_are_counted_apart():
     single = robench.evaluate(net, x, y, threat=LINF, attacks=["square(queries=20)"]).rows
     assert rows["forwards"][:4].tolist() == single["forwards"].tolist() and rows["forwards"].max() <= 21
     assert (rows["forwards"] > 0).all()
+
+
+def test_pitfall_27_what_only_a_copy_in_low_precision_mistakes_is_not_broken(monkeypatch):
+    """Logits that differ by less than bfloat16 can tell: the copy sees a tie, the model does not."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval()
+    with torch.no_grad():
+        net[1].weight.zero_(), net[1].bias.copy_(torch.tensor([1.001, 1.0]))
+    _, x, y = case(net)
+    low = copy.deepcopy(net).bfloat16()
+
+    def searched(victim, x, y, **told):
+        victim.model = nn.Sequential(Lowered(low))
+        victim.margins(x, victim.alive())
+        assert victim.broken.all()
+        return victim.result()
+
+    monkeypatch.setattr(_fgsm, "fgsm", searched)
+    rows = robench.evaluate(net, x, y, threat=LINF, attacks=["fgsm"]).rows
+    assert (rows["score_adv"] == 1).all() and not rows["broken"].any() and set(rows["status"]) == {"ok"}
+
+
+class Lowered(nn.Module):
+    """A copy in bfloat16 that takes and returns float32."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.bfloat16()).float()
 
 
 def test_pitfall_29_a_radius_is_kept_as_it_was_typed():

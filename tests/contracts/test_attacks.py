@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench import catalog
+from robench import attacks, catalog
 from robench.errors import ConfigError
 from robench.inference import fingerprint, predict
 from robench.ops.norms import distance, steepest, tolerance
@@ -347,6 +347,22 @@ def test_the_facts_are_complete(name):
     assert facts["access"] in ("white", "score", "decision", "transfer", "noise")
     assert facts["randomness"] in ("none", "per_sample", "call")
     assert facts["summary"]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_entry_is_a_function_for_users(name):
+    """``from robench.attacks import pgd``: a plain module in train mode, a threat as text, a seed or no seed."""
+    entry, params = catalog.ATTACKS[name], dict(ENTRIES[name])
+    family, _, params["name"] = name.rpartition(":")
+    function = getattr(attacks, family or name)
+    params |= {"surrogate": relative(build())} if entry.facts.get("surrogate") else {}
+    params = params if family else {k: v for k, v in params.items() if k != "name"}
+    given, norm = case(), entry.facts["norms"][0]
+    found = function(copy.deepcopy(given.net).train(), given.x, given.y, threat=f"{norm}({EPS[norm]})", **params)
+    told = {"threat": ThreatModel.parse(f"{norm}({EPS[norm]})"), "seeds": Draws(0, torch.arange(COUNT))}
+    assert torch.equal(found, entry.load()(copy.deepcopy(given.net), given.x, given.y, **told, **params))
+    seeded = function(given.net, given.x, given.y, **{**told, "seeds": Draws(4, given.ids)}, **params)
+    assert torch.equal(seeded, called(bound(name), copy.deepcopy(given.net), given, told["threat"], seed=4))
 
 
 def test_the_contracts_look_at_broken_and_at_unbroken_samples():

@@ -1,0 +1,96 @@
+"""An attack of the table as a user calls it: a plain module, a threat as text, and simple defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import ConfigError, DataError, must
+from robench.inference import predict, untouched
+from robench.ops.random import Draws
+from robench.spec import ThreatModel
+from robench.task import TARGETED
+from robench.victim import Victim
+
+Attack = Callable[..., Tensor]
+
+
+def direct(attack: Attack) -> Attack:
+    """The attack with a plain module's convenience; a victim that is given goes straight through.
+
+    Beside the attack's own parameters it takes
+
+    * ``threat``: a ``ThreatModel`` or its text, ``linf(8/255)``;
+    * ``seed``: of every draw, 0 by default; ``seeds`` (``Draws``) instead gives the samples other ids than 0..N-1;
+    * ``target``: classes (N,) that the images are to be taken for. Then a sample is broken where the model predicts its
+      target, and all losses are those of the target. Only attacks that are defined for it take one.
+
+    The module is attacked in eval mode and given back as it was. What comes back is (N, ...): per sample the first
+    success (a minimal-norm attack's nearest one), else the point that came closest to one.
+
+    Raises:
+        ConfigError: A norm that the attack does not know, or a target that it does not take.
+        DataError: Images that are not finite in [0, 1], or labels or targets that are no classes of the model.
+    """
+
+    @wraps(attack)
+    def called(
+        model: Victim | nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        threat: ThreatModel | str,
+        seed: int = 0,
+        seeds: Draws | None = None,
+        target: Tensor | None = None,
+        **params: Any,
+    ) -> Tensor:
+        threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat
+        seeds = Draws(seed, torch.arange(len(x), device=x.device)) if seeds is None else seeds
+        if isinstance(model, Victim):
+            return attack(model, x, y, threat=threat, seeds=seeds, **params)
+        _require_usable(attack, threat, target)
+        with untouched(model):
+            _require_labels(model, x, y, target)
+            if target is not None:
+                model, y = Victim(model, x, target, threat=threat, task=TARGETED), target
+            return attack(model, x, y, threat=threat, seeds=seeds, **params)
+
+    vars(called)["__signature__"] = _signature(attack, called)
+    return called
+
+
+def _signature(attack: Attack, called: Attack) -> inspect.Signature:
+    """The attack's own parameters behind those that every attack takes."""
+    own = inspect.signature(attack).parameters
+    common = [p for p in inspect.signature(called, follow_wrapped=False).parameters.values() if p.kind != p.VAR_KEYWORD]
+    return inspect.Signature([*common, *(p for name, p in own.items() if name not in {"victim", *(c.name for c in common)})])
+
+
+def _require_usable(attack: Attack, threat: ThreatModel, target: Tensor | None) -> None:
+    name, facts = attack.__name__, vars(attack)["facts"]
+    if threat.norm not in facts["norms"]:
+        expected = "one of " + ", ".join(facts["norms"])
+        raise ConfigError(must(f"the norm of {name}", expected, threat.norm, "choose another attack"))
+    if target is not None and not facts.get("targeted"):
+        remedy = "leave it out, or choose an attack such as pgd, cw or square"
+        raise ConfigError(must(f"the target of {name}", "None", "classes", remedy))
+
+
+def _require_labels(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> None:
+    """Images in the box, and labels and targets among the model's classes; an attack would only clamp them silently."""
+    if not len(x) or not bool(x.isfinite().all()) or float(x.min()) < 0 or float(x.max()) > 1:
+        remedy = "pass plain pixels: normalisation belongs in the model (robench.models.Normalised)"
+        raise DataError(must("images", "at least one, all finite and in [0, 1]", "others", remedy))
+    classes = predict(model, x[:1], width=1).shape[1]
+    for what, given in {"labels": y, "targets": target}.items():
+        if given is not None and not (given.shape == (len(x),) and bool(((given >= 0) & (given < classes)).all())):
+            got = f"{tuple(given.shape)} in {int(given.min())}..{int(given.max())}" if len(given) else "none"
+            raise DataError(must(what, f"({len(x)},) in 0..{classes - 1}", got, "give one class index per image"))
+    if target is not None and bool((target == y).any()):
+        raise DataError(must("targets", "other classes than the labels", "equal ones", "choose a wrong class per image"))

@@ -22,6 +22,7 @@ LAYERS = [
     ("catalog",),
     ("scenarios", "plan", "store", "evidence", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
     ("runner", "api", "evaluation"),
+    ("binarization",),
     ("reports",),
     ("cli", "benchmark"),
 ]

@@ -88,7 +88,51 @@ def judged_right(rows: pd.DataFrame, capsys) -> None:
 def test_all_traps_and_honest_models_under_plain_attacks(capsys):
     rows = study.study(study.known(), WHOLE, protocol="")
     judged_right(rows, capsys)
-    assert rows["honest"].sum() >= 10 and (~rows["honest"]).sum() >= 20
+    for half in ("calibration", "held-out"):
+        part = rows[rows["half"] == half]
+        assert part["honest"].sum() >= 5 and (~part["honest"]).sum() >= 10
+
+
+ALARMS = ["new width 6 pgd-at l2(1.5)"]
+"""Honest nets on which plain PGD is called suspicious: the sentinel's short ascents break images that it left."""
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_what_no_threshold_has_seen_under_plain_attacks(shared_data, capsys):
+    rows = study.study([*study.added(), *study.photographed(shared_data)], WHOLE, protocol="")
+    shown(rows, capsys)
+    assert set(rows["half"]) == {"fresh"} and rows["honest"].sum() >= 10
+    assert list(rows.loc[rows["outcome"] == "missed", "name"]) == []
+    assert set(rows.loc[rows["outcome"] == "false alarm", "name"]) <= set(ALARMS)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_what_no_threshold_has_seen_under_the_standard_protocol(shared_data, capsys):
+    judged_right(study.study([*study.added(), *study.photographed(shared_data)], QUICK), capsys)
+
+
+def test_the_confusion_table_counts_each_half():
+    rows = pd.DataFrame(
+        [
+            ("held-out", True, "sound", "sound"),
+            ("held-out", True, "suspicious", "false alarm"),
+            ("held-out", False, "suspicious", "broken"),
+            ("fresh", False, "sound", "missed"),
+            ("fresh", False, "suspicious", "suspicious"),
+        ],
+        columns=["half", "honest", "verdict", "outcome"],
+    )
+    table = study.confusion(rows)
+    assert table.loc[("held-out", "honest")].tolist() == [1, 1, 0, 0, 0, 1]
+    assert table.loc[("held-out", "trap")].tolist() == [0, 1, 1, 0, 0, 0]
+    assert table.loc[("fresh", "trap")].tolist() == [1, 1, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [fresh.Sparse, fresh.Sawtooth])
+def test_a_fresh_trap_is_told_by_the_sentinel_alone(kind):
+    assert study.examine(study.trap(kind), QUICK, protocol="")["outcome"] == "suspicious"
 
 
 HARD = ("WinnersTakeAll", "Seeded", "OneHotDecoy", "Saturated", "Staircase", "HalfDetached", "NearData", "Ripple")

@@ -31,9 +31,9 @@ PASS = 0.95
 RANDOM = 0.5
 """Largest success rate of random draws at which the test still asks something of the attack."""
 CLOSENESS = 0.999
-"""Where between the best inner point and the planted one the border lies; the paper's, ``tight``."""
+"""Where between the best inner point and the planted one the border lies; ``tight`` in the authors' code."""
 GAP = 0.05
-"""Share of the radius between inner points and the ball's surface; the paper's."""
+"""Share of the radius between inner points and the ball's surface; as in the authors' code."""
 _RIDGE = 1e-9
 """Of the mean squared feature, so that the solution exists where points coincide."""
 
@@ -91,7 +91,7 @@ def binarization_test(
         x: Images (N, C, H, W), float32 in [0, 1].
         attack: A protocol, or an attack with arguments such as ``pgd(steps=40)``.
         threat: ``linf(eps)`` or ``l2(eps)``, eps in units of [0, 1].
-        n_samples: The first images that take part; the paper takes 512.
+        n_samples: The first images that take part; the authors take 512.
         inner: Random inner points per image; more make the task harder, and need about as many features.
         trials: Random points of the surface that random search looks at, per image.
         head: Dotted name of the linear layer to replace; None is the last one that runs.
@@ -103,8 +103,8 @@ def binarization_test(
         DataError: Images outside [0, 1], or no images.
         ModelError: No linear layer on vectors of features, or it cannot have two outputs.
 
-    Source: Zimmermann et al., NeurIPS 2022, section 3 and appendix A (one surface point, a tight border). The readout
-    is the least-squares one of smallest norm in place of logistic regression.
+    Source: Zimmermann et al., NeurIPS 2022, section 3 (one surface point, a tight border). The readout is the
+    least-squares one of smallest norm in place of logistic regression.
     """
     ball = ThreatModel.parse(threat)
     _check(ball, x, counts={"n_samples": n_samples, "inner": inner, "trials": trials})

@@ -6,13 +6,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "Ref", "ThreatModel", "attack", "evaluate", "load", "run"]
+__all__ = ["Estimate", "Ref", "ThreatModel", "attack", "binarization_test", "evaluate", "load", "run"]
 
 _LAZY = {
     "Estimate": "robench.spec",
     "Ref": "robench.spec",
     "ThreatModel": "robench.spec",
     "attack": "robench.evaluation",
+    "binarization_test": "robench.binarization",
     "evaluate": "robench.evaluation",
     "load": "robench.api",
     "run": "robench.api",

@@ -21,7 +21,7 @@ LAYERS = [
     ("zoo",),
     ("catalog",),
     ("scenarios", "plan", "store", "evidence", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
-    ("runner", "api", "evaluation"),
+    ("runner", "api", "evaluation", "binarization"),
     ("reports",),
     ("cli", "benchmark"),
 ]

@@ -387,4 +387,3 @@ class Distilled(Trap):
 def layers(net: nn.Module) -> list[nn.Module]:
     """The layers of a net that is a sequence at heart."""
     return [m for m in net.modules() if not list(m.children())]
-

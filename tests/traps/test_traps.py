@@ -26,14 +26,15 @@ def beside(name: str) -> ModuleType:
     return module
 
 
-models, study = beside("models"), beside("study")
+study = beside("study")
+models, fresh = study.models, study.fresh
 TRAPS = [v for v in vars(models).values() if isinstance(v, type) and issubclass(v, models.Trap) and v is not models.Trap]
 
 
 def shown(rows: pd.DataFrame, capsys) -> None:
     table = study.confusion(rows)
     with capsys.disabled():
-        print("\n" + table.to_string() + "\n" + rows.to_string(max_colwidth=160))
+        print("\n" + "\n".join(study.lines(rows)) + "\n" + table.to_string())
 
 
 FEW = ("BitDepth", "Boxed", "Flipped", "HalfDetached", "OneHotDecoy", "Watching", "WrongClass")
@@ -72,18 +73,10 @@ def test_an_honest_model_is_sound(name):
 def test_every_trap_answers_clean_images_as_its_net_nearly_does():
     x, y = (part[:QUICK] for part in study.digit_images())
     net = study.load("digits-standard")
-    for kind in TRAPS:
+    for kind in [*TRAPS, *fresh.TRAPS]:
         with torch.no_grad():
             right = (kind(net)(x).argmax(1) == y).float().mean()
         assert right > 0.5, kind.__name__
-
-
-def cases() -> list:
-    others = [study.trap(k, "digits-pgd-at") for k in (models.Thousandfold, models.WinnersTakeAll, models.Ripple)]
-    others += [study.trap(k, "digits-mlp") for k in (models.Hundredths, models.HalfDetached)]
-    others += [study.trap(k, threat="l2(1)") for k in (models.Thousandfold, models.Static)]
-    filtered = study.honest("tiny behind a median", lambda: models.Filtered(study.base_net("tiny")))
-    return [*map(study.trap, TRAPS), *others, *study.HONEST, filtered]
 
 
 def judged_right(rows: pd.DataFrame, capsys) -> None:
@@ -93,9 +86,53 @@ def judged_right(rows: pd.DataFrame, capsys) -> None:
 
 @pytest.mark.slow
 def test_all_traps_and_honest_models_under_plain_attacks(capsys):
-    rows = study.study(cases(), WHOLE, protocol="")
+    rows = study.study(study.known(), WHOLE, protocol="")
     judged_right(rows, capsys)
-    assert rows["honest"].sum() >= 10 and (~rows["honest"]).sum() >= 20
+    for half in ("calibration", "held-out"):
+        part = rows[rows["half"] == half]
+        assert part["honest"].sum() >= 5 and (~part["honest"]).sum() >= 10
+
+
+ALARMS = ["new width 6 pgd-at l2(1.5)"]
+"""Honest nets on which plain PGD is called suspicious: the sentinel's short ascents break images that it left."""
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_what_no_threshold_has_seen_under_plain_attacks(shared_data, capsys):
+    rows = study.study([*study.added(), *study.photographed(shared_data)], WHOLE, protocol="")
+    shown(rows, capsys)
+    assert set(rows["half"]) == {"fresh"} and rows["honest"].sum() >= 10
+    assert list(rows.loc[rows["outcome"] == "missed", "name"]) == []
+    assert set(rows.loc[rows["outcome"] == "false alarm", "name"]) <= set(ALARMS)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_what_no_threshold_has_seen_under_the_standard_protocol(shared_data, capsys):
+    judged_right(study.study([*study.added(), *study.photographed(shared_data)], QUICK), capsys)
+
+
+def test_the_confusion_table_counts_each_half():
+    rows = pd.DataFrame(
+        [
+            ("held-out", True, "sound", "sound"),
+            ("held-out", True, "suspicious", "false alarm"),
+            ("held-out", False, "suspicious", "broken"),
+            ("fresh", False, "sound", "missed"),
+            ("fresh", False, "suspicious", "suspicious"),
+        ],
+        columns=["half", "honest", "verdict", "outcome"],
+    )
+    table = study.confusion(rows)
+    assert table.loc[("held-out", "honest")].tolist() == [1, 1, 0, 0, 0, 1]
+    assert table.loc[("held-out", "trap")].tolist() == [0, 1, 1, 0, 0, 0]
+    assert table.loc[("fresh", "trap")].tolist() == [1, 1, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [fresh.Sparse, fresh.Sawtooth])
+def test_a_fresh_trap_is_told_by_the_sentinel_alone(kind):
+    assert study.examine(study.trap(kind), QUICK, protocol="")["outcome"] == "suspicious"
 
 
 HARD = ("WinnersTakeAll", "Seeded", "OneHotDecoy", "Saturated", "Staircase", "HalfDetached", "NearData", "Ripple")

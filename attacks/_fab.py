@@ -300,18 +300,21 @@ def crossing(points: Tensor, normal: Tensor, height: Tensor, norm: str) -> Tenso
 def _level(weight: Tensor, room: Tensor, need: Tensor, *, even: bool) -> Tensor:
     """min(λ·q, room) with Σ weight·min(λ·q, room) = need, q = 1 (``even``) or the weight.
 
-    The sum is piecewise linear in λ: its breaks are sorted and the piece is found by bisection.
+    The sum is piecewise linear and concave in λ, so that Newton's method from 0 never passes the solution, and ends at it
+    exactly once it stands on the right piece. A sample that has arrived leaves.
     """
     rate = torch.ones_like(weight) if even else weight
-    breaks, order = torch.where(weight > 0, room / rate, torch.inf).sort(1)
-    full = (weight * room).gather(1, order)
-    slope = (weight * rate).gather(1, order).flip(1).cumsum(1, dtype=torch.float64).flip(1)
-    before = full.cumsum(1, dtype=torch.float64) - full
-    reach = before + torch.where(breaks.isfinite(), breaks, 0) * slope
-    piece = torch.searchsorted(reach, need[:, None]).clamp_max(reach.shape[1] - 1)
-    before, slope = before.gather(1, piece), slope.gather(1, piece)
-    level = torch.where((slope > 0) & (need[:, None] < reach[:, -1:]), (need[:, None] - before) / slope, torch.inf)
-    return torch.minimum(level.clamp_min(0).to(rate.dtype) * rate, room)
+    breaks = torch.where(weight > 0, room / rate, 0)
+    level, rows = need.new_zeros(len(need)), torch.arange(len(need), device=need.device)
+    gain, slope = weight * room, weight * rate
+    free = breaks > 0
+    while len(rows):
+        reached = (need[rows] - row_sums(gain.masked_fill(free, 0))) / row_sums(slope.masked_fill(~free, 0))
+        level[rows] = torch.where(free.any(1), reached.maximum(level[rows]), torch.inf)
+        left = breaks > level[rows].to(breaks.dtype)[:, None]
+        further = (left != free).any(1).nonzero()[:, 0]
+        rows, breaks, gain, slope, free = (v[further] for v in (rows, breaks, gain, slope, left))
+    return torch.minimum(level[:, None].to(rate.dtype) * rate, room)
 
 
 def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:

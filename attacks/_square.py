@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -24,8 +23,10 @@ _BLOCK = 64
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the share of changed pixels is halved."""
 
-Proposal = Callable[[Tensor, Tensor, Tensor, int, Ball], Tensor]
-"""(x, points, luck, side, ball) → points to ask for."""
+_PLANNED = 16
+"""Batches that are filled by one plan."""
+_MEMORY = 0.95
+"""What each batch leaves of a sample's earlier record of improvements."""
 
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="score", randomness="per_sample", targeted=True)
@@ -73,7 +74,7 @@ def square(
         points = _start(victim.x[rows], victim.ball[rows], seeds[rows], restart)
         size = (x.shape[-2], x.shape[-1])
         sides = [_side(query, queries, p_init, size, threat.norm, rescale=rescale) for query in range(queries)]
-        _search(victim, rows, points, seeds, sides, first=restart << 16)
+        _Search(victim, rows, points, seeds, sides, first=restart << 16).run()
     return victim.result()
 
 
@@ -90,25 +91,132 @@ def _require(x: Tensor, threat: ThreatModel, queries: int, p_init: float, restar
         )
 
 
-def _search(victim: Victim, rows: Tensor, points: Tensor, seeds: Draws, sides: list[int], *, first: int) -> None:
-    """Random search from ``points``; everything but the books is held for the unbroken samples only."""
-    propose: Proposal = _stripe if victim.threat.norm == "linf" else _bumps
-    numbers = (2 if victim.threat.norm == "linf" else 5) + points.shape[1]
-    margin = _known(victim.margins(points, rows, inside=True))
-    x, ball, luck = victim.x[rows], victim.ball[rows], points.new_zeros(0)
-    for query, side in enumerate(sides):
-        keep = ~victim.broken[rows]
-        if not bool(keep.all()):
-            rows, points, margin, x, ball = rows[keep], points[keep], margin[keep], x[keep], ball[keep]
-            luck = luck[keep] if query % _BLOCK else luck
-        if not len(rows):
-            return
-        if query % _BLOCK == 0:
-            luck = seeds[rows].uniform("square", (_BLOCK, numbers), step=first + query // _BLOCK).double()
-        asked = propose(x, points, luck[:, query % _BLOCK], side, ball)
-        found = _known(victim.margins(asked, rows, inside=True))
-        better = (found < margin).nonzero()[:, 0]
-        points[better], margin[better] = asked[better], found[better]
+class _Search:
+    """Random search from ``points`` by samples that go on at their own pace, each batch full as long as anything is left.
+
+    Where fewer samples are left than a batch holds, a sample's next queries are asked together, all from its current
+    point. Those behind the first improvement are asked again from there, so that every sample's queries, answers and
+    books are those of a search one by one. Everything but the books is held for the unbroken samples only.
+    """
+
+    def __init__(self, victim: Victim, rows: Tensor, points: Tensor, seeds: Draws, sides: list[int], *, first: int) -> None:
+        self.victim, self.rows, self.points, self.seeds, self.first = victim, rows, points, seeds, first
+        self.margin = _known(victim.margins(points, rows, inside=True))
+        self.sides = torch.tensor(sides, device=rows.device)
+        self.at = torch.zeros_like(rows)
+        self.tried, self.won = torch.full_like(self.margin, 4.0), torch.full_like(self.margin, 1.0)
+        power = {"linf": 0, "l2": 2, "l1": 1}[victim.threat.norm]
+        self.power, self.numbers = power, (5 if power else 2) + points.shape[1]
+        self.used = _used(victim.x[rows], points, power) if power else points.new_zeros(len(rows), 1, 1)
+        self.since = torch.full_like(rows, -(1 << 40))
+        self.luck = points.new_zeros(len(rows), 0)
+
+    def run(self) -> None:
+        """Ask until every sample is broken or has had its queries."""
+        while self._left():
+            counts = self._shares()
+            self._plan(counts)
+            if bool((counts > 1).any()):
+                for _ in range(_PLANNED):
+                    if self._guess():
+                        break
+            else:
+                self._march()
+
+    def _left(self) -> bool:
+        """Drop what has ended; whether anything is left."""
+        keep = (~self.victim.broken[self.rows] & (self.at < len(self.sides))).nonzero()[:, 0]
+        if len(keep) < len(self.rows):
+            for name in ("rows", "points", "margin", "at", "tried", "won", "used", "since", "luck"):
+                setattr(self, name, getattr(self, name)[keep])
+        return len(self.rows) > 0
+
+    def _plan(self, counts: Tensor) -> None:
+        """Give the samples ``counts`` (n,) slots of the next batches each."""
+        self.owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        self.ahead = torch.arange(len(self.owner), device=counts.device) - (counts.cumsum(0) - counts)[self.owner]
+        rows = self.rows[self.owner]
+        self.x, self.ball = self.victim.x[rows], self.victim.ball[rows]
+        until = self.at + counts * _PLANNED
+        self.ending = bool((until > len(self.sides)).any())
+        if int((until - self.since).max()) > self.luck.shape[1]:
+            self._deal(int(counts.max()) * _PLANNED)
+
+    def _shares(self) -> Tensor:
+        """Slots of each sample, int64 (n,): the batch goes where a further query is most likely to be needed."""
+        count, width = len(self.rows), self.victim.width
+        if not self.victim.separable:
+            return torch.ones_like(self.rows)
+        if count >= width:
+            return torch.zeros_like(self.rows).index_fill_(0, self.at.argsort(stable=True)[:width], 1)
+        depth = torch.arange(width, device=self.rows.device)
+        need = depth * torch.log1p(-(self.won + 0.5) / (self.tried + 1))[:, None]
+        need = need.masked_fill(depth >= (len(self.sides) - self.at)[:, None], -torch.inf)
+        return torch.bincount(need.flatten().topk(width).indices // width, minlength=count)
+
+    def _march(self) -> None:
+        """Some queries one after another for samples with one slot each, until one breaks."""
+        owner = self.owner
+        rows, points, margin = self.rows[owner], self.points[owner], self.margin[owner]
+        used, first = self.used[owner], self.at[owner]
+        steps = min(_PLANNED, len(self.sides) - int(first.max()))
+        query = first[:, None] + torch.arange(steps, device=owner.device)
+        luck = self.luck[owner[:, None], query - self.since[owner][:, None]].double()
+        for step in range(steps):
+            asked = self._proposed(self.x, points, luck[:, step], query[:, step], self.ball, used)
+            found = self.victim.margins(asked, rows, inside=True)
+            better = (found < margin).nonzero()[:, 0]
+            if len(better):
+                points[better], margin[better] = asked[better], found[better]
+                if self.power:
+                    used[better] = _used(self.x[better], points[better], self.power)
+                if bool((margin <= 0).any()):
+                    break
+        self.at[owner] += step + 1
+        self.points[owner], self.margin[owner], self.used[owner] = points, margin, used
+
+    def _guess(self) -> bool:
+        """One batch of guesses, and what follows from the answers; whether a sample broke or nothing is left to ask."""
+        owner, query, x, ball = self.owner, self.at[self.owner] + self.ahead, self.x, self.ball
+        if self.ending:
+            real = (query < len(self.sides)).nonzero()[:, 0]
+            if not len(real):
+                return True
+            owner, query, x, ball = owner[real], query[real], x[real], ball[real]
+        luck = self.luck[owner, query - self.since[owner]].double()
+        asked = self._proposed(x, self.points[owner], luck, query, ball, self.used[owner])
+        counted, won, margin = self.victim.race(asked, self.rows[owner], self.margin[owner])
+        better = owner[won]
+        self.at.index_add_(0, owner, counted)
+        self.tried.mul_(_MEMORY).index_add_(0, owner, counted.to(self.tried.dtype))
+        self.won.mul_(_MEMORY)[better] += 1
+        self.points[better], self.margin[better] = asked[won], margin
+        if self.power and len(won):
+            self.used[better] = _used(x[won], asked[won], self.power)
+        return bool((margin <= 0).any())
+
+    def _proposed(self, x: Tensor, points: Tensor, luck: Tensor, query: Tensor, ball: Ball, used: Tensor) -> Tensor:
+        """What the queries ask for; the sizes of squares may differ where the samples' paces do."""
+        side = self.sides[query]
+        if not self.power:
+            return _stripe(x, points, luck, side, ball)
+        sides = side.unique().tolist()
+        if len(sides) == 1:
+            return _bumps(x, points, luck, sides[0], ball, used)
+        asked = torch.empty_like(points)
+        for each in sides:
+            of = (side == each).nonzero()[:, 0]
+            asked[of] = _bumps(x[of], points[of], luck[of], each, ball[of], used[of])
+        return asked
+
+    def _deal(self, ahead: int) -> None:
+        """Draw the numbers of every sample's next queries, for ``ahead`` of them and more, some blocks at once."""
+        blocks = 1 + -(-ahead // _BLOCK) + min(14, 2 * self.victim.width // len(self.rows))
+        since = self.at // _BLOCK
+        step = (since[:, None] + torch.arange(blocks, device=since.device)).flatten() + self.first
+        seeds = self.seeds[self.rows.repeat_interleave(blocks)]
+        drawn = seeds.uniform("square", (_BLOCK, self.numbers), step=step)
+        self.since, self.luck = since * _BLOCK, drawn.view(len(self.rows), -1, self.numbers)
 
 
 def _known(margin: Tensor) -> Tensor:
@@ -130,7 +238,7 @@ def _colours(luck: Tensor) -> Tensor:
     return torch.where(luck >= 0.5, 1.0, -1.0)
 
 
-def _corner(luck: Tensor, side: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _corner(luck: Tensor, side: int | Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Upper and left edge (n,) each of a square, from two uniform numbers per sample."""
     return (luck[:, 0] * (size[0] - side)).long(), (luck[:, 1] * (size[1] - side)).long()
 
@@ -153,26 +261,34 @@ def _radius(ball: Ball) -> float:
     return min(ball.threat.eps, size ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[ball.threat.norm])
 
 
-def _stripe(x: Tensor, points: Tensor, luck: Tensor, side: int, ball: Ball) -> Tensor:
-    """One square per sample goes to the ball's edge, up or down per channel."""
+def _stripe(x: Tensor, points: Tensor, luck: Tensor, side: int | Tensor, ball: Ball) -> Tensor:
+    """One square per sample goes to the ball's edge, up or down per channel; ``side`` (n,) may differ by sample."""
     height, width = x.shape[-2:]
-    top, left = _corner(luck, side, (height, width))
-    down = torch.arange(height, device=x.device) - top[:, None]
-    right = torch.arange(width, device=x.device) - left[:, None]
-    inside = ((down >= 0) & (down < side))[:, :, None] & ((right >= 0) & (right < side))[:, None, :]
+    first = torch.stack(_corner(luck, side, (height, width)), 1)
+    place = torch.arange(max(height, width), device=x.device)
+    last = first + (side[:, None] if isinstance(side, Tensor) else side)
+    inside = ((place >= first[..., None]) & (place < last[..., None])).to(x.dtype)[:, None]
     change = (2 * _radius(ball) * _colours(luck[:, 2:])).to(x.dtype)[:, :, None, None]
-    return ball.project(points + change * inside[:, None])
+    moved = (change * inside[:, :, 0, :height, None]) * inside[:, :, 1, None, :width]
+    return torch.clamp(moved.add_(points), *ball.bounds(), out=moved)
 
 
-def _bumps(x: Tensor, points: Tensor, luck: Tensor, side: int, ball: Ball) -> Tensor:
-    """A square gets a bump and the budget of a second square, which is emptied, as well as what eps leaves."""
+def _used(x: Tensor, points: Tensor, power: int) -> Tensor:
+    """Σ |points − x|^power over all features, (n, 1, 1) float64."""
+    return _powers((points - x).flatten(2), power).sum(1, keepdim=True)
+
+
+def _bumps(x: Tensor, points: Tensor, luck: Tensor, side: int, ball: Ball, used: Tensor) -> Tensor:
+    """A square gets a bump and the budget of a second square, which is emptied, as well as what eps leaves.
+
+    ``used`` (n, 1, 1) is what the points use of eps^power.
+    """
     norm, eps, channels = ball.threat.norm, _radius(ball), x.shape[1]
     power = 2 if norm == "l2" else 1
     here, there = (_window(luck[:, k : k + 2], side, x) for k in (0, 2))
     delta = (points - x).flatten(2)
-    used = _powers(delta, power).sum(1, keepdim=True)
     old = delta.gather(2, here)
-    delta = delta.scatter(2, here, 0)
+    delta.scatter_(2, here, 0)
     freed = _powers(old, power) + _powers(delta.gather(2, there), power)
     left = (freed + (eps**power - used).clamp_min(0) / channels) ** (1 / power) * (1 if norm == "l2" else channels)
     bump = _pattern(side, norm).to(x)
@@ -181,7 +297,18 @@ def _bumps(x: Tensor, points: Tensor, luck: Tensor, side: int, ball: Ball) -> Te
     )
     new = bump + old / (1e-12 + _powers(old, power) ** (1 / power)).to(x)
     new = new * (left / (1e-12 + _powers(new, power) ** (1 / power))).to(x)
-    return _placed(x, delta.scatter(2, there, 0).scatter(2, here, new).view_as(x), ball)
+    delta.scatter_(2, there, 0).scatter_(2, here, new)
+    if norm == "l1":
+        return _placed(x, delta.view_as(x), ball)
+    spent = used + (_powers(new, power) - freed).sum(1, keepdim=True)
+    return _scaled(x, delta.view_as(x), spent.sqrt() + 1e-12, _radius(ball))
+
+
+def _scaled(x: Tensor, delta: Tensor, length: Tensor, radius: float) -> Tensor:
+    """x + delta, whose length is ``length`` (n, 1, 1), at full length; a little less, so that rounding keeps within eps."""
+    slack = torch.finfo(x.dtype).eps * (math.sqrt(x[0].numel()) + 4 * radius) / 2
+    reach = max(radius - slack, radius / 2)
+    return delta.mul_((reach / length).to(x.dtype)[..., None]).add_(x).clamp_(0, 1)
 
 
 def _window(luck: Tensor, side: int, x: Tensor) -> Tensor:

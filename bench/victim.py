@@ -127,6 +127,11 @@ class Victim:
         self.broken[rows] = part.best_margin[chosen] <= 0
         self.slope[rows] = part.slope[chosen]
 
+    @property
+    def separable(self) -> bool:
+        """Whether a sample's answers do not depend on what else is asked at the same time."""
+        return self.samples is None and not self._copies
+
     def alive(self) -> Tensor:
         """Positions of the samples that no query has broken yet, int64."""
         return (~self.broken).nonzero()[:, 0]
@@ -138,6 +143,30 @@ class Victim:
     def margins(self, points: Tensor, rows: Tensor, *, inside: bool = False) -> Tensor:
         """Margins of the points, (n,): one forward pass each (score access)."""
         return self._scored(points, rows, inside)[0]
+
+    def race(self, points: Tensor, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ask for several points of a sample one after another, until a margin falls below its bound (score access).
+
+        The model sees all of them at once, as it would the filling of a batch; but those behind the first success count
+        as never asked: they are charged to nobody, nothing of them is kept, and their margins are not told.
+
+        Args:
+            points: (m, ...), from the ball's own projection; those of a sample stand together, in the order of asking.
+            rows: Their samples, (m,), which may repeat.
+            bounds: A margin (m,) that a success must be below, at least the lowest one of its sample so far.
+
+        Returns:
+            Which points were asked, int64 (m,) of 0 and 1, positions of the successes among the points, (w,), and the
+            margins there, (w,).
+        """
+        self.require("score")
+        margin, _ = self._looked(points, rows)
+        below = margin < bounds
+        asked = _until_first(below, rows)
+        won = (below & (asked > 0)).nonzero()[:, 0]
+        self._count(rows, margin, asked)
+        self._keep(points[won], rows[won], margin[won])
+        return asked, won, margin[won]
 
     def misclassified(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether each point is misclassified, bool (n,): one forward pass each (decision access)."""
@@ -283,15 +312,26 @@ class Victim:
         return self.task.margin(outputs.detach(), y), outputs.detach(), torch.stack(found, 1)
 
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor, inside: bool = False) -> None:
-        self.forwards[rows] += self.samples or 1
-        self.nonfinite_outputs[rows] += ~margin.isfinite()
+        self._count(rows, margin)
+        self._keep(points, rows, margin, inside=inside)
+
+    def _count(self, rows: Tensor, margin: Tensor, asked: Tensor | None = None) -> None:
+        """Charge a look to every one of ``rows``, or to those that were ``asked``, (n,) of 0 and 1."""
+        asked = torch.ones_like(rows) if asked is None else asked
+        self.forwards.index_add_(0, rows, asked if self.samples is None else asked * self.samples)
+        self.nonfinite_outputs.index_add_(0, rows, asked * (margin - margin != 0))  # not 0 for NaN and infinities
+
+    def _keep(self, points: Tensor, rows: Tensor, margin: Tensor, *, inside: bool = True) -> None:
         better = (margin < self.best_margin[rows]) & ~self.broken[rows]
         if not inside:
             better &= self.ball[rows].contains(points)
-        kept = rows[better]
-        self.best[kept] = points[better].detach()
-        self.best_margin[kept] = margin[better].to(self.best_margin.dtype)
-        self.broken[kept] = margin[better] <= 0
+        chosen = better.nonzero()[:, 0]
+        if not len(chosen):
+            return
+        kept, lowest = rows[chosen], margin[chosen]
+        self.best[kept] = points[chosen].detach()
+        self.best_margin[kept] = lowest.to(self.best_margin.dtype)
+        self.broken[kept] = lowest <= 0
         if self._copies:
             fallen = torch.zeros(int(self.parents.max()) + 1, dtype=torch.bool, device=points.device)
             fallen[self.parents[self.broken]] = True
@@ -303,6 +343,16 @@ class Victim:
         self.backwards[rows] += cost
         self.zero_gradients[rows] += (largest == 0) * cost
         self.nonfinite_gradients[rows] += ~largest.isfinite() * cost
+
+
+def _until_first(true: Tensor, rows: Tensor) -> Tensor:
+    """1 for each entry up to the first true one of its run of equal ``rows``, 0 behind it, int64 (m,)."""
+    fresh = torch.ones_like(true)
+    torch.ne(rows[1:], rows[:-1], out=fresh[1:])
+    if bool(fresh.all()):
+        return fresh.long()
+    earlier = true.cumsum(0) - true.long()
+    return (earlier == earlier[fresh][fresh.cumsum(0) - 1]).long()
 
 
 def _gradient(values: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:

@@ -241,3 +241,24 @@ def test_a_look_without_number_among_the_draws_is_counted_and_breaks_nothing():
 def test_no_draws_at_all_are_refused():
     with pytest.raises(ConfigError, match="samples must be at least 1, or None, got 0"):
         setting(samples=0)
+
+
+def test_a_race_books_what_one_question_after_the_other_would():
+    class Line(torch.nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0], torch.zeros(len(x))], 1)
+
+    x, y = torch.full((3, 1), 0.9), torch.zeros(3, dtype=torch.int64)
+    victim = Victim(Line(), x, y, threat=ThreatModel.parse("linf(1)"), width=8, access="score")
+    start = victim.margins(x, torch.arange(3), inside=True)
+    points = torch.tensor([0.95, 0.5, 0.2, 0.8, 0.0, 0.1, 0.99])[:, None]
+    rows = torch.tensor([0, 0, 0, 1, 2, 2, 2])
+    asked, won, margin = victim.race(points, rows, start[rows])
+    assert asked.tolist() == [1, 1, 0, 1, 1, 0, 0]
+    assert won.tolist() == [1, 3, 4]
+    assert torch.equal(margin, points[won][:, 0])
+    assert victim.forwards.tolist() == [3, 2, 2]
+    assert victim.broken.tolist() == [False, False, True]
+    assert torch.equal(victim.best, torch.tensor([0.5, 0.8, 0.0])[:, None])
+    with pytest.raises(AttackError):
+        Victim(Line(), x, y, threat=ThreatModel.parse("linf(1)"), access="decision").race(points, rows, start[rows])

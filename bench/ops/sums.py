@@ -14,6 +14,7 @@ def row_sums(values: Tensor) -> Tensor:
     """
     flat = values.double().flatten(1)
     while flat.shape[1] > 1:
-        half = flat.shape[1] // 2
-        flat = torch.cat([flat[:, :half] + flat[:, half : 2 * half], flat[:, 2 * half :]], 1)
+        half, odd = divmod(flat.shape[1], 2)
+        added = flat[:, :half] + flat[:, half : 2 * half]
+        flat = torch.cat([added, flat[:, 2 * half :]], 1) if odd else added
     return flat[:, 0]

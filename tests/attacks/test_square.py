@@ -265,3 +265,19 @@ def test_other_norms_and_samples_that_are_no_images_are_refused():
         run(tiny(), images(2), threat="l0(3)")
     with pytest.raises(ConfigError, match="must be images"):
         run(tiny(), images(2).flatten(1), threat="linf(0.1)")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_guessing_ahead_changes_no_query_no_answer_and_no_book(norm, monkeypatch):
+    x = images(3, dtype=torch.float64)
+    told = {"threat": f"{norm}({EPS[norm] / 3})", "queries": 90 if norm == "linf" else 30, "width": 16}
+    net = Seen(tiny().double())
+    ahead, found = run(net, x, **told)
+    batches = len(net.points)
+    monkeypatch.setattr(Victim, "separable", False)
+    net.points.clear()
+    alone, expected = run(net, x, **told)
+    assert torch.equal(found, expected)
+    assert torch.equal(ahead.best_margin, alone.best_margin)
+    assert torch.equal(ahead.forwards, alone.forwards) and (alone.forwards > 1).all()
+    assert batches < len(net.points) / 1.5

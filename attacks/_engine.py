@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.devices import is_out_of_memory
+from robench.inference import predict
 from robench.judge import judge
 from robench.ops.norms import dual_size
 from robench.ops.random import Draws
@@ -64,15 +66,27 @@ class Engine:
     """Samples searched at once; bounds the memory of a stage."""
     task: Task = CLASSIFICATION
     waterfall: list[Stage] = field(default_factory=list)
+    escalated: list[str] = field(default_factory=list)
+    """Why the protocol went beyond its ordinary stages."""
+    draws: int = 0
+    """How many draws a find of a randomised model is judged by; 0 for the two looks that any other is judged by."""
+    source: nn.Module | None = None
+    """Another model that stages search on instead; what they find counts only as the model itself sees it."""
+    prefix: str = ""
+    """What the names of the stages begin with."""
 
     def __post_init__(self) -> None:
+        self.books = {name: torch.zeros(len(self.x), dtype=torch.int64) for name in BOOKS}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with every sample unbroken; passes and the waterfall stay."""
         count = len(self.x)
         self.best = self.x.clone()
         self.best_margin = torch.full((count,), torch.inf)
         self.slope = torch.ones(count)
         self.broken = torch.zeros(count, dtype=torch.bool)
         self.stage = torch.full((count,), -1, dtype=torch.int64)
-        self.books = {name: torch.zeros(count, dtype=torch.int64) for name in BOOKS}
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
 
@@ -106,8 +120,18 @@ class Engine:
         self.stage[fallen] = len(self.waterfall)
         spent = {k: int(v.sum()) - before[k] for k, v in self.books.items()}
         told = (len(rows), len(fallen), int((~self.broken).sum()), time.perf_counter() - start)
-        self.waterfall.append(Stage(name, access, *told, spent["forwards"], spent["backwards"]))
+        self.waterfall.append(Stage(self.prefix + name, access, *told, spent["forwards"], spent["backwards"]))
         return len(fallen)
+
+    @contextmanager
+    def searching(self, source: nn.Module, prefix: str) -> Iterator[None]:
+        """Inside, stages search on ``source``, a model with as many outputs, and their names begin with the prefix."""
+        held = self.source, self.prefix, self.clean
+        self.source, self.prefix = source, prefix
+        try:
+            yield
+        finally:
+            self.source, self.prefix, self.clean = held
 
     def _search(self, attack: Attack, rows: Tensor, access: str) -> None:
         """The stage on samples that are held together; when memory runs out, fewer are held from here on."""
@@ -127,8 +151,11 @@ class Engine:
 
     def _victim(self, rows: Tensor, access: str) -> Victim:
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
-        victim = Victim(self.model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
+        model = self.model if self.source is None else self.source
+        victim = Victim(model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
         victim.best, victim.best_margin = self.best[rows].to(x), self.best_margin[rows].to(x)
+        if self.source is not None:
+            victim.best_margin.fill_(torch.inf)
         victim.slope = self.slope[rows].to(x)
         victim.clean = None if self.clean is None else self.clean[rows].to(x)
         victim.order = None if self.order is None else self.order[rows].to(x.device)
@@ -136,6 +163,8 @@ class Engine:
 
     def _confirm(self, victim: Victim) -> None:
         """Have the judge look at what broke; what it does not confirm goes on unbroken, from its clean image."""
+        if self.source is not None:
+            self._reread(victim)
         found = victim.broken.nonzero()[:, 0]
         if not len(found):
             return
@@ -147,17 +176,29 @@ class Engine:
         victim.broken[doubtful], victim.best_margin[doubtful] = False, torch.inf
         victim.best[doubtful] = victim.x[doubtful]
 
+    def _reread(self, victim: Victim) -> None:
+        """What the model itself says of the points that another one led to."""
+        outputs = predict(self.model, victim.best, width=self.width)
+        for name in BOOKS:
+            getattr(victim, name).mul_(getattr(self.source, "passes", 1))
+        victim.best_margin = self.task.margin(outputs, victim.y).to(victim.best_margin).nan_to_num(torch.inf)
+        victim.forwards += 1
+        victim.broken = victim.best_margin <= 0
+
     def _take(self, victim: Victim, rows: Tensor) -> None:
-        """Keep what a stage found."""
+        """Keep what a stage found; of another model's points those that the model itself prefers to the earlier ones."""
         for name in BOOKS:
             self.books[name][rows] += getattr(victim, name).cpu()
+        if self.source is not None:
+            better = victim.best_margin.cpu() < self.best_margin[rows]
+            rows, victim = rows[better], victim.part(better.nonzero()[:, 0].to(victim.x.device))
         self.best[rows], self.best_margin[rows] = victim.best.cpu(), victim.best_margin.cpu()
         self.slope[rows], self.broken[rows] = victim.slope.cpu(), victim.broken.cpu()
 
-    def look(self) -> None:
+    def look(self, name: str = "clean") -> None:
         """Ask for the clean images: what is wrong already counts as broken, logits are kept for the later stages."""
         parts: list[Tensor] = []
-        self.run("clean", lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
+        self.run(name, lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
         self.clean = torch.cat(parts) if parts else None
 
     def rank(self, most: int = 9) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,13 +32,27 @@ def autoattack_rand(engine: Engine) -> None:
 
     Source: Croce & Hein, ICML 2020 (``version='rand'``); Athalye et al., ICML 2018, section 4.2 (EOT).
     """
+    with drawing(engine) as twin:
+        twin.look()
+        twin.run("apgd-ce-eot", once(apgd, stage=1, loss="ce", steps=100))
+        twin.run("apgd-dlr-eot", once(apgd, stage=2, loss=second_loss(twin), steps=100))
+
+
+def second_loss(engine: Engine) -> str:
+    """DLR, or the margin where there are too few classes for it."""
+    return "margin" if engine.clean is not None and engine.clean.shape[1] < 3 else "dlr"
+
+
+@contextmanager
+def drawing(engine: Engine) -> Iterator[Randomised]:
+    """The engine as one whose victims are looked at under many draws; what it finds goes back to the engine."""
     twin = Randomised(engine.model, engine.x, engine.y, engine.ids, engine.threat)
     vars(twin).update(vars(engine))
-    twin.look()
-    few = twin.clean is not None and twin.clean.shape[1] < 3
-    twin.run("apgd-ce-eot", once(apgd, stage=1, loss="ce", steps=100))
-    twin.run("apgd-dlr-eot", once(apgd, stage=2, loss="margin" if few else "dlr", steps=100))
-    vars(engine).update(vars(twin))
+    twin.draws = LOOKS
+    try:
+        yield twin
+    finally:
+        vars(engine).update(vars(twin))
 
 
 def once(function: Callable[..., Tensor], *, stage: int, **params: object) -> Attack:
@@ -70,8 +85,9 @@ class Randomised(Engine):
         if not len(seen):
             return
         told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "seed": self.seed}
-        found = judge_repeatedly(self.model, victim.x[seen], victim.y[seen], x_adv=victim.best[seen], draws=LOOKS, **told)
-        victim.forwards[seen] += LOOKS
+        told |= {"x_adv": victim.best[seen], "draws": self.draws}
+        found = judge_repeatedly(self.model, victim.x[seen], victim.y[seen], **told)
+        victim.forwards[seen] += self.draws
         victim.best_margin[seen] = found.margin.to(victim.best_margin).masked_fill(found.failed, torch.inf)
         victim.broken[seen] = found.broken()
 

@@ -176,6 +176,9 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "attack": about["attack"],
                 "status": "failed",
                 "error": "no result: the cell did not finish",
+                "stage": "",
+                "stage_access": "",
+                "escalated": "",
             }
             quiet = {"forwards": 0, "backwards": 0, "zero_gradients": 0, "nonfinite_gradients": 0, "nonfinite_outputs": 0}
             flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)

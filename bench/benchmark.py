@@ -79,8 +79,9 @@ def work(job: Job) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with exact_arithmetic(job.threads):
         start = time.process_time()
-        x_adv = TOOLS[job.tool](counted, x, y, threat, job.tool)
+        found = TOOLS[job.tool](counted, x, y, threat, job.tool)
         seconds = time.process_time() - start
+        x_adv, why = (found.best, dict.fromkeys(found.escalated)) if isinstance(found, Engine) else (found, {})
         right = predict(model, x_adv, width=64).argmax(1) == y
     inside = (x_adv.double() - x.double()).flatten(1)
     size = inside.abs().amax(1) if threat.norm == "linf" else inside.norm(dim=1)
@@ -92,6 +93,7 @@ def work(job: Job) -> dict[str, Any]:
         "backwards": counted.backwards / len(y),
         "peak_mb": (peak - before) / 1024,
         "largest": float(size.max()),
+        "escalated": "; ".join(why),
     }
 
 
@@ -105,11 +107,11 @@ def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     return load_model(sources.models[label], context).net.eval(), images.images(), images.labels
 
 
-def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
+def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Engine:
     engine = Engine(model, x, y, torch.arange(len(y)), threat)
     with untouched(model):
         catalog.ATTACKS[tool].load()(engine)
-    return engine.best
+    return engine
 
 
 def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:
@@ -156,7 +158,7 @@ def _art(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str)
     return torch.from_numpy(attack.generate(x.numpy(), np.eye(classes, dtype=np.float32)[y.numpy()]))
 
 
-TOOLS: dict[str, Callable[..., Tensor]] = {
+TOOLS: dict[str, Callable[..., Tensor | Engine]] = {
     "robench-standard": _protocol,
     "robench-deep": _protocol,
     "autoattack-standard": _protocol,

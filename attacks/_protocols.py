@@ -141,11 +141,12 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
         return
     if not flags.missing:
         search(engine)
-    if not flags.troubles:
+    if flags.troubles:
+        _elsewhere(engine, flags, search)
+    if not flags.missing:
         hedge(engine)
-        return
-    _elsewhere(engine, flags, search)
-    engine.run("square-5000", plain(square, queries=5000), access="score")
+    if flags.troubles:
+        engine.run("square-all", anew(plain(square, queries=5000), 3), access="score")
     _require_gradient(flags)
 
 

@@ -22,6 +22,9 @@ SAMPLES = 20
 LOOKS = 50
 """Fresh draws that a find is judged by."""
 
+CALL_HOLD = 256
+"""Samples held at once for what draws in call order, so that ``--batch-size`` cannot move its draws."""
+
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="call", protocol=True, draws=50)
 def autoattack_rand(engine: Engine) -> None:
@@ -48,11 +51,12 @@ def drawing(engine: Engine) -> Iterator[Randomised]:
     """The engine as one whose victims are looked at under many draws; what it finds goes back to the engine."""
     twin = Randomised(engine.model, engine.x, engine.y, engine.ids, engine.threat)
     vars(twin).update(vars(engine))
-    twin.draws = LOOKS
+    twin.draws, held, twin.hold = LOOKS, engine.hold, CALL_HOLD
     try:
         yield twin
     finally:
         vars(engine).update(vars(twin))
+        engine.hold = held
 
 
 def once(function: Callable[..., Tensor], *, stage: int, **params: object) -> Attack:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robench import catalog
 from robench.attacks._engine import Engine
+from robench.attacks._rand import CALL_HOLD
 from robench.devices import is_out_of_memory
 from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
@@ -25,9 +26,6 @@ from robench.victim import BOOKS, Victim
 
 HOLD = 4
 """Batches of samples that a protocol's engine holds at once: the larger, the fuller the last batches of a stage."""
-
-CALL_HOLD = 256
-"""Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
             raise
         error = f"{type(raised).__name__}: {raised}"
     spent = (time.perf_counter() - start) / max(len(x), 1)
-    rows = walk(objects.holds(size=hold_size(attack)), lambda hold: _engine_rows(engine, hold, attack, error, spent))
+    size = CALL_HOLD if engine.draws else hold_size(attack)
+    rows = walk(objects.holds(size=size), lambda hold: _engine_rows(engine, hold, attack, error, spent))
     return engine, rows
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robench.devices import exact_arithmetic, resolve_device
 from robench.errors import ModelError, StoreError, must
 from robench.inference import fingerprint, untouched
-from robench.judge import judge
+from robench.judge import judge, judge_repeatedly
 from robench.ops.norms import Ball, distance, per_sample
 from robench.spec import SCHEMA, Artifact, Cell, Context, Ref, Settings, ThreatModel, canonical, sha256
 from robench.store import Finished, Store
@@ -128,14 +128,23 @@ def breaks_in_8bit(
     threat: ThreatModel,
     task: Task = CLASSIFICATION,
     width: int = 64,
+    draws: int = 0,
+    seed: int = 0,
 ) -> Tensor:
-    """Which of the broken images (bool (N,)) also break as 8-bit images in the ball, by the judge: bool (N,)."""
+    """Which of the broken images (bool (N,)) also break as 8-bit images in the ball, by the judge: bool (N,).
+
+    With ``draws`` a randomised model is looked at that often, under the generators' states that ``seed`` gives.
+    """
     rows = broken.nonzero()[:, 0]
     found = torch.zeros_like(broken)
     if len(rows):
         images = as_pixels(eight_bit(x[rows], x_adv[rows], threat)).to(x.dtype)
         inside = Ball(x[rows], threat).contains(images)
-        verdicts = judge(model, x[rows], y[rows], x_adv=images, threat=threat, task=task, width=width)
+        told: dict[str, Any] = {"x_adv": images, "threat": threat, "task": task, "width": width}
+        if draws:
+            verdicts = judge_repeatedly(model, x[rows], y[rows], draws=draws, seed=seed, **told).decided()
+        else:
+            verdicts = judge(model, x[rows], y[rows], **told)
         found[rows] = inside & verdicts.broken(task)
     return found
 

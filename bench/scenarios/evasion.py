@@ -173,6 +173,7 @@ def judged(
     broken = ~(robust & attacked) & ~verdicts.failed
     images = shown(hold.x, x_adv, threat, projected=verdicts.projected, mistaken=~attacked)
     asked: dict[str, Any] = {"broken": broken, "threat": threat, "task": task, "width": hold.width}
+    asked |= {"draws": by.draws, "seed": seed}
     return columns(
         sample=hold.ids,
         label=hold.y,

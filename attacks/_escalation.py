@@ -64,14 +64,19 @@ def begin(engine: Engine) -> Flags:
     flags, rows = Flags(), engine.sample(PROBED, "probe")
     with _held_together(engine):
         engine.run("probe", lambda victim, draws: _probe(flags, victim, draws), rows)
-    if flags.troubles:
-        with seeded(engine.seed, "probe.sources", device=engine.device):
-            flags.sources = _sources(engine, rows[:SHOWN])
     engine.escalated += ["the model's output is random"] if flags.random else []
     engine.escalated += flags.troubles
+    if flags.troubles:
+        substitutes(engine, flags)
+    return flags
+
+
+def substitutes(engine: Engine, flags: Flags) -> None:
+    """Look for layers that need substitute gradients; the copies go to the flags, the layers' names to the reasons."""
+    with seeded(engine.seed, "probe.sources", device=engine.device):
+        flags.sources = _sources(engine, torch.arange(min(SHOWN, len(engine.x))))
     layers = sorted({layer for source in flags.sources for layer in source.layers})
     engine.escalated += [f"substitute gradients for {', '.join(layers)}"] if layers else []
-    return flags
 
 
 @contextmanager

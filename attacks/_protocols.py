@@ -15,7 +15,7 @@ from robench.attacks._ddn import ddn
 from robench.attacks._deepfool import deepfool
 from robench.attacks._ead import ead
 from robench.attacks._engine import Attack, Engine
-from robench.attacks._escalation import Flags, Smoothed, begin
+from robench.attacks._escalation import Flags, Smoothed, begin, substitutes
 from robench.attacks._fab import fab, fab_t
 from robench.attacks._fmn import fmn
 from robench.attacks._minimal import Closest
@@ -128,7 +128,8 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
 
     Random outputs: gradients averaged over draws, finds judged by fresh draws, and nothing else. Gradients that mislead:
     besides the search itself, the same on copies with substitute gradients, their images tried as they are (transfer),
-    a search on the smoothed model, and a long search without gradients on all survivors.
+    a search on the smoothed model, and a long search without gradients on all survivors. Survivors that a search
+    without gradients breaks: longer ones, and the copies, where there is anything to substitute.
 
     Raises:
         NoGradientError: Neither the model nor a copy has a gradient; the search without gradients was done.
@@ -145,6 +146,9 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
         _elsewhere(engine, flags, search)
     if not flags.missing:
         hedge(engine)
+    if not flags.troubles and SQUARE_BROKE in engine.escalated:
+        substitutes(engine, flags)
+        _elsewhere(engine, flags, search)
     if flags.troubles:
         engine.run("square-all", anew(plain(square, queries=5000), 3), access="score")
     _require_gradient(flags)
@@ -159,7 +163,7 @@ def _elsewhere(engine: Engine, flags: Flags, search: Callable[[Engine], None]) -
         if engine.threat.norm != "l1":
             stage = plain(transfer, surrogate=source.model, steps=40, loss="ce")
             engine.run(f"transfer-{source.name}", stage, access="transfer")
-    if flags.missing and not flags.sources:
+    if not flags.troubles or (flags.missing and not flags.sources):
         return
     base = flags.sources[-1].model if flags.sources else engine.model
     smooth = Smoothed(base, engine.x.shape[1:], threat=engine.threat, seed=engine.seed).to(engine.device)

@@ -223,6 +223,31 @@ def test_a_smoothed_model_is_the_mean_over_its_noise_and_is_charged_for_it():
     assert (found.books["forwards"] >= COPIES + 1).all() and (found.books["forwards"] <= COPIES + 3).all()
 
 
+class Decoy(Around):
+    """The decision, and a faint gradient that finite differences confirm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        hard = nn.functional.one_hot(logits.argmax(1), CLASSES).float()
+        return 10 * hard + 1e-2 * x.flatten(1)[:, :CLASSES]
+
+
+def test_survivors_that_only_square_breaks_ask_for_substitutes_too():
+    found = run(Decoy(net()), "linf(0.15)")
+    assert found.escalated[0] == _protocols.SQUARE_BROKE and any("argmax" in why for why in found.escalated)
+    assert {"square-2000", "bpda-thorough-sieve"} <= set(stages(found))
+    assert found.broken.sum() >= run(net(), "linf(0.15)").broken.sum() - 1
+
+
+def test_a_gradient_of_zeros_that_share_their_memory_is_no_error():
+    class Summed(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.detach()) + 0 * x.sum()
+
+    found = run(Summed(net()))
+    assert any("zero gradients" in why for why in found.escalated) and found.broken.any()
+
+
 # --- randomness
 
 

@@ -159,7 +159,7 @@ def _sources(engine: Engine, rows: Tensor) -> list[Source]:
             victim.gradient(x, torch.arange(len(x), device=x.device), "margin")
         except (RobenchError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             if is_out_of_memory(error):
-                raise
+                raise  # all else is a model that cannot be copied or traced: it is searched without a copy
             log.info("no copy with substitute gradients: %s", error)
             continue
         if layers and tuple(layers) not in [source.layers for source in found]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import robench
-from robench.attacks import _escalation, _protocols, _rand
+from robench.attacks import _protocols, _rand
 from robench.attacks._engine import Engine
 from robench.attacks._escalation import COPIES, PROBED, Flags, Smoothed, agreement, begin
 from robench.errors import NoGradientError
@@ -315,18 +315,19 @@ def beside(name: str):
     return module
 
 
-BROKEN = ("BitDepth", "Boxed", "Detached", "HalfDetached", "Jpeg", "Median", "OneHot", "Thermometer", "Thousandfold")
-"""Traps that the escalation breaks at least as far as the net inside them."""
+BROKEN = ("BitDepth", "Boxed", "Detached", "Jpeg", "Requantised", "Staircase", "Thermometer", "Thousandfold", "WrongClass")
+"""Traps that the escalation breaks at least as far as the net inside them; the others may be suspicious instead."""
+MODELS = vars(beside("models"))
+TRAPS = [n for n, v in MODELS.items() if isinstance(v, type) and issubclass(v, MODELS["Trap"]) and n != "Trap"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_trap_is_broken_to_within_two_points_of_its_net(name, monkeypatch):
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_is_broken_to_within_two_points_of_its_net_or_suspicious(name, monkeypatch):
     monkeypatch.undo()
     models, study = beside("models"), beside("study")
-    case = study.trap(getattr(models, name))
-    found = study.examine(case, 24)
-    assert found["outcome"] == "broken", found
+    found = study.examine(study.trap(getattr(models, name)), 24)
+    assert found["outcome"] in (("broken",) if name in BROKEN else ("broken", "suspicious")), found
 
 
 @pytest.mark.slow
@@ -339,4 +340,3 @@ def test_no_honest_model_escalates():
             found = Engine(model, x, y, torch.arange(len(x)), ThreatModel.parse(case.threat), seed=seed)
             begin(found)
             assert not found.escalated, (case.name, case.threat, seed, found.escalated)
-    assert _escalation.PROBED == 32

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,28 +66,34 @@ class Engine:
     hold: int = 1024
     """Samples searched at once; bounds the memory of a stage."""
     precision: str = "float32"
-    """Precision of the search after ``lower``; finds are confirmed, and what is not goes on, in float32."""
+    """Precision of the search after ``lower``."""
     task: Task = CLASSIFICATION
     waterfall: list[Stage] = field(default_factory=list)
+    escalated: list[str] = field(default_factory=list)
+    """Why the protocol went beyond its ordinary stages."""
+    draws: int = 0
+    """How many draws a find of a randomised model is judged by; 0 for the two looks that any other is judged by."""
+    source: nn.Module | None = None
+    """Another model that stages search on instead; what they find counts only as the model itself sees it."""
+    rough: bool = False
+    """Whether that is the model itself in lower precision: what it breaks and the model does not is searched again."""
+    prefix: str = ""
+    """What the names of the stages begin with."""
 
     def __post_init__(self) -> None:
+        self.books = {name: torch.zeros(len(self.x), dtype=torch.int64) for name in BOOKS}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with every sample unbroken; passes and the waterfall stay."""
         count = len(self.x)
         self.best = self.x.clone()
         self.best_margin = torch.full((count,), torch.inf)
         self.slope = torch.ones(count)
         self.broken = torch.zeros(count, dtype=torch.bool)
         self.stage = torch.full((count,), -1, dtype=torch.int64)
-        self.books = {name: torch.zeros(count, dtype=torch.int64) for name in BOOKS}
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
-        self.scout: nn.Module | None = None
-
-    def lower(self) -> None:
-        """Search with a copy of the model in ``precision`` from here on, where a copy agrees with the model."""
-        if self.precision != "float32" and len(self.x):
-            self.scout = lowered(self.model, self.x[: self.width].to(self.device), precision=self.precision)
-            if self.scout is None:
-                log.warning("no copy of the model in %s agrees with it: the search is in float32", self.precision)
 
     def survivors(self) -> Tensor:
         """Positions of the samples that nothing broke, int64."""
@@ -122,22 +129,41 @@ class Engine:
         self.stage[fallen] = len(self.waterfall)
         spent = {k: int(v.sum()) - before[k] for k, v in self.books.items()}
         told = (len(rows), len(fallen), int((~self.broken).sum()), time.perf_counter() - start)
-        self.waterfall.append(Stage(name, access, *told, spent["forwards"], spent["backwards"]))
+        self.waterfall.append(Stage(self.prefix + name, access, *told, spent["forwards"], spent["backwards"]))
         return len(fallen)
+
+    @contextmanager
+    def searching(self, source: nn.Module, prefix: str) -> Iterator[None]:
+        """Inside, stages search on ``source``, a model with as many outputs, and their names begin with the prefix."""
+        held = self.source, self.rough, self.prefix, self.clean
+        self.source, self.rough, self.prefix = source, False, prefix
+        try:
+            yield
+        finally:
+            self.source, self.rough, self.prefix, self.clean = held
+
+    def lower(self) -> None:
+        """Search with a copy of the model in ``precision`` from here on, where a copy agrees with the model."""
+        if self.precision != "float32" and len(self.x):
+            self.source = lowered(self.model, self.x[: self.width].to(self.device), precision=self.precision)
+            self.rough = self.source is not None
+            if self.source is None:
+                log.warning("no copy of the model in %s agrees with it: the search is in float32", self.precision)
 
     def _search(self, attack: Attack, rows: Tensor, access: str, *, exact: bool = False) -> None:
         """The stage on samples that are held together; when memory runs out, fewer are held from here on.
 
-        What a scout found and float32 does not confirm is searched again, in float32 (``exact``).
+        What a copy in lower precision broke and the model does not confirm is searched again on the model (``exact``).
         """
-        victim, again = self._victim(rows, access), rows[:0]
+        source, again = None if exact else self.source, rows[:0]
+        victim = self._victim(rows, access, source)
         try:
-            if self.scout is not None and not exact:
-                victim.model = self.scout
-            with tf32(self.precision == "tf32" and victim.model is self.scout):
+            with tf32(self.precision == "tf32" and self.rough and not exact):
                 attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
-            if victim.model is self.scout:
-                again = rows[self._settle(victim, rows).cpu()]
+            if source is not None:
+                claimed = victim.broken.clone()
+                self._reread(victim, source)
+                again = rows[(claimed & ~victim.broken).cpu()] if self.rough else again
             self._confirm(victim)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(rows) == 1:
@@ -147,29 +173,21 @@ class Engine:
             for part in rows.split(self.hold):
                 self._search(attack, part, access, exact=exact)
             return
-        self._take(victim, rows)
+        self._take(victim, rows, elsewhere=source is not None)
         if len(again):
             self._search(attack, again, access, exact=True)
 
-    def _victim(self, rows: Tensor, access: str) -> Victim:
+    def _victim(self, rows: Tensor, access: str, source: nn.Module | None = None) -> Victim:
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
-        victim = Victim(self.model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
+        model = self.model if source is None else source
+        victim = Victim(model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
         victim.best, victim.best_margin = self.best[rows].to(x), self.best_margin[rows].to(x)
+        if source is not None:
+            victim.best_margin.fill_(torch.inf)
         victim.slope = self.slope[rows].to(x)
         victim.clean = None if self.clean is None else self.clean[rows].to(x)
         victim.order = None if self.order is None else self.order[rows].to(x.device)
         return victim
-
-    def _settle(self, victim: Victim, rows: Tensor) -> Tensor:
-        """Read every best point again in float32; returns positions whose break was the scout's alone."""
-        victim.model, claimed = self.model, victim.broken.clone()
-        before, known = self.best[rows].to(victim.x), self.best_margin[rows].to(victim.x)
-        margin = victim.task.margin(predict(self.model, victim.best, width=self.width), victim.y)
-        victim.forwards += 1
-        worse = ~(margin < known)
-        victim.best[worse], margin = before[worse], torch.where(worse, known, margin)
-        victim.best_margin, victim.broken = margin, margin <= 0
-        return (claimed & ~victim.broken).nonzero()[:, 0]
 
     def _confirm(self, victim: Victim) -> None:
         """Have the judge look at what broke; what it does not confirm goes on unbroken, from its clean image."""
@@ -184,17 +202,29 @@ class Engine:
         victim.broken[doubtful], victim.best_margin[doubtful] = False, torch.inf
         victim.best[doubtful] = victim.x[doubtful]
 
-    def _take(self, victim: Victim, rows: Tensor) -> None:
-        """Keep what a stage found."""
+    def _reread(self, victim: Victim, source: nn.Module) -> None:
+        """What the model itself says of the points that another one led to."""
+        outputs = predict(self.model, victim.best, width=self.width)
+        for name in BOOKS:
+            getattr(victim, name).mul_(getattr(source, "passes", 1))
+        victim.best_margin = self.task.margin(outputs, victim.y).to(victim.best_margin).nan_to_num(torch.inf)
+        victim.forwards += 1
+        victim.broken = victim.best_margin <= 0
+
+    def _take(self, victim: Victim, rows: Tensor, *, elsewhere: bool = False) -> None:
+        """Keep what a stage found; of another model's points those that the model itself prefers to the earlier ones."""
         for name in BOOKS:
             self.books[name][rows] += getattr(victim, name).cpu()
+        if elsewhere:
+            better = victim.best_margin.cpu() < self.best_margin[rows]
+            rows, victim = rows[better], victim.part(better.nonzero()[:, 0].to(victim.x.device))
         self.best[rows], self.best_margin[rows] = victim.best.cpu(), victim.best_margin.cpu()
         self.slope[rows], self.broken[rows] = victim.slope.cpu(), victim.broken.cpu()
 
-    def look(self) -> None:
+    def look(self, name: str = "clean") -> None:
         """Ask for the clean images: what is wrong already counts as broken, logits are kept for the later stages."""
         parts: list[Tensor] = []
-        self.run("clean", lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
+        self.run(name, lambda victim, draws: parts.append(victim.clean_logits().cpu()), access="score")
         self.clean = torch.cat(parts) if parts else None
 
     def rank(self, most: int = 9) -> None:

@@ -15,13 +15,17 @@ from robench.attacks._ddn import ddn
 from robench.attacks._deepfool import deepfool
 from robench.attacks._ead import ead
 from robench.attacks._engine import Attack, Engine
+from robench.attacks._escalation import Flags, Smoothed, begin, substitutes
 from robench.attacks._fab import fab, fab_t
 from robench.attacks._fmn import fmn
 from robench.attacks._minimal import Closest
 from robench.attacks._pgd_l0 import pgd_l0
+from robench.attacks._rand import drawing, once, second_loss
 from robench.attacks._sigma_zero import sigma_zero
 from robench.attacks._sparse_rs import sparse_rs
 from robench.attacks._square import square
+from robench.attacks._transfer import transfer
+from robench.errors import NoGradientError
 from robench.judge import judge
 from robench.ops.norms import distance, per_sample
 from robench.ops.random import Draws
@@ -31,6 +35,8 @@ from robench.victim import BOOKS, Victim
 
 NEAR, RANDOM, QUERIES = 16, 48, 500
 """Survivors, the nearest and random others, that meet a short gradient-free search, one full batch; and its queries."""
+
+SQUARE_BROKE = "square broke survivors"
 
 
 def plain(function: Callable[..., Tensor], **params: object) -> Attack:
@@ -97,13 +103,14 @@ def _complete(engine: Engine, *, fused: bool) -> None:
 
 @facts(version=2, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
-    """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins."""
-    engine.look()
-    if engine.threat.norm == "l1":
-        _sparse(engine)
-        _hedge(engine)
-        return
-    engine.lower()
+    """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins.
+
+    It begins with a probe of a few samples, and escalates by itself where outputs are random or gradients mislead.
+    """
+    _escalating(engine, _sparse if engine.threat.norm == "l1" else _dense, _hedge)
+
+
+def _dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
     for turn in range(4):
@@ -116,7 +123,85 @@ def robench_standard(engine: Engine) -> None:
     _outwards(engine, "ladder-random", ladder(4, diverse=True), share=0.15, least=8)
     _outwards(engine, "ladder-best", ladder(9, diverse=False), share=0.1, least=6)
     _outwards(engine, "frontier", frontier(16), share=0.05, least=6)
-    _hedge(engine)
+
+
+def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callable[[Engine], None]) -> None:
+    """The search and its hedge; where the probe finds reasons, what else they ask for.
+
+    Random outputs: gradients averaged over draws, finds judged by fresh draws, and nothing else. Gradients that mislead:
+    besides the search itself, the same on copies with substitute gradients, their images tried as they are (transfer),
+    a search on the smoothed model, and a long search without gradients on all survivors. Survivors that a search
+    without gradients breaks: longer ones, and the copies, where there is anything to substitute.
+
+    Raises:
+        NoGradientError: Neither the model nor a copy has a gradient; the search without gradients was done.
+
+    Source: Athalye et al., ICML 2018, section 4 (BPDA, EOT); Carlini et al., 2019, section 4; Tramer et al., NeurIPS 2020.
+    """
+    flags = begin(engine)
+    if flags.random:
+        _randomised(engine, flags)
+        return
+    if engine.threat.norm != "l1":
+        engine.lower()
+    if not flags.missing:
+        search(engine)
+    if flags.troubles:
+        _elsewhere(engine, flags, search)
+    if not flags.missing:
+        hedge(engine)
+    if not flags.troubles and SQUARE_BROKE in engine.escalated:
+        substitutes(engine, flags)
+        _elsewhere(engine, flags, search)
+    if flags.troubles:
+        engine.run("square-all", anew(plain(square, queries=5000), 3), access="score")
+    _require_gradient(flags)
+
+
+def _elsewhere(engine: Engine, flags: Flags, search: Callable[[Engine], None]) -> None:
+    """Gradient stages on other models than the one attacked, which alone decides what broke."""
+    for source in flags.sources:
+        with engine.searching(source.model, f"{source.name}-"):
+            search(engine)
+            engine.run("apgd-ce", plain(apgd, loss="ce", steps=100))
+        if engine.threat.norm != "l1":
+            stage = plain(transfer, surrogate=source.model, steps=40, loss="ce")
+            engine.run(f"transfer-{source.name}", stage, access="transfer")
+    if not flags.troubles or (flags.missing and not flags.sources):
+        return
+    base = flags.sources[-1].model if flags.sources else engine.model
+    smooth = Smoothed(base, engine.x.shape[1:], threat=engine.threat, seed=engine.seed).to(engine.device)
+    with engine.searching(smooth, "smooth-"):
+        if engine.threat.norm != "l1":
+            engine.run("sieve", sieve())
+            for turn in range(2):
+                engine.run(f"diversified-{turn}", diversified(turn))
+        engine.run("apgd-margin", plain(apgd, loss="margin", steps=50))
+
+
+def _randomised(engine: Engine, flags: Flags) -> None:
+    """The stages of ``autoattack-rand``, on copies with substitute gradients too, from clean images looked at anew."""
+    engine.forget()
+    with drawing(engine) as twin:
+        twin.look("eot-clean")
+        if not flags.missing:
+            _averaged(twin, 1)
+        for number, source in enumerate(flags.sources, 1):
+            with twin.searching(source.model, f"{source.name}-"):
+                _averaged(twin, 10 * number)
+        if flags.troubles:
+            twin.run("eot-square", once(square, stage=3, queries=QUERIES), access="score")
+    _require_gradient(flags)
+
+
+def _averaged(engine: Engine, stage: int) -> None:
+    engine.run("eot-apgd-ce", once(apgd, stage=stage, loss="ce", steps=100))
+    engine.run("eot-apgd-dlr", once(apgd, stage=stage + 1, loss=second_loss(engine), steps=100))
+
+
+def _require_gradient(flags: Flags) -> None:
+    if flags.missing and not flags.sources:
+        raise NoGradientError(flags.missing)
 
 
 def _outwards(engine: Engine, name: str, attack: Attack, *, share: float, least: int) -> None:
@@ -134,6 +219,7 @@ def _hedge(engine: Engine) -> None:
     near = engine.closest(0.0, least=NEAR)
     chosen = torch.cat([near, engine.sample(RANDOM, "hedge", besides=near)]).sort().values
     broken = engine.run("square-hedge", plain(square, queries=QUERIES), chosen, access="score")
+    engine.escalated += [SQUARE_BROKE] if broken else []
     for turn, queries in enumerate((2000, 5000), 1):
         if broken:
             stage = anew(plain(square, queries=queries), turn)
@@ -149,20 +235,20 @@ def _sparse(engine: Engine) -> None:
     engine.run("apgd-t", plain(apgd_t, targets=5, **wide))
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=2, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_deep(engine: Engine) -> None:
     """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
     A sample that holds costs about 3100 gradient passes and 2000 forward passes in linf and l2 (4000 queries more where
     the first thousand broke anything); AutoAttack asks for 1900 and 5900.
     """
-    engine.look()
-    if engine.threat.norm == "l1":
-        _deep_sparse(engine)
-    else:
-        _deep_dense(engine)
+    _escalating(engine, _deep_sparse if engine.threat.norm == "l1" else _deep_dense, _deep_hedge)
+
+
+def _deep_hedge(engine: Engine) -> None:
     engine.run("fab-t", plain(fab_t, steps=100, targets=9), engine.closest(0.3, least=16))
     broken = engine.run("square", plain(square, queries=1000), access="score")
+    engine.escalated += [SQUARE_BROKE] if broken else []
     chosen = engine.survivors() if broken else engine.closest(0.2, least=16)
     engine.run("square-long", anew(plain(square, queries=5000), 1), chosen, access="score")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.attacks._apgd import apgd
 from robench.attacks._engine import Attack, Engine
@@ -21,6 +22,9 @@ SAMPLES = 20
 LOOKS = 50
 """Fresh draws that a find is judged by."""
 
+CALL_HOLD = 256
+"""Samples held at once for what draws in call order, so that ``--batch-size`` cannot move its draws."""
+
 
 @facts(version=1, norms=("linf", "l2", "l1"), access="all", randomness="call", protocol=True, draws=50)
 def autoattack_rand(engine: Engine) -> None:
@@ -31,13 +35,28 @@ def autoattack_rand(engine: Engine) -> None:
 
     Source: Croce & Hein, ICML 2020 (``version='rand'``); Athalye et al., ICML 2018, section 4.2 (EOT).
     """
+    with drawing(engine) as twin:
+        twin.look()
+        twin.run("apgd-ce-eot", once(apgd, stage=1, loss="ce", steps=100))
+        twin.run("apgd-dlr-eot", once(apgd, stage=2, loss=second_loss(twin), steps=100))
+
+
+def second_loss(engine: Engine) -> str:
+    """DLR, or the margin where there are too few classes for it."""
+    return "margin" if engine.clean is not None and engine.clean.shape[1] < 3 else "dlr"
+
+
+@contextmanager
+def drawing(engine: Engine) -> Iterator[Randomised]:
+    """The engine as one whose victims are looked at under many draws; what it finds goes back to the engine."""
     twin = Randomised(engine.model, engine.x, engine.y, engine.ids, engine.threat)
     vars(twin).update(vars(engine))
-    twin.look()
-    few = twin.clean is not None and twin.clean.shape[1] < 3
-    twin.run("apgd-ce-eot", once(apgd, stage=1, loss="ce", steps=100))
-    twin.run("apgd-dlr-eot", once(apgd, stage=2, loss="margin" if few else "dlr", steps=100))
-    vars(engine).update(vars(twin))
+    twin.draws, held, twin.hold = LOOKS, engine.hold, CALL_HOLD
+    try:
+        yield twin
+    finally:
+        vars(engine).update(vars(twin))
+        engine.hold = held
 
 
 def once(function: Callable[..., Tensor], *, stage: int, **params: object) -> Attack:
@@ -57,8 +76,8 @@ def once(function: Callable[..., Tensor], *, stage: int, **params: object) -> At
 class Randomised(Engine):
     """An engine whose victims are looked at under many draws, and whose finds are confirmed by fresh ones."""
 
-    def _victim(self, rows: Tensor, access: str) -> Victim:
-        victim = super()._victim(rows, access)
+    def _victim(self, rows: Tensor, access: str, source: nn.Module | None = None) -> Victim:
+        victim = super()._victim(rows, access, source)
         victim.samples, victim.seed = SAMPLES, self.seed
         victim.best_margin.fill_(torch.inf)
         return victim
@@ -70,12 +89,16 @@ class Randomised(Engine):
         if not len(seen):
             return
         told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "seed": self.seed}
-        found = judge_repeatedly(self.model, victim.x[seen], victim.y[seen], x_adv=victim.best[seen], draws=LOOKS, **told)
-        victim.forwards[seen] += LOOKS
+        told |= {"x_adv": victim.best[seen], "draws": self.draws}
+        found = judge_repeatedly(self.model, victim.x[seen], victim.y[seen], **told)
+        victim.forwards[seen] += self.draws
         victim.best_margin[seen] = found.margin.to(victim.best_margin).masked_fill(found.failed, torch.inf)
         victim.broken[seen] = found.broken()
 
-    def _take(self, victim: Victim, rows: Tensor) -> None:
+    def _reread(self, victim: Victim, source: nn.Module) -> None:
+        """Nothing to read here: fresh draws of the model itself decide on every point anyway."""
+
+    def _take(self, victim: Victim, rows: Tensor, *, elsewhere: bool = False) -> None:
         """Keep a stage's best points where fresh draws prefer them to the earlier ones."""
         margin = victim.best_margin.cpu()
         better = margin < self.best_margin[rows]

@@ -224,6 +224,9 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "attack": about["attack"],
                 "status": "failed",
                 "error": "no result: the cell did not finish",
+                "stage": "",
+                "stage_access": "",
+                "escalated": "",
             }
             quiet = dict.fromkeys(
                 ("draws", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0

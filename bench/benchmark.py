@@ -84,19 +84,20 @@ def work(job: Job) -> dict[str, Any]:
         start = time.process_time()
         found = TOOLS[job.tool](counted, x, y, threat, job.tool)
         seconds = time.process_time() - start
-        x_adv, by = found if isinstance(found, tuple) else (found, [""] * len(y))
+        x_adv = found.best if isinstance(found, Engine) else found[0] if isinstance(found, tuple) else found
         right = predict(model, x_adv, width=64).argmax(1) == y
     inside = (x_adv.double() - x.double()).flatten(1)
     size = inside.abs().amax(1) if threat.norm == "linf" else inside.norm(dim=1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "right": right.tolist(),
-        "by": by,
+        "by": _breakers(found, len(y)),
         "seconds": seconds,
         "forwards": counted.forwards / len(y),
         "backwards": counted.backwards / len(y),
         "peak_mb": (peak - before) / 1024,
         "largest": float(size.max()),
+        "escalated": "; ".join(dict.fromkeys(found.escalated)) if isinstance(found, Engine) else "",
     }
 
 
@@ -110,18 +111,25 @@ def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     return load_model(sources.models[label], context).net.eval(), images.images(), images.labels
 
 
-Found = Tensor | tuple[Tensor, list[str]]
-"""Images (N, ...), where the tool tells also with the name of the stage that broke each."""
+Found = Tensor | tuple[Tensor, list[str]] | Engine
+"""Images (N, ...), where the tool tells also with the name of what broke each; of our protocols the whole engine."""
 
 
-def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Found:
+def _protocol(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Engine:
     name, _, precision = tool.partition("@")
     engine = Engine(model, x, y, torch.arange(len(y)), threat, precision=precision or "float32")
     with untouched(model):
         catalog.ATTACKS[name].load()(engine)
     if precision and isinstance(model, Counted):
         model.forwards, model.backwards = (int(engine.books[book].sum()) for book in ("forwards", "backwards"))
-    return engine.best, [engine.waterfall[s].name if s >= 0 else "" for s in engine.stage.tolist()]
+    return engine
+
+
+def _breakers(found: Found, count: int) -> list[str]:
+    """What broke each image, where the tool tells."""
+    if isinstance(found, Engine):
+        return [found.waterfall[s].name if s >= 0 else "" for s in found.stage.tolist()]
+    return found[1] if isinstance(found, tuple) else [""] * count
 
 
 def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tool: str) -> Tensor:

@@ -50,6 +50,8 @@ class Attacked:
     """Whether the number can be believed, with reasons."""
     waterfall: pd.DataFrame
     """One row per stage: samples given, broken and remaining, seconds and passes."""
+    escalated: tuple[str, ...] = ()
+    """Why the protocol went beyond its ordinary stages; empty where it did not."""
 
     @property
     def robust_accuracy(self) -> Estimate:
@@ -141,7 +143,7 @@ def attack(
     frame = pd.DataFrame(rows).assign(**_lead("evasion", objects))
     robust = torch.tensor(((frame["score_adv"] > 0) & (frame["status"] == "ok")).to_numpy())
     stages = pd.DataFrame([asdict(stage) for stage in engine.waterfall])
-    return Attacked(robust, engine.best, frame, verdict(frame, watch), stages)
+    return Attacked(robust, engine.best, frame, verdict(frame, watch), stages, tuple(dict.fromkeys(engine.escalated)))
 
 
 @contextmanager

@@ -80,12 +80,13 @@ def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
 
 def _with_images(cell: Cell, context: Context) -> tuple[pd.DataFrame, Evidence]:
     from robench.evidence import collect
-    from robench.scenarios.evasion import hold_size, with_images
+    from robench.scenarios.evasion import CALL_HOLD, hold_size, with_images
     from robench.scenarios.objects import open_cell
 
     objects = open_cell(cell, context)
     x_adv, rows = with_images(objects, **cell.scenario.kwargs)
-    hold = hold_size(cell.scenario.kwargs["attack"]) or context.batch_size
+    drawn = any(row["draws"] for row in rows)
+    hold = CALL_HOLD if drawn else hold_size(cell.scenario.kwargs["attack"]) or context.batch_size
     return pd.DataFrame(rows), collect(objects, x_adv, rows, versions=versions(), hold=hold)
 
 

@@ -363,7 +363,7 @@ def _gradient(values: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
     if found is None:
         remedy = "attack it without gradients, or give it a substitute gradient"
         raise NoGradientError(must("the model's input gradient", "a tensor", None, remedy))
-    return found
+    return found.clone() if 0 in found.stride() else found
 
 
 def as_victim(victim: Victim | nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Victim:

@@ -20,10 +20,10 @@ TABLE: dict[str, str] = {
 """Name of an inference-time defence -> ``module:function``, ``f(model, *, ...)``, which returns the defended model."""
 
 _FUNCTIONS = ("bridged", "gradient_holes", "substitute")
-"""Substitute gradients for what lets none through (``robench.defenses.substitute`` and its like)."""
+"""Substitute gradients for what lets none through, from ``robench.bpda``, which attacks may import too."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module("robench.defenses._substitute"), name)
+        return getattr(importlib.import_module("robench.bpda"), name)
     raise AttributeError(f"module 'robench.defenses' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
-from robench.reports.text import interval, leaderboard_cells, tidy_cells
+from robench.reports.text import escalations, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
 _DRAWN = (security_curve, corruption_curve, scarcity_curve)
@@ -22,7 +22,7 @@ _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 _PLAIN = "(as it is)"
 
 
-@facts(version=2)
+@facts(version=3)
 def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title: str = "robench report") -> str:
     """The page as text; it loads nothing from elsewhere.
 
@@ -48,6 +48,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         board=_rows(_arranged(board, ranked)),
         verdicts=[str(v) for v in board["validity"]],
         flags=flags(table, ranked[1]),
+        escalations=escalations(table),
         pictures=_pictures(table),
         conditions=_conditions(table, threats, ranked),
         transfers=_rows(transfer_matrix(table)),

@@ -56,6 +56,8 @@ def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> 
     console.print(drawn)
     for reason in reasons(table):
         console.print(Text(reason, style="red"))
+    for line in escalations(table):
+        console.print(Text(line, style="yellow"))
 
 
 def reasons(table: pd.DataFrame) -> list[str]:
@@ -67,6 +69,15 @@ def reasons(table: pd.DataFrame) -> list[str]:
             condition = f" {row['condition']}" if row.get("condition") else ""
             found[f"{row['model']}{condition}{where}: {row['validity']}"] = None
     return list(found)
+
+
+def escalations(table: pd.DataFrame) -> list[str]:
+    """``model [condition] threat: escalated: why`` for every number whose protocol went beyond its ordinary stages."""
+    if "escalated" not in table:
+        return []
+    rows = table[table["escalated"].fillna("").astype(str) != ""]
+    parts = zip(rows["model"], rows["condition"], rows["threat"], rows["escalated"], strict=True)
+    return list(dict.fromkeys(f"{' '.join(filter(None, (m, c, t)))}: escalated: {why}" for m, c, t, why in parts))
 
 
 def percent(value: Any, *, digits: int = 1) -> str:

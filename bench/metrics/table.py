@@ -10,6 +10,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
 
@@ -23,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
-from robench.metrics.validity import SUSPICIOUS, Verdict, verdict
+from robench.metrics.validity import ESCALATED, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
-    "n_clean_correct", "n_unknown", "status", "validity", "seconds", "forwards", "backwards", "cell",
+    "n_clean_correct", "n_unknown", "status", "validity", "escalated", "seconds", "forwards", "backwards", "cell",
 )  # fmt: skip
 """The tidy table's columns, in order."""
 
@@ -206,6 +207,7 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
         "robust_accuracy_8bit": robust.robust_accuracy_8bit,
         "robust_accuracy_without_unknown": robust.robust_accuracy_without_unknown,
     }
+    more["escalated"] = "; ".join(note.removeprefix(ESCALATED) for note in found.notes if note.startswith(ESCALATED))
     yield from _all(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
 
 

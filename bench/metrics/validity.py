@@ -14,52 +14,16 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics.robust import worst_case
+from robench.thresholds import DEFAULTS, Thresholds
 
 SOUND, SUSPICIOUS = "sound", "suspicious"
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """From where on a sign of trouble makes a number suspicious."""
-
-    zero_gradient: float = 0.05
-    """Largest share of samples (sentinel) or of gradient passes (attacks) without any gradient."""
-    unstable: float = 0.005
-    """Largest share of rows on which two differently composed batches disagree."""
-    advantage: float = 0.01
-    """Largest share of samples by which an attack that sees less may beat the gradient attacks."""
-    rise: float = 0.01
-    """Largest rise of robust accuracy from a smaller to a larger eps."""
-    misleading: float = 0.1
-    """Largest share of samples whose gradient may disagree with finite differences."""
-    agreement: float = 0.85
-    """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
-    hidden: float = 0.045
-    """Largest mean share of the squared gradient on pixels where it is said to be zero."""
-    probabilities: float = 0.5
-    """Largest share of samples on which outputs may look like probabilities, as rounded ones do by chance."""
-    remainder: float = 0.02
-    """Largest share of samples that gradient-free stages may break after the gradient stages, all of them searched."""
-    missed: float = 0.05
-    """Largest share of samples that a short ascent of the sentinel may break and the attacks judged did not."""
-    disagreement: float = 0.1
-    """Largest share of samples that only one of two losses breaks."""
-    unfinished: float = 0.1
-    """Largest share of an ascent's survivors whose margin still falls in the last steps by ``late`` of all it fell."""
-    late: float = 0.05
-    """See ``unfinished``; the constant of Pintor et al. (I4)."""
-    few: int = 40
-    """Samples that short ascents are taken to have met where they met fewer, so that chance is no evidence."""
-    floor: int = 2
-    """Samples that an advantage or a rise must comprise; one sample of a small set is no evidence."""
-
-
-DEFAULTS = Thresholds()
+ESCALATED = "escalated: "
+"""What a note on a protocol's escalation begins with."""
 
 GRADED = ("white", "all")
 """Access of attacks that saw gradients; ``all`` is a protocol of stages with and without them."""
-GRADIENT_FREE = ("square", "sparse-rs", "noise", "nes", "spsa", "hop_skip_jump", "transfer")
-"""What the names of a protocol's stages without gradients begin with."""
+BLIND = ("score", "decision", "transfer")
+"""What a protocol's stages without gradients saw."""
 HEDGED = {"robench-standard": 48}
 """Random survivors, at least, on which a protocol searches without gradients before it ends."""
 
@@ -71,7 +35,7 @@ class Verdict:
     status: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the checks that found nothing can exclude, given their sample sizes."""
+    """What the checks that found nothing can exclude, given their sample sizes, and why protocols escalated."""
 
     @property
     def sound(self) -> bool:
@@ -229,6 +193,8 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame) -> Iterator[str
         watched = judged["broken_margin"].notna() if "broken_margin" in judged else judged["sample"].isna()
         yield from _excluded("gradients and outputs were looked at", len(judged), "correct samples")
         yield from _excluded("short ascents met", int(watched.sum()), "correct samples")
+    if "escalated" in evasion:
+        yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
     for protocol, most in HEDGED.items():
         rows = evasion[evasion["attack"].str.startswith(protocol)]
         for _, same in rows.groupby("threat"):
@@ -279,7 +245,7 @@ def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     if not graded.any():
         yield "no gradient attack was run"
         return
-    blind = graded & _gradient_free(rows)
+    blind = graded & (rows["score_clean"] > 0) & _blind(rows)
     gradient = _broken(rows[graded & ~blind], correct)
     for attack in sorted(set(rows.loc[~graded, "attack"])):
         rival = _broken(rows[rows["attack"] == attack], correct)
@@ -294,10 +260,16 @@ def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         yield f"{stages} broke {count} of {len(correct)} correct samples that gradient stages did not"
 
 
-def _gradient_free(rows: pd.DataFrame) -> pd.Series:
-    """Whether a protocol's stage without gradients broke the sample of each row."""
+def _blind(rows: pd.DataFrame) -> pd.Series:
+    """Whether a protocol's stage without gradients broke the sample of each row.
+
+    Rows of runs before stages told what they saw: theirs without gradients were two searches, by name.
+    """
+    if "stage_access" in rows and rows["stage_access"].notna().all():
+        return rows["stage_access"].isin(BLIND)
     stages = rows["stage"] if "stage" in rows else pd.Series("", index=rows.index)
-    return stages.fillna("").astype(str).str.startswith(GRADIENT_FREE)
+    older = stages.fillna("").astype(str).str.startswith(("square", "sparse-rs"))
+    return rows["stage_access"].isin(BLIND) | older if "stage_access" in rows else older
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:

@@ -20,7 +20,8 @@ class Lowered(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)
+        self.net = copy.deepcopy(model).to(torch.bfloat16)
+        self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for own, original in zip(self.net.modules(), model.modules(), strict=True):
             if isinstance(own, _EXACT):
                 own.float().load_state_dict(original.state_dict())
@@ -70,7 +71,9 @@ def lowered(model: nn.Module, x: Tensor, *, precision: str = "bfloat16") -> nn.M
         precision: ``bfloat16`` or ``tf32``.
     """
     wanted = _gradient(model, x)
-    for kind in _KINDS[precision] if wanted is not None else ():
+    if wanted is None:
+        return None
+    for kind in _KINDS[precision]:
         try:
             made = kind(model)
             found = _gradient(made, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from robench import catalog
 from robench.attacks._engine import Engine
+from robench.attacks._rand import CALL_HOLD
 from robench.devices import is_out_of_memory
 from robench.errors import ConfigError
 from robench.evidence import breaks_in_8bit, shown
@@ -26,8 +28,22 @@ from robench.victim import BOOKS, Victim
 HOLD = 4
 """Batches of samples that a protocol's engine holds at once: the larger, the fuller the last batches of a stage."""
 
-CALL_HOLD = 256
-"""Samples held at once for attacks that draw in call order, so that ``--batch-size`` cannot move their draws."""
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol adds to the rows of its samples."""
+
+    stage: list[str]
+    """What broke each sample, empty where nothing did."""
+    access: list[str]
+    """What that stage saw: ``white``, ``score``, ``decision`` or ``transfer``."""
+    escalated: str = ""
+    """Why the protocol went beyond its ordinary stages."""
+    draws: int = 0
+    """How many draws a randomised model's images are judged by; 0 for two looks."""
+
+
+NONE = Protocol([], [])
 
 
 @facts(version=5)
@@ -89,18 +105,23 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
             raise
         error = f"{type(raised).__name__}: {raised}"
     spent = (time.perf_counter() - start) / max(len(x), 1)
-    rows = walk(objects.holds(size=hold_size(attack)), lambda hold: _engine_rows(engine, hold, attack, error, spent))
+    size = CALL_HOLD if engine.draws else hold_size(attack)
+    rows = walk(objects.holds(size=size), lambda hold: _engine_rows(engine, hold, attack, error, spent))
     return engine, rows
 
 
 def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: float) -> list[dict[str, Any]]:
     """The engine's images of a hold's samples, judged; every row says which stage broke it."""
     places = torch.isin(engine.ids, hold.ids.cpu()).nonzero()[:, 0]
-    names = [engine.waterfall[s].name if s >= 0 else "" for s in engine.stage[places].tolist()]
+    stages = [engine.waterfall[s] if s >= 0 else None for s in engine.stage[places].tolist()]
+    by = Protocol(
+        [s.name if s else "" for s in stages], [s.access if s else "" for s in stages],
+        "; ".join(dict.fromkeys(engine.escalated)), engine.draws or int(_facts(attack).get("draws", 0)),
+    )  # fmt: skip
     told: dict[str, Any] = {"attack": attack, "threat": engine.threat, "task": engine.task, "error": error}
     books = {name: book[places].to(hold.x.device) for name, book in engine.books.items()}
     x_adv = engine.best[places].to(hold.x)
-    return judged(engine.model, hold, x_adv, books=books, stage=names, seconds=seconds, seed=engine.seed, **told)
+    return judged(engine.model, hold, x_adv, books=books, by=by, seconds=seconds, seed=engine.seed, **told)
 
 
 def attack_hold(
@@ -143,18 +164,17 @@ def judged(
     books: dict[str, Tensor],
     error: str = "",
     seconds: float = 0.0,
-    stage: list[str] | None = None,
+    by: Protocol = NONE,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The rows of images (N, ...) that an attack left, judged here and now; a randomised model's by many draws."""
-    score, prediction, margin, verdicts = _looks(model, hold, x_adv, attack, threat, task, seed)
+    score, prediction, margin, verdicts = _looks(model, hold, x_adv, by.draws, threat, task, seed)
     robust, attacked = ~task.broken(verdicts.score), ~task.broken(score)
     failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
     broken = ~(robust & attacked) & ~verdicts.failed
     images = shown(hold.x, x_adv, threat, projected=verdicts.projected, mistaken=~attacked)
     asked: dict[str, Any] = {"broken": broken, "threat": threat, "task": task, "width": hold.width}
-    draws = int(_facts(attack).get("draws", 0))
-    asked |= {"draws": draws, "seed": seed}
+    asked |= {"draws": by.draws, "seed": seed}
     return columns(
         sample=hold.ids,
         label=hold.y,
@@ -163,8 +183,10 @@ def judged(
         eps=threat.eps,
         attack=attack,
         access=_access(attack),
-        stage=stage or "",
-        draws=draws,
+        stage=by.stage or "",
+        stage_access=by.access or "",
+        escalated=by.escalated,
+        draws=by.draws,
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,
@@ -184,13 +206,12 @@ def judged(
 
 
 def _looks(
-    model: nn.Module, hold: Hold, x_adv: Tensor, attack: str, threat: ThreatModel, task: Task, seed: int
+    model: nn.Module, hold: Hold, x_adv: Tensor, draws: int, threat: ThreatModel, task: Task, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Verdicts]:
     """Score, prediction and margin of the clean images, (N,) each, and the verdicts on the attack's."""
     told: dict[str, Any] = {"threat": threat, "task": task, "width": hold.width}
-    draws = _facts(attack).get("draws")
     if draws:
-        told |= {"draws": int(draws), "seed": seed}
+        told |= {"draws": draws, "seed": seed}
         clean, found = (judge_repeatedly(model, hold.x, hold.y, x_adv=x, **told).decided() for x in (hold.x, x_adv))
         return clean.score, clean.prediction, clean.margin, found
     outputs = predict(model, hold.x, width=hold.width)

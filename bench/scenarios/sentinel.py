@@ -12,8 +12,9 @@ from robench.attacks._climb import cosine
 from robench.errors import NoGradientError
 from robench.inference import predict, second_look, untouched
 from robench.judge import judge
-from robench.ops.norms import Ball, per_sample, steepest
+from robench.ops.norms import Ball, steepest
 from robench.ops.random import Draws
+from robench.probing import FORWARDS, differ, slopes
 from robench.registry import facts
 from robench.scenarios.evasion import attack_hold
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -23,20 +24,11 @@ from robench.victim import Victim
 UNBOUNDED = "pgd(steps=20, loss='margin', step_size=0.1)"
 """Attack that must break every image when the whole box is allowed."""
 
-
-RANDOM_REACH, GRADIENT_REACH = 1e-2, 5e-4
-"""Root mean square change of a pixel in a finite difference: along random directions, where logits change little, long
-enough to step over the plateaus of 8-bit activations; along the gradient short enough for curved networks."""
-
-
 WATCHED, STEPS, LAST = 64, 40, 10
 """Samples that meet short ascents, drawn by their ids; the ascents' steps; and the last of them, which must gain little."""
 
 MOMENTUM = 0.75
 """Weight of the new step against the last movement."""
-
-FORWARDS = 5
-"""Passes over the same batch that must agree."""
 
 ASCENDED = ("linf", "l2")
 """Norms whose steepest direction the ascents take."""
@@ -134,64 +126,18 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
     try:
         outputs = victim.gradient(hold.x, rows, "ce").outputs
         victim.gradient(start, rows, "ce")
-        slopes = _slopes(victim, start, Draws(objects.cell.seed, hold.ids))
+        measured = slopes(victim, start, Draws(objects.cell.seed, hold.ids))
     except NoGradientError as error:
         nothing = torch.zeros_like(hold.y, dtype=torch.float32)
-        slopes = {"gradient_error": nothing + 1, "slope": nothing, "slope_claimed": nothing, "hidden": nothing}
+        measured = {"gradient_error": nothing + 1, "slope": nothing, "slope_claimed": nothing, "hidden": nothing}
         flags = {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, "gradient_dependent": nothing > 0}
-        return {**flags, **slopes}, str(error)
+        return {**flags, **measured}, str(error)
     flags = {
         "zero_gradient": victim.zero_gradients > 0,
         "nonfinite_gradient": victim.nonfinite_gradients > 0,
-        "gradient_dependent": _differ(outputs, predict(objects.net, hold.x, width=hold.width)),
+        "gradient_dependent": differ(outputs, predict(objects.net, hold.x, width=hold.width)),
     }
-    return {**flags, **slopes}, ""
-
-
-def _differ(first: Tensor, other: Tensor) -> Tensor:
-    """Whether two looks at the same images disagree by more than rounding, bool (N,)."""
-    return (first - other).abs().amax(1) > 1e-4 * first.norm(dim=1).clamp_min(1e-6)
-
-
-def _slopes(victim: Victim, points: Tensor, draws: Draws) -> dict[str, Tensor]:
-    """Slopes of the margin as differences measure them and as the gradient claims them, along four directions.
-
-    Returns:
-        ``gradient_error``, the relative error in [0, 1] over the gradient's and two random directions; ``slope`` and
-        ``slope_claimed`` along the first random one; ``hidden``, the estimated share of the squared gradient that lies on
-        pixels where it is claimed to be zero, in [0, 1]; (N,) each.
-    """
-    rows = torch.arange(len(points), device=points.device)
-    gradient = victim.gradient(points, rows, "margin").gradient
-    inside = (points > 0.04) & (points < 0.96)
-    first, second = (draws.normal("sentinel.slope", tuple(points.shape[1:]), step=i).to(points) for i in range(2))
-    pairs = []
-    for direction, reach in ((first, RANDOM_REACH), (second, RANDOM_REACH), (gradient, GRADIENT_REACH)):
-        unit = steepest(direction * inside, "l2")
-        pairs.append((_measured(victim, points, unit, reach), (gradient * unit).flatten(1).sum(1)))
-    a, b = (torch.stack(side).double().nan_to_num() for side in zip(*pairs, strict=True))
-    total = (a.norm(dim=0) + b.norm(dim=0)).clamp_min(1e-12)
-    hidden = _hidden(victim, points, gradient, first * inside)
-    return {"gradient_error": (a - b).norm(dim=0) / total, "slope": a[0], "slope_claimed": b[0], "hidden": hidden}
-
-
-def _measured(victim: Victim, points: Tensor, unit: Tensor, reach: float) -> Tensor:
-    """Slope of the loss (minus the margin) along unit vectors, from differences ``reach`` per pixel to either side, (N,)."""
-    rows, length = torch.arange(len(points), device=points.device), reach * points[0].numel() ** 0.5
-    ahead, behind = (victim.margins(points + sign * length * unit, rows) for sign in (1, -1))
-    return (behind - ahead) / (2 * length)
-
-
-def _hidden(victim: Victim, points: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
-    """Share of the squared gradient that lies on pixels where it is claimed to be zero, in [0, 1], (N,).
-
-    Along a random unit vector u of d pixels the mean of (g·u)² is |g|²/d, so one measured slope estimates |g|².
-    """
-    flat = gradient.flatten(1)
-    blank = (gradient.abs() <= 1e-6 * per_sample(flat.abs().amax(1), gradient)) & (direction != 0)
-    slope = _measured(victim, points, steepest(direction * blank, "l2"), RANDOM_REACH).double().nan_to_num()
-    power = slope**2 * blank.flatten(1).sum(1)
-    return power / (power + flat.double().square().sum(1)).clamp_min(1e-24)
+    return {**flags, **measured}, ""
 
 
 def _outputs(objects: Objects, hold: Hold, threat: ThreatModel) -> dict[str, Tensor]:
@@ -202,12 +148,12 @@ def _outputs(objects: Objects, hold: Hold, threat: ThreatModel) -> dict[str, Ten
     positive = torch.minimum(first, elsewhere).amin(1) >= -1e-5
     spread = (first.amax(1) - first.amin(1)).clamp_max(first.sum(1).abs())
     same_sum = (first.double().sum(1) - elsewhere.double().sum(1)).abs() <= 1e-5 * spread
-    random = torch.stack([_differ(first, other) for other in again]).any(0)
+    random = torch.stack([differ(first, other) for other in again]).any(0)
     unbounded = ThreatModel.parse("linf(1)")
     _, rows = attack_hold(objects.net, hold, attack=UNBOUNDED, threat=unbounded, seed=objects.cell.seed)
     return {
         "unbounded_broken": torch.tensor([row["score_adv"] < 1 for row in rows], device=hold.x.device),
         "probabilities": positive & same_sum,
         "random": random,
-        "batch_dependent": _differ(first, company) & ~random,
+        "batch_dependent": differ(first, company) & ~random,
     }

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import pgd
+from robench.bpda import STAND_INS
 from robench.defenses import bridged, gradient_holes, substitute
 from robench.defenses._bit_depth import bit_depth
 from robench.defenses._jpeg import Jpeg, compressed, cosines, jpeg, quantisation
-from robench.defenses._substitute import STAND_INS
 from robench.errors import ConfigError, ModelError
 from robench.inference import fingerprint, predict
 from robench.ops.random import Draws

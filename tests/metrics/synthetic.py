@@ -126,7 +126,9 @@ def protocol(model: str, name: str = "robench-standard") -> pd.DataFrame:
     rows = evasion(model, attacks=("pgd(steps=40)",))
     rows = rows[rows["threat"] == "linf(8/255)"].assign(attack=name, access="all")
     broken = rows["score_adv"].eq(0) & rows["score_clean"].gt(0)
-    return rows.assign(stage=np.where(rows["score_clean"].eq(0), "clean", np.where(broken, "sieve", "")))
+    stage = np.where(rows["score_clean"].eq(0), "clean", np.where(broken, "sieve", ""))
+    access = np.where(stage == "clean", "score", np.where(stage == "sieve", "white", ""))
+    return rows.assign(stage=stage, stage_access=access, escalated="")
 
 
 def corruption(model: str) -> pd.DataFrame:

@@ -22,7 +22,7 @@ def pick(table: pd.DataFrame, **where: object) -> pd.DataFrame:
 def test_columns_stand_in_the_promised_order(table):
     assert ",".join(table.columns) == (
         "model,dataset,scenario,condition,threat,eps,attack,metric,value,ci_low,ci_high,n,n_clean_correct,n_unknown,"
-        "status,validity,seconds,forwards,backwards,cell"
+        "status,validity,escalated,seconds,forwards,backwards,cell"
     )
     assert tuple(tidy({}).columns) == COLUMNS and len(tidy({})) == 0
 

@@ -167,14 +167,39 @@ def test_a_protocol_counts_as_both_kinds_of_access(synthetic):
     assert "zero gradients in 50.0 %" in verdict(rows.assign(zero_gradients=20), sentinel).reasons[0]
 
 
-@pytest.mark.parametrize("stage", ["square-hedge", "square-2000", "square"])
-def test_stages_without_gradients_must_not_find_what_gradients_missed(synthetic, stage):
+@pytest.mark.parametrize("access", ["score", "decision", "transfer"])
+def test_stages_without_gradients_must_not_find_what_gradients_missed(synthetic, access):
     rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
     sieved = rows.index[rows["stage"] == "sieve"]
-    assert verdict(rows.assign(stage=rows["stage"].where(rows.index != sieved[0], stage)), sentinel).sound
-    found = verdict(rows.assign(stage=rows["stage"].where(~rows.index.isin(sieved[:9]), stage)), sentinel)
-    assert found.reasons == (f"{stage} broke 9 of 57 correct samples that gradient stages did not",)
-    assert verdict(rows.drop(columns="stage"), sentinel).sound
+
+    def relabelled(chosen: pd.Index) -> pd.DataFrame:
+        other = rows.index.isin(chosen)
+        return rows.assign(stage=rows["stage"].mask(other, "late"), stage_access=rows["stage_access"].mask(other, access))
+
+    assert verdict(relabelled(sieved[:1]), sentinel).sound
+    found = verdict(relabelled(sieved[:9]), sentinel)
+    assert found.reasons == ("late broke 9 of 57 correct samples that gradient stages did not",)
+    assert verdict(rows.assign(stage=rows["stage"].replace("sieve", "square-like")), sentinel).sound
+
+
+@pytest.mark.parametrize("stage", ["square-near", "square-random", "square", "sparse-rs"])
+def test_rows_of_runs_before_stages_told_what_they_saw_are_judged_by_their_names(synthetic, stage):
+    rows, sentinel = synthetic.protocol("trained").drop(columns=["stage_access", "escalated"]), synthetic.sentinel("trained")
+    sieved = rows.index[rows["stage"] == "sieve"]
+    found = rows.assign(stage=rows["stage"].where(~rows.index.isin(sieved[:9]), stage))
+    reason = f"{stage} broke 9 of 57 correct samples that gradient stages did not"
+    assert verdict(found, sentinel).reasons == (reason,)
+    both = pd.concat([found.assign(attack="robench-deep"), synthetic.protocol("trained")], ignore_index=True)
+    assert verdict(both, sentinel).sound and verdict(rows.drop(columns="stage"), sentinel).sound
+    mixed = pd.concat([found, synthetic.protocol("trained").assign(sample=lambda r: r["sample"] + 100)], ignore_index=True)
+    assert "broke 9 of" in " ".join(verdict(mixed, sentinel).reasons)
+
+
+def test_an_escalation_is_a_note_and_no_reason(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    found = verdict(rows.assign(escalated="square broke survivors"), sentinel)
+    assert found.sound and "escalated: square broke survivors" in found.notes
+    assert not any(note.startswith("escalated") for note in verdict(rows, sentinel).notes)
 
 
 def test_notes_say_what_the_samples_looked_at_can_exclude(synthetic):

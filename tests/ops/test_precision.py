@@ -62,7 +62,7 @@ def engine(net: nn.Module, digits, scout: nn.Module | None, **more: object) -> E
     x, y = digits
     made = Engine(net, x, y, torch.arange(len(y)), THREAT, **more)
     made.look()
-    made.scout = scout
+    made.source, made.rough = scout, scout is not None
     made.run("sieve", sieve(10))
     made.run("scaled-ce", polish("scaled_ce", 10))
     return made
@@ -90,7 +90,8 @@ def test_without_a_gradient_to_agree_with_there_is_no_copy(net, digits):
     assert lowered(Rounded(net), digits[0]) is None
     made = Engine(Rounded(net), *digits, torch.arange(64), THREAT, precision="bfloat16")
     made.lower()
-    assert made.scout is None
+    assert made.source is None
+    assert not made.rough
 
 
 @pytest.mark.parametrize("shift", [-50.0, 50.0], ids=["sees breaks everywhere", "is sure of everything"])

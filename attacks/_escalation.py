@@ -1,0 +1,193 @@
+"""What a protocol asks of a model before it searches, and other models to search on where the gradients mislead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._engine import Engine
+from robench.bpda import bridged
+from robench.devices import is_out_of_memory
+from robench.errors import NoGradientError, RobenchError
+from robench.inference import predict
+from robench.ops.chance import seeded
+from robench.ops.random import Draws
+from robench.probing import FORWARDS, differ, slopes
+from robench.spec import ThreatModel
+from robench.thresholds import DEFAULTS
+from robench.victim import Victim
+
+log = logging.getLogger(__name__)
+
+PROBED, SHOWN = 32, 8
+"""Correct samples that are probed, drawn by their ids, and how many of them the layers are looked at with."""
+
+COPIES = 8
+"""Noisy copies of an image whose mean output a smoothed model gives."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to search on in place of the one attacked."""
+
+    name: str
+    model: nn.Module
+    layers: tuple[str, ...] = ()
+    """What got a substitute gradient."""
+
+
+@dataclass
+class Flags:
+    """What the probe found."""
+
+    random: bool = False
+    missing: str = ""
+    """Why there is no gradient at all."""
+    troubles: list[str] = field(default_factory=list)
+    """What is wrong with the gradients."""
+    sources: list[Source] = field(default_factory=list)
+
+
+def begin(engine: Engine) -> Flags:
+    """Ask for the clean images, and probe a few of those that are right; the reasons to escalate go to the engine.
+
+    The points that the probe looks at count for nothing but its cost, so that a model without a flag is searched as if
+    there were no probe. It costs 16 forward and 3 backward passes on 32 samples.
+    """
+    with seeded(engine.seed, "probe.clean", device=engine.device):
+        engine.look()
+    flags, rows = Flags(), engine.sample(PROBED, "probe")
+    with _held_together(engine):
+        engine.run("probe", lambda victim, draws: _probe(flags, victim, draws), rows)
+    engine.escalated += ["the model's output is random"] if flags.random else []
+    engine.escalated += flags.troubles
+    if flags.troubles:
+        substitutes(engine, flags)
+    return flags
+
+
+def substitutes(engine: Engine, flags: Flags) -> None:
+    """Look for layers that need substitute gradients; the copies go to the flags, the layers' names to the reasons."""
+    with seeded(engine.seed, "probe.sources", device=engine.device):
+        flags.sources = _sources(engine, torch.arange(min(SHOWN, len(engine.x))))
+    layers = sorted({layer for source in flags.sources for layer in source.layers})
+    engine.escalated += [f"substitute gradients for {', '.join(layers)}"] if layers else []
+
+
+@contextmanager
+def _held_together(engine: Engine) -> Iterator[None]:
+    held = engine.hold
+    engine.hold = max(held, PROBED)
+    try:
+        yield
+    finally:
+        engine.hold = held
+
+
+def _probe(flags: Flags, victim: Victim, draws: Draws) -> None:
+    """Fill in what looks at a victim's samples tell, and charge them."""
+    looks, device = [], victim.x.device
+    for draw in range(FORWARDS):
+        with seeded(draws.seed, "probe", draw=draw, device=device):
+            looks.append(predict(victim.model, victim.x, width=victim.width))
+    flags.random = any(bool(differ(looks[0], other).any()) for other in looks[1:])
+    model = Still(victim.model, draws.seed) if flags.random else victim.model
+    part = Victim(model, victim.x, victim.y, threat=victim.threat, task=victim.task, width=victim.width)
+    try:
+        flags.troubles = _troubles(part, draws, None if flags.random else looks[0])
+    except NoGradientError as error:
+        flags.missing = str(error)
+        flags.troubles = ["the model returns no gradient"]
+    victim.forwards += FORWARDS + part.forwards
+    victim.backwards += part.backwards
+
+
+def _troubles(victim: Victim, draws: Draws, before: Tensor | None) -> list[str]:
+    """What is wrong with the gradients at the images and at random points of their balls, by the verdict's limits."""
+    rows, count = torch.arange(len(victim.x), device=victim.x.device), len(victim.x)
+    start = victim.ball.random(draws, "probe")
+    outputs = victim.gradient(victim.x, rows, "ce").outputs
+    victim.gradient(start, rows, "ce")
+    found, least = slopes(victim, start, draws), min(DEFAULTS.floor, count)
+    zero, wrong = int((victim.zero_gradients > 0).sum()), int((found["gradient_error"] > 0.5).sum())
+    cosine, hidden = agreement(found["slope"], found["slope_claimed"]), float(found["hidden"].mean())
+    told = {
+        f"zero gradients on {zero} of {count} samples": zero >= least and zero > DEFAULTS.zero_gradient * count,
+        "non-finite gradients": bool((victim.nonfinite_gradients > 0).any()),
+        f"gradients disagree with finite differences on {wrong} of {count} samples": wrong >= least
+        and wrong > DEFAULTS.misleading * count,
+        f"slopes agree with the gradient by a cosine of {cosine:.2f} only": cosine < DEFAULTS.agreement,
+        f"{100 * hidden:.0f} % of the squared gradient are hidden": hidden > DEFAULTS.hidden,
+        "the output changes when a gradient is asked for": before is not None and bool(differ(outputs, before).any()),
+    }
+    return [text for text, true in told.items() if true]
+
+
+def agreement(measured: Tensor, claimed: Tensor) -> float:
+    """Cosine between slopes (N,) as measured and as the gradient has them; 1 where both are zero throughout."""
+    norms = float(measured.norm() * claimed.norm())
+    return float(measured @ claimed) / norms if norms else float(not (measured.any() or claimed.any()))
+
+
+class Still(nn.Module):
+    """A randomised model that draws the same at every look."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.model, self.seed = model, seed
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with seeded(self.seed, "probe.still", device=x.device):
+            outputs: Tensor = self.model(x)
+        return outputs
+
+
+def _sources(engine: Engine, rows: Tensor) -> list[Source]:
+    """Copies of the model with substitute gradients, the sparing one first; none where nothing can be substituted."""
+    found: list[Source] = []
+    x, y = engine.x[rows].to(engine.device), engine.y[rows].to(engine.device)
+    for name, thorough in (("bpda", False), ("bpda-thorough", True)):
+        try:
+            twin, layers = bridged(engine.model, x, thorough=thorough)
+            victim = Victim(twin, x, y, threat=engine.threat, task=engine.task, width=engine.width)
+            victim.gradient(x, torch.arange(len(x), device=x.device), "margin")
+        except (RobenchError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise  # all else is a model that cannot be copied or traced: it is searched without a copy
+            log.info("no copy with substitute gradients: %s", error)
+            continue
+        if layers and tuple(layers) not in [source.layers for source in found]:
+            found.append(Source(name, twin, tuple(layers)))
+    return found
+
+
+class Smoothed(nn.Module):
+    """A model's mean output over an image with noise: its gradient is the slope over a distance.
+
+    The noise is the same for every image, half the ball's size per pixel.
+
+    Source: Athalye et al., ICML 2018, section 4.2; Tramer et al., NeurIPS 2020, section 5 (k-winners-take-all).
+    """
+
+    passes = COPIES
+    """Passes of the model that one pass of this one takes."""
+
+    def __init__(self, model: nn.Module, shape: torch.Size, *, threat: ThreatModel, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        size = 1.0 if threat.norm == "linf" else shape.numel() ** -0.5
+        ids = torch.arange(COPIES // 2)
+        noise = Draws(seed, ids).normal("smoothed", tuple(shape)) * min(0.5 * threat.eps * size, 0.25)
+        self.register_buffer("noise", torch.cat([noise, -noise]).float())
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise: Tensor = self.noise  # type: ignore[assignment]
+        total: Tensor = sum(self.model((x + one.to(x)).clamp(0, 1)) for one in noise)  # type: ignore[assignment]
+        return total / len(noise)

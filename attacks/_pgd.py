@@ -62,16 +62,18 @@ def pgd(
     for restart in range(restarts):
         rows = victim.alive()
         points = victim.ball[rows].random(seeds[rows], "pgd.start", step=restart) if random_start else x[rows]
-        memory = torch.zeros_like(points)
+        memory, ball = torch.zeros_like(points), victim.ball[rows]
         for _ in range(steps):
             if not len(rows):
                 break
-            found = victim.gradient(points, rows, loss)
-            keep = ~victim.broken[rows]
-            rows, memory = rows[keep], _direction(found.gradient[keep], memory[keep], momentum)
-            points = victim.ball[rows].project(points[keep] + size * steepest(memory, threat.norm))
+            gradient = victim.gradient(points, rows, loss, inside=True).gradient
+            keep = (~victim.broken[rows]).nonzero()[:, 0]
+            if len(keep) < len(rows):
+                rows, memory, gradient, points, ball = (v[keep] for v in (rows, memory, gradient, points, ball))
+            memory = _direction(gradient, memory, momentum)
+            points = ball.project(steepest(memory, threat.norm).mul_(size).add_(points))
         if len(rows):
-            victim.margins(points, rows)
+            victim.margins(points, rows, inside=True)
     return victim.result()
 
 

@@ -29,7 +29,7 @@ _MEMORY = 0.95
 """What each batch leaves of a sample's earlier record of improvements."""
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="score", randomness="per_sample", targeted=True)
+@facts(version=2, norms=("linf", "l2", "l1"), access="score", randomness="per_sample", targeted=True)
 def square(
     victim: Victim | nn.Module,
     x: Tensor,

@@ -273,7 +273,7 @@ class Victim:
     def _chunked(self, look: Callable[[int, int], tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
         """What a look returns, margins first, for all of ``count`` points, in chunks of the protocol's width."""
         parts = [self._averaged(partial(look, a, b)) for a, b in chunks(count, self.width)]
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _averaged(self, look: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """A look itself, or of a randomised model a quartile of its first column and the means of the others."""

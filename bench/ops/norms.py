@@ -86,7 +86,7 @@ class Ball:
         """
         if self.threat.norm == "linf":
             low, high = self._bounds
-            return torch.minimum(torch.maximum(points, low), high)
+            return torch.clamp(points, low, high)
         if math.isinf(self.threat.eps):
             return points.clamp(0, 1)
         delta = points.double() - self.x.double()

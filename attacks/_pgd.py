@@ -69,7 +69,8 @@ def pgd(
             gradient = victim.gradient(points, rows, loss, inside=True).gradient
             keep = (~victim.broken[rows]).nonzero()[:, 0]
             if len(keep) < len(rows):
-                rows, memory, gradient, points, ball = (v[keep] for v in (rows, memory, gradient, points, ball))
+                rows, memory, gradient, points = (v[keep] for v in (rows, memory, gradient, points))
+                ball = ball[keep]
             memory = _direction(gradient, memory, momentum)
             points = ball.project(steepest(memory, threat.norm).mul_(size).add_(points))
         if len(rows):

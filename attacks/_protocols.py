@@ -33,7 +33,7 @@ from robench.registry import facts
 from robench.spec import ThreatModel
 from robench.victim import BOOKS, Victim
 
-NEAR, RANDOM, QUERIES = 16, 48, 500
+NEAR, RANDOM, QUERIES = 16, 48, 250
 """Survivors, the nearest and random others, that meet a short gradient-free search, one full batch; and its queries."""
 
 SQUARE_BROKE = "square broke survivors"
@@ -101,7 +101,7 @@ def _complete(engine: Engine, *, fused: bool) -> None:
     engine.run("square", plain(square, queries=5000), access="score")
 
 
-@facts(version=2, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=3, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
     """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins.
 
@@ -113,16 +113,15 @@ def robench_standard(engine: Engine) -> None:
 def _dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
-    for turn in range(4):
+    for turn in range(2):
         engine.run(f"diversified-{turn}", diversified(turn))
-    engine.run("scaled-ce", polish("scaled_ce"))
-    for turn in range(4, 12):
+    for turn in range(2, 12):
         broken = engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=8))
-        if turn > 4 and not broken:
+        if turn > 2 and not broken:
             break
-    _outwards(engine, "ladder-random", ladder(4, diverse=True), share=0.15, least=8)
-    _outwards(engine, "ladder-best", ladder(9, diverse=False), share=0.1, least=6)
-    _outwards(engine, "frontier", frontier(16), share=0.05, least=6)
+    _outwards(engine, "ladder-random", ladder(4, 20, diverse=True), share=0.15, least=8)
+    _outwards(engine, "ladder-best", ladder(9, 20, diverse=False), share=0.1, least=4)
+    _outwards(engine, "frontier", frontier(8), share=0.1, least=6)
 
 
 def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callable[[Engine], None]) -> None:
@@ -235,7 +234,7 @@ def _sparse(engine: Engine) -> None:
     engine.run("apgd-t", plain(apgd_t, targets=5, **wide))
 
 
-@facts(version=2, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=3, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_deep(engine: Engine) -> None:
     """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
@@ -246,25 +245,26 @@ def robench_deep(engine: Engine) -> None:
 
 
 def _deep_hedge(engine: Engine) -> None:
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9), engine.closest(0.3, least=16))
+    engine.run("fab-t", plain(fab_t, steps=100, targets=9), engine.closest(0.3, least=8))
     broken = engine.run("square", plain(square, queries=1000), access="score")
     engine.escalated += [SQUARE_BROKE] if broken else []
-    chosen = engine.survivors() if broken else engine.closest(0.2, least=16)
+    chosen = engine.survivors() if broken else engine.closest(0.2, least=8)
     engine.run("square-long", anew(plain(square, queries=5000), 1), chosen, access="score")
 
 
 def _deep_dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
-    for turn in range(18):
-        engine.run(f"diversified-{turn}", diversified(turn))
+    for turn in range(12):
+        other = {"before": 7, "steps": 10, "loss": "margin"} if turn % 2 else {}
+        engine.run(f"diversified-{turn}", diversified(turn, **other))
     engine.run("apgd-ce", plain(apgd, loss="ce", steps=100))
     engine.run("scaled-ce", polish("scaled_ce"))
     engine.run("probability-margin", polish("probability_margin"))
-    engine.run("targets-random", ladder(9, 100, diverse=True))
-    engine.run("targets-best", ladder(9, 100, diverse=False))
-    engine.run("frontier", frontier(50), engine.closest(0.05, least=8))
-    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9), engine.closest(0.3, least=16))
+    engine.run("targets-random", ladder(9, 50, diverse=True))
+    engine.run("targets-best", ladder(9, 50, diverse=False))
+    _outwards(engine, "frontier", frontier(50), share=0.05, least=6)
+    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9), engine.closest(0.3, least=8))
 
 
 def _deep_sparse(engine: Engine) -> None:

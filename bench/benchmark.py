@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from robench import catalog
 from robench.attacks._engine import Engine
 from robench.attacks._pgd import pgd
 from robench.devices import exact_arithmetic
+from robench.files import write_atomically
 from robench.inference import predict, untouched
 from robench.ops.random import Draws
 from robench.sources import resolve_sources
-from robench.spec import Artifact, Context, Ref, ThreatModel
+from robench.spec import Artifact, Context, Ref, ThreatModel, canonical, sha256
 from robench.workshop import load, load_model
 from robench.zoo.entries import ZOO
 
@@ -200,15 +202,20 @@ TOOLS: dict[str, Callable[..., Found]] = {
 }
 
 
-def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFrame:
+def compare(jobs: Sequence[Job], reference: str = "pyautoattack", *, reuse: bool = False) -> pd.DataFrame:
     """One row per job: robust accuracy, images broken only by it or only by the reference, cost and ratio of times.
 
-    ``ratio`` is the reference's time over the tool's, on the same model, data and threat.
+    ``ratio`` is the reference's time over the tool's, on the same model, data and threat; missing where one of the two was
+    measured in another run.
+
+    Args:
+        jobs: What to run, in this order.
+        reference: Tool that the others are set beside.
+        reuse: Take what a peer found in an earlier run from the store, where it is there.
     """
     rows, masks = [], {}
     for job in jobs:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(work, (job,))
+        found = _result(job, reuse=reuse and job.tool in PEERS)
         key = (job.model, job.data, job.threat, job.n)
         right = torch.tensor(found.pop("right"))
         masks[(*key, job.tool)] = right, found.pop("by")
@@ -218,6 +225,19 @@ def compare(jobs: Sequence[Job], reference: str = "pyautoattack") -> pd.DataFram
         click.echo(f"{job.tool} on {job.model}, {job.threat}: {told}", err=True)
     table = pd.DataFrame(rows)
     return pd.concat([table, pd.DataFrame([_beside(r, rows, masks, reference) for r in rows])], axis=1)
+
+
+def _result(job: Job, *, reuse: bool) -> dict[str, Any]:
+    """What ``work`` tells, from a fresh process or, where that is wanted, from the store; it is kept there in any case."""
+    digest = sha256(canonical(list(astuple(job)[:-1])))
+    place = Path(job.store) / "results" / f"{digest}.json"
+    if reuse and place.is_file():
+        stored: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return {**stored, "reused": True}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found: dict[str, Any] = pool.apply(work, (job,))
+    write_atomically(place, json.dumps(found).encode())
+    return {**found, "reused": False}
 
 
 def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, Any], reference: str) -> dict[str, Any]:
@@ -233,7 +253,7 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, An
         "only_reference": len(missed),
         "gained": ", ".join(f"{i} ({by[i]})" for i in gained),
         "missed": ", ".join(f"{i} ({found_by[i]})" for i in missed),
-        "ratio": other["seconds"] / row["seconds"],
+        "ratio": None if row["reused"] != other["reused"] else other["seconds"] / row["seconds"],
     }
 
 
@@ -245,11 +265,12 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, An
 @click.option("--n", default=200, show_default=True, help="Test images.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--trust", is_flag=True, help="Factories are code: run them.")
+@click.option("--reuse", is_flag=True, help="Take what peers found in earlier runs from the store.")
 @click.option("--store", default="runs/bench", show_default=True, help="Folder that keeps networks named as trained(...).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-attacks.csv"), show_default=True)
 def main(
     models: tuple[str, ...], data: str, threats: tuple[str, ...], tools: tuple[str, ...], n: int, threads: int, trust: bool,
-    store: str, out: Path,
+    reuse: bool, store: str, out: Path,
 ) -> None:  # fmt: skip
     """Compare attacks across libraries on the same images."""
     missing = {t for t, module in PEERS.items() if importlib.util.find_spec(module) is None}
@@ -258,7 +279,7 @@ def main(
         click.echo(f"{tool} left out: its package is not installed (pip install 'robench[peers]')", err=True)
     named = models or ("digits-pgd-at", "digits-trades", "digits-standard", "digits-vit")
     jobs = [Job(tool, m, data, threat, n, threads, trust, store) for m in named for threat in threats for tool in chosen]
-    table = compare(jobs)
+    table = compare(jobs, reuse=reuse)
     out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(out, index=False)
     click.echo(table.to_markdown(index=False, floatfmt=".3f"))

@@ -25,7 +25,7 @@ def sieve(steps: int = 20, *, loss: str = "scaled_ce") -> Attack:
     Per gradient the scaled cross-entropy breaks several times as many of the hard samples as the margin does: it follows
     whichever class comes near, without the saturation of the plain one.
 
-    Source: Xu et al., 2022 (MIFPE: the scaled cross-entropy).
+    Source: Yu & Xu, CVPR 2023 (the loss).
     """
 
     def attack(victim: Victim, draws: Draws) -> None:

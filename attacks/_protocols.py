@@ -238,7 +238,7 @@ def _sparse(engine: Engine) -> None:
 def robench_deep(engine: Engine) -> None:
     """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
-    A sample that holds costs about 3100 gradient passes and 2000 forward passes in linf and l2 (4000 queries more where
+    A sample that holds costs about 2000 gradient passes and 2000 forward passes in linf and l2 (4000 queries more where
     the first thousand broke anything); AutoAttack asks for 1900 and 5900.
     """
     _escalating(engine, _deep_sparse if engine.threat.norm == "l1" else _deep_dense, _deep_hedge)

@@ -112,7 +112,7 @@ def short(monkeypatch):
     monkeypatch.setattr(_protocols, "frontier", lambda restarts: frontier(2, steps=3))
     monkeypatch.setattr(_protocols, "polish", lambda loss: polish(loss, 3))
     monkeypatch.setattr(_protocols, "sieve", lambda: sieve(8))
-    monkeypatch.setattr(_protocols, "diversified", lambda turn: diversified(turn, before=1, steps=3))
+    monkeypatch.setattr(_protocols, "diversified", lambda turn, **m: diversified(turn, **{**m, "before": 1, "steps": 3}))
     monkeypatch.setattr(_rand, "SAMPLES", 6)
 
 

@@ -101,7 +101,7 @@ def short(monkeypatch):
     monkeypatch.setattr(_protocols, "frontier", lambda restarts: frontier(4, steps=5))
     diversified = _protocols.diversified
     monkeypatch.setattr(_protocols, "polish", lambda loss: polish(loss, 5))
-    monkeypatch.setattr(_protocols, "diversified", lambda turn: diversified(turn, before=2, steps=3))
+    monkeypatch.setattr(_protocols, "diversified", lambda turn, **m: diversified(turn, **{**m, "before": 2, "steps": 3}))
 
 
 # --- promise 1 and 2

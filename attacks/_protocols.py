@@ -203,26 +203,35 @@ def _require_gradient(flags: Flags) -> None:
         raise NoGradientError(flags.missing)
 
 
-def _outwards(engine: Engine, name: str, attack: Attack, *, share: float, least: int) -> None:
-    """A dear stage on the nearest share of the survivors; as long as it breaks any, on the next nearest."""
-    met = torch.zeros(0, dtype=torch.int64)
+def _outwards(engine: Engine, name: str, attack: Attack, *, share: float, least: int, access: str = "white") -> int:
+    """How many a dear stage breaks on the nearest share of the survivors and, as long as it breaks any, on the next ones."""
+    met, total = torch.zeros(0, dtype=torch.int64), 0
     for turn in range(1, len(engine.x) + 1):
         rows = engine.closest(share, least=least, besides=met)
         met = torch.cat([met, rows])
-        if not engine.run(name if turn == 1 else f"{name}-{turn}", attack, rows):
-            return
+        broken = engine.run(name if turn == 1 else f"{name}-{turn}", attack, rows, access=access)
+        if not broken:
+            break
+        total += broken
+    return total
 
 
 def _hedge(engine: Engine) -> None:
-    """A short search without gradients on near and on random survivors; while it breaks any, a longer one on all."""
+    """A short search without gradients on near and on random survivors; while it breaks any, a longer one.
+
+    Where it breaks random ones, the longer one meets all survivors, else the nearest quarter and what lies next to it as
+    long as any breaks.
+    """
     near = engine.closest(0.0, least=NEAR)
-    chosen = torch.cat([near, engine.sample(RANDOM, "hedge", besides=near)]).sort().values
+    others = engine.sample(RANDOM, "hedge", besides=near)
+    chosen = torch.cat([near, others]).sort().values
     broken = engine.run("square-hedge", plain(square, queries=QUERIES), chosen, access="score")
     engine.escalated += [SQUARE_BROKE] if broken else []
+    share = 1.0 if bool(engine.broken[others].any()) else 0.25
     for turn, queries in enumerate((2000, 5000), 1):
         if broken:
             stage = anew(plain(square, queries=queries), turn)
-            broken = engine.run(f"square-{queries}", stage, access="score")
+            broken = _outwards(engine, f"square-{queries}", stage, share=share, least=64, access="score")
             engine.run(f"apgd-ce-{turn}", anew(plain(apgd, loss="ce", steps=100), turn))
 
 

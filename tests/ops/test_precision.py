@@ -94,7 +94,7 @@ def test_without_a_gradient_to_agree_with_there_is_no_copy(net, digits):
     assert not made.rough
 
 
-@pytest.mark.parametrize("shift", [-50.0, 50.0], ids=["sees breaks everywhere", "is sure of everything"])
+@pytest.mark.parametrize("shift", [-50.0, 1.0], ids=["sees breaks everywhere", "is sure of everything"])
 def test_what_counts_is_the_model_whatever_the_scout_says(net, digits, shift):
     misled = engine(net, digits, Shifted(net, shift))
     margin = net(misled.best).detach()

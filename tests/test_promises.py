@@ -218,7 +218,7 @@ def test_robust_accuracy_is_where_verdicts_could_differ(reference):
     assert worst["value"].between(0.2, 0.8).all() and len(worst) == 1
 
 
-@pytest.mark.parametrize("size", [7, 64, 500])
+@pytest.mark.parametrize("size", [7, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 500))])
 def test_batch_size_changes_nothing(reference, tmp_path, size):
     suite, _, table = reference
     api.run(str(suite), out=tmp_path / "run", device="cpu", workers=1, batch_size=size)

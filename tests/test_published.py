@@ -41,6 +41,7 @@ def test_published_clean_accuracy(published, mnist, name: str, count: int, perce
     assert round(float(correct) * 100, 1) == percent
 
 
+@pytest.mark.slow
 def test_robust_accuracy_lies_between_the_proved_bound_and_plain_pgd(published, mnist) -> None:
     """kw_mnist_0.1: verified on 94.2 % of all images, so an attack that finds less would be wrong."""
     model = published("kw_mnist_0.1")

@@ -37,6 +37,7 @@ def test_data_sets_have_lines_of_their_own(frames):
     assert list(found)[:3] == ["dataset", "threat", "surrogate"] and len(found) == 12
 
 
+@pytest.mark.slow
 def test_the_page_and_the_folder_hold_it_only_where_something_was_transferred(frames, synthetic, tmp_path):
     text = page(tidy(frames))
     assert "<h2>Transfer between models</h2>" in text and "<th>its int8</th>" in text

@@ -40,7 +40,7 @@ def shown(rows: pd.DataFrame, capsys) -> None:
 FEW = ("BitDepth", "Boxed", "Flipped", "HalfDetached", "OneHotDecoy", "Watching", "WrongClass")
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in FEW[4:] else ()) for n in FEW])
 def test_a_trap_is_told_by_the_sentinel_alone(name):
     row = study.examine(study.trap(getattr(models, name)), QUICK, protocol="")
     assert row["outcome"] == "suspicious", row
@@ -130,6 +130,7 @@ def test_the_confusion_table_counts_each_half():
     assert table.loc[("fresh", "trap")].tolist() == [1, 1, 0, 1, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [fresh.Sparse, fresh.Sawtooth])
 def test_a_fresh_trap_is_told_by_the_sentinel_alone(kind):
     assert study.examine(study.trap(kind), QUICK, protocol="")["outcome"] == "suspicious"

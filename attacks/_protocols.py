@@ -36,6 +36,9 @@ from robench.victim import BOOKS, Victim
 NEAR, RANDOM, QUERIES = 16, 48, 250
 """Survivors, the nearest and random others, that meet a short gradient-free search, one full batch; and its queries."""
 
+MARGIN: dict[str, Any] = {"before": 7, "steps": 10, "loss": "margin"}
+"""A diversified round of another kind, for models on which the scaled cross-entropy is not the best guide."""
+
 SQUARE_BROKE = "square broke survivors"
 
 
@@ -113,13 +116,13 @@ def robench_standard(engine: Engine) -> None:
 def _dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
-    for turn in range(2):
-        engine.run(f"diversified-{turn}", diversified(turn))
+    engine.run("diversified-0", diversified(0))
+    engine.run("diversified-1", diversified(1, **MARGIN))
+    engine.run("ladder-random", ladder(3, 15, diverse=True))
     for turn in range(2, 12):
         broken = engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=8))
         if turn > 2 and not broken:
             break
-    _outwards(engine, "ladder-random", ladder(4, 20, diverse=True), share=0.15, least=8)
     _outwards(engine, "ladder-best", ladder(9, 20, diverse=False), share=0.1, least=4)
     _outwards(engine, "frontier", frontier(8), share=0.1, least=6)
 
@@ -265,8 +268,7 @@ def _deep_dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
     for turn in range(12):
-        other = {"before": 7, "steps": 10, "loss": "margin"} if turn % 2 else {}
-        engine.run(f"diversified-{turn}", diversified(turn, **other))
+        engine.run(f"diversified-{turn}", diversified(turn, **(MARGIN if turn % 2 else {})))
     engine.run("apgd-ce", plain(apgd, loss="ce", steps=100))
     engine.run("scaled-ce", polish("scaled_ce"))
     engine.run("probability-margin", polish("probability_margin"))

@@ -28,7 +28,7 @@ def slopes(victim: Victim, points: Tensor, draws: Draws) -> dict[str, Tensor]:
     Returns:
         ``gradient_error``, the relative error in [0, 1] over the gradient's and two random directions; ``slope`` and
         ``slope_claimed`` along the first random one; ``hidden``, the estimated share of the squared gradient that lies on
-        pixels where it is claimed to be zero, in [0, 1]; (N,) each.
+        pixels where it is claimed to be zero, in [0, 1]; ``evenness`` of the classes' gradients, in [0, 1]; (N,) each.
     """
     rows = torch.arange(len(points), device=points.device)
     gradient = victim.gradient(points, rows, "margin").gradient
@@ -41,7 +41,8 @@ def slopes(victim: Victim, points: Tensor, draws: Draws) -> dict[str, Tensor]:
     a, b = (torch.stack(side).double().nan_to_num() for side in zip(*pairs, strict=True))
     total = (a.norm(dim=0) + b.norm(dim=0)).clamp_min(1e-12)
     hidden = _hidden(victim, points, gradient, first * inside)
-    return {"gradient_error": (a - b).norm(dim=0) / total, "slope": a[0], "slope_claimed": b[0], "hidden": hidden}
+    found = {"gradient_error": (a - b).norm(dim=0) / total, "slope": a[0], "slope_claimed": b[0], "hidden": hidden}
+    return {**found, "evenness": _evenness(victim, points)}
 
 
 def _measured(victim: Victim, points: Tensor, unit: Tensor, reach: float) -> Tensor:
@@ -61,3 +62,18 @@ def _hidden(victim: Victim, points: Tensor, gradient: Tensor, direction: Tensor)
     slope = _measured(victim, points, steepest(direction * blank, "l2"), RANDOM_REACH).double().nan_to_num()
     power = slope**2 * blank.flatten(1).sum(1)
     return power / (power + flat.double().square().sum(1)).clamp_min(1e-24)
+
+
+def _evenness(victim: Victim, points: Tensor) -> Tensor:
+    """How far the gradients of two gaps to the label, the highest and the lowest class's, differ in size, in [0, 1], (N,).
+
+    The smaller over the larger norm. Outputs that saturate (a tanh, a sigmoid) lose the gradient of some classes and keep
+    that of others, which then lead every search astray. Gaps do not feel what is added to all logits, as log-softmax does.
+    """
+    rows = torch.arange(len(points), device=points.device)
+    logits, label = victim.clean_logits(), victim.y[:, None]
+    highest, lowest = logits.scatter(1, label, -torch.inf).argmax(1), logits.scatter(1, label, torch.inf).argmin(1)
+    _, gradients = victim.class_gradients(points, rows, torch.stack([highest, lowest], 1))
+    sizes = gradients.flatten(2).double().norm(dim=2)
+    even = sizes.amin(1) / sizes.amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(sizes.amax(1) > 0, even, 1.0)

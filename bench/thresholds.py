@@ -23,6 +23,10 @@ class Thresholds:
     """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
     hidden: float = 0.045
     """Largest mean share of the squared gradient on pixels where it is said to be zero."""
+    uneven: float = 0.1
+    """Largest share of samples on which the gradients of two classes may differ by more than a factor of 1 / ``even``."""
+    even: float = 0.01
+    """See ``uneven``; honest nets stay above 0.1, saturated outputs are below 0.001."""
     probabilities: float = 0.5
     """Largest share of samples on which outputs may look like probabilities, as rounded ones do by chance."""
     remainder: float = 0.02

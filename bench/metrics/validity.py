@@ -125,6 +125,9 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     hidden = float(_truth(rows["hidden"]).mean()) if "hidden" in rows else 0.0
     if hidden > limits.hidden:
         yield f"{_percent(hidden)} of the squared gradient lie on pixels where it is said to be zero"
+    uneven = float(_truth(rows["evenness"].lt(limits.even)).mean()) if "evenness" in rows else 0.0
+    if uneven > limits.uneven:
+        yield f"the gradients of some classes are lost beside those of others on {_percent(uneven)} of samples"
 
 
 def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Iterator[str]:

@@ -34,7 +34,7 @@ ASCENDED = ("linf", "l2")
 """Norms whose steepest direction the ascents take."""
 
 
-@facts(version=3)
+@facts(version=4)
 def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample: what its gradients are worth, what kind of outputs it gets, and whether eps = 1 breaks it.
 
@@ -129,7 +129,8 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
         measured = slopes(victim, start, Draws(objects.cell.seed, hold.ids))
     except NoGradientError as error:
         nothing = torch.zeros_like(hold.y, dtype=torch.float32)
-        measured = {"gradient_error": nothing + 1, "slope": nothing, "slope_claimed": nothing, "hidden": nothing}
+        measured = dict.fromkeys(("slope", "slope_claimed", "hidden"), nothing)
+        measured |= {"gradient_error": nothing + 1, "evenness": nothing + 1}
         flags = {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, "gradient_dependent": nothing > 0}
         return {**flags, **measured}, str(error)
     flags = {

@@ -105,6 +105,7 @@ def sentinel(model: str) -> pd.DataFrame:
             "slope": ids - 30.0,
             "slope_claimed": 0.99 * ids - 30.0,
             "hidden": 0.001,
+            "evenness": 0.4,
             "unbounded_broken": (ids % 3 > 0) if model == "masked" else np.ones(N, bool),
             "probabilities": False,
             "random": False,

@@ -35,6 +35,7 @@ SENTINEL = [
     ({"slope_claimed": 0.0, "slope": 1.0}, "agree with the gradient by a cosine of 0.00 only"),
     ({"slope_claimed": [1.0, -1.0] * 30, "slope": 1.0}, "agree with the gradient by a cosine of 0.00 only"),
     ({"hidden": 0.2}, "20.0 % of the squared gradient lie on pixels"),
+    ({"evenness": 1e-4}, "the gradients of some classes are lost beside those of others on 100.0 % of samples"),
     ({"sample": [999, *range(1, 5), 998, *range(6, 60)]}, "no sentinel looked at 1 of 57 correct samples"),
     ({"gradient_dependent": True}, "the output changes when a gradient is asked for"),
     ({"broken_ce": 0.0}, "of two losses only margin breaks 27 of 57 samples"),

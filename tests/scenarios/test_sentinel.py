@@ -166,3 +166,25 @@ def test_hidden_is_the_share_of_the_gradient_on_pixels_that_claim_none(images):
     x = torch.full((64, 1, 32, 32), 0.5)
     found = watch(Half(), (x, torch.zeros(64, dtype=torch.int64)), 64, 64)
     assert 0.3 < found["hidden"].mean() < 0.6
+
+
+def test_outputs_that_saturate_lose_the_gradients_of_some_classes_and_log_softmax_does_not(images):
+    """A linear model with gaps of equal slope, behind a tanh that leaves one class its slope, and behind log-softmax."""
+    weights = torch.zeros(3, 1024)
+    weights[0, 0], weights[1, 1], weights[2, 2] = 1.0, 1.0, 1.0
+    bias = torch.tensor([12.0, 0.0, -12.0])
+
+    class Outer(nn.Module):
+        def __init__(self, last) -> None:
+            super().__init__()
+            self.last = last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(x.flatten(1) @ weights.T + bias)
+
+    x, y = torch.full((64, 1, 32, 32), 0.5), torch.zeros(64, dtype=torch.int64)
+    even = {name: watch(Outer(f), (x, y), 64, 64)["evenness"] for name, f in (
+        ("plain", lambda z: z), ("log", lambda z: z.log_softmax(1)), ("tanh", lambda z: 50 * torch.tanh(z)),
+    )}  # fmt: skip
+    assert even["plain"].min() > 0.999 and even["log"].min() > 0.99
+    assert even["tanh"].max() < 1e-6

@@ -86,7 +86,8 @@ def _require_labels(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | Non
     """Images in the box, and labels and targets among the model's classes; an attack would only clamp them silently."""
     if not len(x) or not bool(x.isfinite().all()) or float(x.min()) < 0 or float(x.max()) > 1:
         remedy = "pass plain pixels: normalisation belongs in the model (robench.models.Normalised)"
-        raise DataError(must("images", "at least one, all finite and in [0, 1]", "others", remedy))
+        got = f"{tuple(x.shape)} in [{float(x.min()):g}, {float(x.max()):g}]" if len(x) else "none"
+        raise DataError(must("images", "at least one, all finite and in [0, 1]", got, remedy))
     classes = predict(model, x[:1], width=1).shape[1]
     for what, given in {"labels": y, "targets": target}.items():
         if given is not None and not (given.shape == (len(x),) and bool(((given >= 0) & (given < classes)).all())):

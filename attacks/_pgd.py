@@ -42,7 +42,7 @@ def pgd(
         steps: Gradient steps per restart.
         step_size: In pixel units; None is 2.5·eps/steps, so that a run can cross the ball.
         restarts: Independent runs over the samples that are still unbroken.
-        loss: ``ce`` or ``margin``.
+        loss: ``ce``, ``margin``, ``dlr``, ``scaled_ce`` or ``probability_margin``.
         momentum: Weight of the previous direction (gradients l1-normalised), 0 for none.
         random_start: Start at a random point of the ball instead of x.
 
@@ -51,11 +51,7 @@ def pgd(
 
     Source: Madry et al., ICLR 2018, section 2.1; momentum as in Dong et al., CVPR 2018, algorithm 1.
     """
-    if steps < 1:
-        raise ConfigError(must("steps", "at least 1", steps, "noise() looks at points without a step"))
-    if restarts < 1 or (step_size is not None and not step_size > 0):
-        got = (restarts, step_size)
-        raise ConfigError(must("restarts and step_size", "at least 1 and above 0", got, "else nothing is attacked"))
+    _require(steps, restarts, step_size)
     victim = as_victim(victim, x, y, threat)
     eps = min(threat.eps, float(x[0].numel()) ** (0.0 if threat.norm == "linf" else 0.5))
     size = 2.5 * eps / steps if step_size is None else step_size
@@ -76,6 +72,14 @@ def pgd(
         if len(rows):
             victim.margins(points, rows, inside=True)
     return victim.result()
+
+
+def _require(steps: int, restarts: int, step_size: float | None) -> None:
+    if steps < 1:
+        raise ConfigError(must("steps", "at least 1", steps, "noise() looks at points without a step"))
+    if restarts < 1 or (step_size is not None and not step_size > 0):
+        got = (restarts, step_size)
+        raise ConfigError(must("restarts and step_size", "at least 1 and above 0", got, "else nothing is attacked"))
 
 
 def _direction(gradient: Tensor, memory: Tensor, momentum: float) -> Tensor:

@@ -17,7 +17,7 @@ from robench.devices import is_out_of_memory
 from robench.errors import ConfigError
 from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
-from robench.judge import Verdicts, judge, judge_repeatedly
+from robench.judge import Verdicts, decide
 from robench.ops.random import Draws
 from robench.registry import facts
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -209,13 +209,12 @@ def _looks(
     model: nn.Module, hold: Hold, x_adv: Tensor, draws: int, threat: ThreatModel, task: Task, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Verdicts]:
     """Score, prediction and margin of the clean images, (N,) each, and the verdicts on the attack's."""
-    told: dict[str, Any] = {"threat": threat, "task": task, "width": hold.width}
+    told: dict[str, Any] = {"threat": threat, "task": task, "width": hold.width, "draws": draws, "seed": seed}
+    found = decide(model, hold.x, hold.y, x_adv=x_adv, **told)
     if draws:
-        told |= {"draws": draws, "seed": seed}
-        clean, found = (judge_repeatedly(model, hold.x, hold.y, x_adv=x, **told).decided() for x in (hold.x, x_adv))
+        clean = decide(model, hold.x, hold.y, x_adv=hold.x, **told)
         return clean.score, clean.prediction, clean.margin, found
     outputs = predict(model, hold.x, width=hold.width)
-    found = judge(model, hold.x, hold.y, x_adv=x_adv, **told)
     return task.score(outputs, hold.y), task.predict(outputs), task.margin(outputs, hold.y), found
 
 

@@ -12,6 +12,9 @@ from robench.attacks._engine import Attack
 from robench.ops.random import Draws
 from robench.victim import Victim
 
+GUIDES = ("scaled_ce", "margin")
+"""Losses of the diversified turns, in turn."""
+
 
 def radius(victim: Victim) -> float:
     """The ball's radius, at most what crosses the box."""
@@ -31,38 +34,46 @@ def sieve(steps: int = 20, *, loss: str = "scaled_ce") -> Attack:
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
         own, ball = draws[rows], victim.ball[rows]
-        climb(victim, rows, lambda k: ball[k].random(own[k], "sieve"), [Phase(cosine(steps, radius(victim)), loss=loss)])
+        climb(victim, rows, lambda k: ball[k].random(own[k], "sieve"), [Phase(cosine(steps, radius(victim)), [loss])])
 
     return attack
 
 
-def diversified(turn: int, *, before: int = 3, steps: int = 20, loss: str = "scaled_ce") -> Attack:
-    """Steps along random output directions, then ascent of a loss; from the third turn on biased to a near class.
+def diversified(*turns: int, before: int = 3, steps: int = 25) -> Attack:
+    """Steps along random output directions, then ascent of a loss: one run per turn, all runs of a sample in one batch.
+
+    Even turns ascend the scaled cross-entropy and odd ones the margin, since on some models and images the one is the
+    better guide and on some the other. Turn 0 goes in any direction, the later ones towards the near classes in turn.
 
     Source: Tashiro et al., NeurIPS 2020 (ODI); Liu et al., CVPR 2022 (A3: directions that earlier successes had).
     """
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
-        eps, own, ball = radius(victim), draws[rows], victim.ball[rows]
-        weights = _directions(victim, rows, own, torch.full_like(rows, turn))
-        phases = [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps), loss=loss)]
-        climb(victim, rows, lambda k: ball[k].random(own[k], "odi.start", step=turn), phases)
+        copies, eps = rows.repeat_interleave(len(turns)), radius(victim)
+        part, own, every = victim.part(copies), draws[copies], torch.arange(len(copies), device=rows.device)
+        turn = torch.tensor(turns, device=rows.device).repeat(len(rows))
+        weights, choice = _directions(part, own, turn, turn - 1), turn % len(GUIDES)
+        phases = [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps), GUIDES, choice)]
+        climb(part, every, lambda k: part.ball[k].random(own[k], "odi.start", step=turn[k]), phases)
+        victim.absorb(part)
 
     return attack
 
 
-def _directions(victim: Victim, rows: Tensor, draws: Draws, turn: Tensor) -> Tensor:
-    """Output weights (n, K) in [-1, 1]: random in the first two turns, then down the label and up a near class."""
+def _directions(victim: Victim, draws: Draws, turn: Tensor, rank: Tensor) -> Tensor:
+    """Output weights (n, K) in [-1, 1], drawn for each turn; where the rank is 0 or more, up the class of that rank.
+
+    Ranks count from the nearest class and begin anew behind the last; the label is weighted down or hardly up.
+    """
     classes = victim.clean_logits().shape[1]
     weights = draws.uniform("odi.weights", (classes,), step=turn).to(victim.x) * 2 - 1
-    if victim.order is not None:
-        order = victim.order[rows]
-        near = order.gather(1, ((turn - 2) % order.shape[1])[:, None])
-        luck = draws.uniform("odi.label", (1,), step=turn).to(weights)
-        biased = weights.scatter(1, near, 0.8).scatter(1, victim.y[rows][:, None], -0.6 * luck + 0.1)
-        weights = torch.where(turn[:, None] >= 2, biased, weights)
-    return weights
+    if victim.order is None:
+        return weights
+    near = victim.order.gather(1, (rank % victim.order.shape[1])[:, None])
+    luck = draws.uniform("odi.label", (1,), step=turn).to(weights)
+    biased = weights.scatter(1, near, 0.8).scatter(1, victim.y[:, None], -0.6 * luck + 0.1)
+    return torch.where(rank[:, None] >= 0, biased, weights)
 
 
 def polish(loss: str, steps: int = 50) -> Attack:
@@ -70,7 +81,7 @@ def polish(loss: str, steps: int = 50) -> Attack:
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
-        climb(victim, rows, lambda k: victim.best[rows[k]], [Phase(cosine(steps, radius(victim)), loss=loss)])
+        climb(victim, rows, lambda k: victim.best[rows[k]], [Phase(cosine(steps, radius(victim)), [loss])])
 
     return attack
 
@@ -78,7 +89,7 @@ def polish(loss: str, steps: int = 50) -> Attack:
 def ladder(ranks: int, steps: int = 40, *, diverse: bool) -> Attack:
     """Targeted margin ascent to each of the nearest classes, all targets of a sample in one batch.
 
-    With ``diverse`` it starts from output-diversified points, else from the best points.
+    With ``diverse`` it starts from points that are output-diversified towards the target, else from the best points.
     """
 
     def attack(victim: Victim, draws: Draws) -> None:
@@ -87,29 +98,13 @@ def ladder(ranks: int, steps: int = 40, *, diverse: bool) -> Attack:
         copies, target = rows.repeat_interleave(order.shape[1]), order.flatten()
         part = victim.part(copies, target=target)
         every = torch.arange(len(copies), device=rows.device)
-        eps, turn = radius(victim), torch.arange(order.shape[1], device=rows.device).repeat(len(rows))
+        eps, rank = radius(victim), torch.arange(order.shape[1], device=rows.device).repeat(len(rows))
         phases, own = [Phase(cosine(steps, eps))], draws[copies]
         if diverse:
-            phases.insert(0, Phase([eps] * 5, weights=_directions(part, every, own, turn + 100)))
-            climb(part, every, lambda k: part.ball[k].random(own[k], "ladder.start", step=turn[k]), phases)
+            phases.insert(0, Phase([eps] * 5, weights=_directions(part, own, rank + 100, rank)))
+            climb(part, every, lambda k: part.ball[k].random(own[k], "ladder.start", step=rank[k]), phases)
         else:
             climb(part, every, lambda k: part.best[k], phases)
-        victim.absorb(part)
-
-    return attack
-
-
-def frontier(restarts: int, *, before: int = 7, steps: int = 60) -> Attack:
-    """Many diversified restarts, all of a sample in one batch."""
-
-    def attack(victim: Victim, draws: Draws) -> None:
-        rows = victim.alive()
-        copies = rows.repeat_interleave(restarts)
-        part = victim.part(copies)
-        turn = torch.arange(restarts, device=rows.device).repeat(len(rows)) + 2
-        eps, every, own = radius(victim), torch.arange(len(copies), device=rows.device), draws[copies]
-        phases = [Phase([eps] * before, weights=_directions(part, every, own, turn + 1000)), Phase(cosine(steps, eps))]
-        climb(part, every, lambda k: part.ball[k].random(own[k], "frontier.start", step=turn[k]), phases)
         victim.absorb(part)
 
     return attack

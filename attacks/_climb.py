@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robench.ops.norms import dual_size, per_sample
+from robench.ops.norms import confine_l2, dual_size
 from robench.victim import Victim
 
 MOMENTUM = 0.75
@@ -22,13 +22,15 @@ Begin = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps with one loss."""
+    """Some steps, each sample's with one loss."""
 
     sizes: Sequence[float]
     """Step sizes in pixel units, one per step."""
-    loss: str = "margin"
+    losses: Sequence[str] = ("margin",)
+    choice: Tensor | None = None
+    """Which of the losses each sample climbs, int64 (n,); None where there is one."""
     weights: Tensor | None = None
-    """Output weights (n, K) instead of the loss (output-diversified steps)."""
+    """Output weights (n, K) instead of a loss (output-diversified steps)."""
 
 
 def cosine(steps: int, eps: float) -> list[float]:
@@ -119,11 +121,15 @@ class _Slots:
         weights = self._of("margin", outputs, self.place)
         start = 0
         for phase, end in zip(self.phases, self.ends, strict=True):
-            if phase.weights is not None or phase.loss != "margin":
-                chosen = ((self.step >= start) & (self.step < end)).nonzero()[:, 0]
-                place = self.place[chosen]
-                theirs = self._of(phase.loss, outputs[chosen], place) if phase.weights is None else phase.weights[place]
-                weights[chosen] = theirs
+            now = (self.step >= start) & (self.step < end)
+            if phase.weights is not None:
+                chosen = now.nonzero()[:, 0]
+                weights[chosen] = phase.weights[self.place[chosen]]
+            for number, loss in enumerate(phase.losses if phase.weights is None else ()):
+                if loss != "margin":
+                    theirs = now if phase.choice is None else now & (phase.choice[self.place] == number)
+                    chosen = theirs.nonzero()[:, 0]
+                    weights[chosen] = self._of(loss, outputs[chosen], self.place[chosen])
             start = end
         return weights
 
@@ -156,8 +162,4 @@ class _Slots:
     def _project(self, points: Tensor) -> Tensor:
         if self.centre is None:
             return torch.clamp(points, self.low, self.high, out=points)
-        delta = points.sub_(self.centre)
-        size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1)
-        limit = self.victim.threat.eps * (1 - 2e-6)
-        shrink = (limit / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=1)
-        return delta.mul_(per_sample(shrink, delta)).add_(self.centre).clamp_(0, 1)
+        return confine_l2(points, self.centre, self.victim.threat.eps)

@@ -13,7 +13,7 @@ from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("linf", "l2"), access="white", randomness="per_sample", targeted=True)
+@facts(version=2, norms=("linf", "l2"), access="white", randomness="per_sample", targeted=True)
 def pgd(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -68,7 +68,7 @@ def pgd(
                 rows, memory, gradient, points = (v[keep] for v in (rows, memory, gradient, points))
                 ball = ball[keep]
             memory = _direction(gradient, memory, momentum)
-            points = ball.project(steepest(memory, threat.norm).mul_(size).add_(points))
+            points = ball.confine(steepest(memory, threat.norm).mul_(size).add_(points))
         if len(rows):
             victim.margins(points, rows, inside=True)
     return victim.result()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._apgd import apgd, apgd_t
-from robench.attacks._cascade import diversified, frontier, ladder, polish, sieve
+from robench.attacks._cascade import diversified, ladder, polish, sieve
 from robench.attacks._ddn import ddn
 from robench.attacks._deepfool import deepfool
 from robench.attacks._ead import ead
@@ -35,9 +35,6 @@ from robench.victim import BOOKS, Victim
 
 NEAR, RANDOM, QUERIES = 16, 48, 250
 """Survivors, the nearest and random others, that meet a short gradient-free search, one full batch; and its queries."""
-
-MARGIN: dict[str, Any] = {"before": 7, "steps": 10, "loss": "margin"}
-"""A diversified round of another kind, for models on which the scaled cross-entropy is not the best guide."""
 
 SQUARE_BROKE = "square broke survivors"
 
@@ -104,7 +101,7 @@ def _complete(engine: Engine, *, fused: bool) -> None:
     engine.run("square", plain(square, queries=5000), access="score")
 
 
-@facts(version=3, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=4, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
     """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins.
 
@@ -116,15 +113,21 @@ def robench_standard(engine: Engine) -> None:
 def _dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
-    engine.run("diversified-0", diversified(0))
-    engine.run("diversified-1", diversified(1, **MARGIN))
+    _, turn = _round(engine, 0)
+    _, turn = _round(engine, turn) if turn < 2 else (0, turn)
     engine.run("ladder-random", ladder(3, 15, diverse=True))
-    for turn in range(2, 12):
-        broken = engine.run(f"diversified-{turn}", diversified(turn), engine.closest(0.5, least=8))
-        if turn > 2 and not broken:
-            break
-    _outwards(engine, "ladder-best", ladder(9, 20, diverse=False), share=0.1, least=4)
-    _outwards(engine, "frontier", frontier(8), share=0.1, least=6)
+    broken = 1
+    while turn < 12 and (broken or turn < 4):
+        broken, turn = _round(engine, turn, engine.closest(0.5, least=8))
+    _outwards(engine, "ladder-best", ladder(9, 20, diverse=False), share=0.1, least=7)
+    _outwards(engine, "frontier", diversified(*range(20, 28), steps=40), share=0.1, least=8)
+
+
+def _round(engine: Engine, turn: int, rows: Tensor | None = None) -> tuple[int, int]:
+    """Diversified turns, as many as one batch has room for: how many samples they broke, and the turn to go on with."""
+    rows = engine.survivors() if rows is None else rows
+    room = max(1, min(4, engine.width // max(1, len(rows))))
+    return engine.run(f"diversified-{turn}", diversified(*range(turn, turn + room)), rows), turn + room
 
 
 def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callable[[Engine], None]) -> None:
@@ -246,7 +249,7 @@ def _sparse(engine: Engine) -> None:
     engine.run("apgd-t", plain(apgd_t, targets=5, **wide))
 
 
-@facts(version=3, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=4, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_deep(engine: Engine) -> None:
     """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
@@ -267,14 +270,15 @@ def _deep_hedge(engine: Engine) -> None:
 def _deep_dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
-    for turn in range(12):
-        engine.run(f"diversified-{turn}", diversified(turn, **(MARGIN if turn % 2 else {})))
+    turn = 0
+    while turn < 12:
+        _, turn = _round(engine, turn)
     engine.run("apgd-ce", plain(apgd, loss="ce", steps=100))
     engine.run("scaled-ce", polish("scaled_ce"))
     engine.run("probability-margin", polish("probability_margin"))
     engine.run("targets-random", ladder(9, 50, diverse=True))
     engine.run("targets-best", ladder(9, 50, diverse=False))
-    _outwards(engine, "frontier", frontier(50), share=0.05, least=6)
+    _outwards(engine, "frontier", diversified(*range(20, 68), steps=60), share=0.05, least=4)
     engine.run("apgd-t", plain(apgd_t, steps=100, targets=9), engine.closest(0.3, least=8))
 
 

@@ -25,6 +25,7 @@ from robench import catalog
 from robench.attacks._engine import Engine
 from robench.attacks._pgd import pgd
 from robench.devices import exact_arithmetic
+from robench.executors import keep_memory
 from robench.files import write_atomically
 from robench.inference import predict, untouched
 from robench.ops.random import Draws
@@ -79,6 +80,7 @@ class Counted(nn.Module):
 def work(job: Job) -> dict[str, Any]:
     """Run one tool: which images stayed right under it, and what it cost."""
     torch.set_num_threads(job.threads)
+    keep_memory()
     model, x, y = opened(job)
     counted, threat = Counted(model).eval(), ThreatModel.parse(job.threat)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

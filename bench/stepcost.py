@@ -22,6 +22,7 @@ from robench.attacks._pgd import pgd
 from robench.benchmark import TOOLS, Counted
 from robench.catalog import ARCHITECTURES
 from robench.devices import exact_arithmetic
+from robench.executors import keep_memory
 from robench.inference import untouched
 from robench.ops.losses import margin
 from robench.ops.random import Draws
@@ -109,7 +110,9 @@ def measure(
     tools: Sequence[str] = tuple(STEPPERS),
     repeats: int = 5,
 ) -> pd.DataFrame:
-    """One row per tool: CPU time of a gradient pass over the floor's (lowest and median of the repeats), and its passes.
+    """One row per tool: CPU time of a gradient pass over the floor's (lowest, and median over the repeats), and its passes.
+
+    The median's floor is measured right before and right after the tool, whose time may drift.
 
     ``gradients`` and ``forwards`` are passes over the batch, as the model counted them in a run that is not timed. The
     floor's ``ms`` is its lowest time of a pass.
@@ -126,12 +129,12 @@ def measure(
     with untouched(model):
         passes = {tool: _counted(tool, model, x, y, norm) for tool in tools}
         times: dict[str, list[tuple[float, float]]] = {tool: [] for tool in tools}
-        for _ in range(repeats):
-            for tool in tools:
-                base = _seconds(lambda: [floor(model, x, y) for _ in range(STEPS)]) / STEPS
-                spent = _seconds(lambda tool=tool: STEPPERS[tool](model, x, y, norm))  # type: ignore[misc]
-                times[tool].append((spent / passes[tool][1], base))
-    lowest = min(base for found in times.values() for _, base in found)
+        bases = [_floors(model, x, y)]
+        for tool in [tool for _ in range(repeats) for tool in tools]:
+            spent = _seconds(lambda tool=tool: STEPPERS[tool](model, x, y, norm))  # type: ignore[misc]
+            bases.append(_floors(model, x, y))
+            times[tool].append((spent / passes[tool][1], (bases[-2] + bases[-1]) / 2))
+    lowest = min(bases)
     rows = []
     for tool, found in times.items():
         ratios = {"lowest": min(s for s, _ in found) / lowest, "median": statistics.median(s / b for s, b in found)}
@@ -159,6 +162,16 @@ def _counted(tool: str, model: nn.Module, x: Tensor, y: Tensor, norm: str) -> tu
     return counted.forwards / len(x), counted.backwards / len(x)
 
 
+def _floors(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Seconds of one floor pass, over as many as a tool takes steps; no gradient is kept, as no attack keeps any."""
+
+    def passes() -> None:
+        for _ in range(STEPS):
+            floor(model, x, y)
+
+    return _seconds(passes) / STEPS
+
+
 def _seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
@@ -173,6 +186,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def main(tools: tuple[str, ...], norms: tuple[str, ...], repeats: int, archs: tuple[str, ...]) -> None:
     """Compare what a gradient step costs across libraries, on one thread."""
     torch.set_num_threads(1)
+    keep_memory()
     chosen = installed(tools or tuple(STEPPERS))
     with exact_arithmetic(1):
         for arch, shape, count in SETTINGS:

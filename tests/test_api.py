@@ -334,9 +334,7 @@ def user_models(tmp_path) -> str:
     """A file of factories: nets of 3 and of 12 logits for digits, which have 10 classes."""
     path = tmp_path / "mine.py"
     linear = "nn.Sequential(nn.Flatten(), nn.Linear(1024, {}))"
-    path.write_text(
-        f"from torch import nn\ndef few(): return {linear.format(3)}\ndef many(): return {linear.format(12)}\n"
-    )
+    path.write_text(f"from torch import nn\ndef few(): return {linear.format(3)}\ndef many(): return {linear.format(12)}\n")
     return str(path)
 
 

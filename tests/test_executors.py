@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -29,6 +30,31 @@ def test_one_worker_runs_here_lazily_and_in_order():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_no_jobs_give_no_results(workers):
     assert list(execute(abs, [], workers=workers)) == []
+
+
+FAULTS = """
+import resource
+import numpy as np
+from robench.executors import keep_memory
+kept = {wanted}
+for _ in range(3):
+    np.ones(6_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(6_000_000)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is the one that is told")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    def faults(wanted):
+        code = FAULTS.format(wanted=wanted)
+        told, count = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        assert told == "True"
+        return int(count)
+
+    assert faults("keep_memory()") * 10 < faults("True")
 
 
 def test_two_workers_run_every_job_once_elsewhere():

@@ -135,9 +135,7 @@ def into_cube(eps):
 def into_sphere(eps):
     def project(x, point):
         delta = point - x
-        if delta.norm() > eps:
-            reach = delta * (eps / delta.norm()) * (1 - 1e-12)
-            point = towards(x, x + reach, reach.abs().numpy())
+        point = x + delta * (eps * (1 - 16 * 2.0**-52) / delta.norm()).clamp(max=1)
         return point.clamp(0, 1)
 
     return project

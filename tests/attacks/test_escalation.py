@@ -106,13 +106,14 @@ def short(monkeypatch):
 
     for name in ("plain", "once"):
         monkeypatch.setattr(_protocols, name, less(getattr(_protocols, name)))
-    ladder, frontier, polish = _protocols.ladder, _protocols.frontier, _protocols.polish
+    ladder, polish = _protocols.ladder, _protocols.polish
     sieve, diversified = _protocols.sieve, _protocols.diversified
     monkeypatch.setattr(_protocols, "ladder", lambda ranks, steps=40, *, diverse: ladder(2, 3, diverse=diverse))
-    monkeypatch.setattr(_protocols, "frontier", lambda restarts: frontier(2, steps=3))
     monkeypatch.setattr(_protocols, "polish", lambda loss: polish(loss, 3))
     monkeypatch.setattr(_protocols, "sieve", lambda: sieve(8))
-    monkeypatch.setattr(_protocols, "diversified", lambda turn, **m: diversified(turn, **{**m, "before": 1, "steps": 3}))
+    monkeypatch.setattr(
+        _protocols, "diversified", lambda *turns, **m: diversified(*turns[:2], **{**m, "before": 1, "steps": 3})
+    )
     monkeypatch.setattr(_rand, "SAMPLES", 6)
 
 

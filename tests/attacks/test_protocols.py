@@ -96,12 +96,13 @@ def short(monkeypatch):
 
     for name in ("plain", "nearest"):
         monkeypatch.setattr(_protocols, name, capped(getattr(_protocols, name)))
-    ladder, frontier, polish = _protocols.ladder, _protocols.frontier, _protocols.polish
+    ladder, polish = _protocols.ladder, _protocols.polish
     monkeypatch.setattr(_protocols, "ladder", lambda ranks, steps=40, *, diverse: ladder(ranks, 5, diverse=diverse))
-    monkeypatch.setattr(_protocols, "frontier", lambda restarts: frontier(4, steps=5))
     diversified = _protocols.diversified
     monkeypatch.setattr(_protocols, "polish", lambda loss: polish(loss, 5))
-    monkeypatch.setattr(_protocols, "diversified", lambda turn, **m: diversified(turn, **{**m, "before": 2, "steps": 3}))
+    monkeypatch.setattr(
+        _protocols, "diversified", lambda *turns, **m: diversified(*turns[:4], **{**m, "before": 2, "steps": 3})
+    )
 
 
 # --- promise 1 and 2

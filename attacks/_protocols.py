@@ -51,6 +51,19 @@ def plain(function: Callable[..., Tensor], **params: object) -> Attack:
     return attack
 
 
+def towards(function: Callable[..., Tensor], ranks: int, **params: object) -> Attack:
+    """A targeted attack of the table as a stage, towards each of the nearest classes, all targets of a sample in one batch."""
+
+    def attack(victim: Victim, draws: Draws) -> None:
+        rows = victim.alive()
+        order = victim.order[rows][:, :ranks]  # type: ignore[index]
+        part = victim.part(rows.repeat_interleave(order.shape[1]), target=order.flatten())
+        function(part, part.x, part.y, threat=victim.threat, seeds=draws[part.parents], **params)
+        victim.absorb(part)
+
+    return attack
+
+
 def anew(attack: Attack, number: int) -> Attack:
     """The attack with other draws, so that a longer search does not repeat a shorter one before it."""
     return lambda victim, draws: attack(victim, Draws(draws.seed + (number << 20), draws.ids))
@@ -260,7 +273,8 @@ def robench_deep(engine: Engine) -> None:
 
 
 def _deep_hedge(engine: Engine) -> None:
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9), engine.closest(0.3, least=8))
+    near = engine.closest(0.3, least=8)
+    engine.run("fab-t", plain(fab_t, steps=100, targets=9) if engine.order is None else towards(fab_t, 9, steps=100), near)
     broken = engine.run("square", plain(square, queries=1000), access="score")
     engine.escalated += [SQUARE_BROKE] if broken else []
     chosen = engine.survivors() if broken else engine.closest(0.2, least=8)
@@ -279,7 +293,9 @@ def _deep_dense(engine: Engine) -> None:
     engine.run("targets-random", ladder(9, 50, diverse=True))
     engine.run("targets-best", ladder(9, 50, diverse=False))
     _outwards(engine, "frontier", diversified(*range(20, 68), steps=60), share=0.05, least=4)
-    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9), engine.closest(0.3, least=8))
+    near = engine.closest(0.3, least=8)
+    together = max(1, engine.width // max(1, len(near)))
+    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9, together=together), near)
 
 
 def _deep_sparse(engine: Engine) -> None:

@@ -52,7 +52,7 @@ def plain(function: Callable[..., Tensor], **params: object) -> Attack:
 
 
 def towards(function: Callable[..., Tensor], ranks: int, **params: object) -> Attack:
-    """A targeted attack of the table as a stage, towards each of the nearest classes, all targets of a sample in one batch."""
+    """A targeted attack of the table as a stage: towards each of the nearest classes, a sample's targets in one batch."""
 
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()

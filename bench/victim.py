@@ -82,6 +82,8 @@ class Victim:
         self.threat, self.task, self.width, self.access = threat, task, width, access
         self.target = target
         self.samples, self.seed, self.looks = samples, seed, 0
+        self.channels_last = False
+        """Whether the model is asked with images that lie channels-last in memory."""
         self.slope = torch.ones(len(x), device=x.device, dtype=x.dtype)
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
@@ -102,6 +104,7 @@ class Victim:
         told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
         part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
         part.samples, part.seed, part.looks = self.samples, self.seed, self.looks
+        part.channels_last = self.channels_last
         part.parents, part.broken = rows, self.broken[rows].clone()
         part._copies = len(rows.unique()) < len(rows)
         part.slope = self.slope[rows].clone()
@@ -212,7 +215,7 @@ class Victim:
         self.require("white")
         count = len(rows)
         with torch.enable_grad():
-            leaf = points.detach().requires_grad_(True)
+            leaf = self._laid(points.detach()).requires_grad_(True)
             outputs = self.model(leaf)
         seen = outputs.detach()[:count]
         weights = torch.zeros_like(outputs, requires_grad=False)
@@ -288,14 +291,14 @@ class Victim:
         return quartile + 0 * margins.sum(0), *(column.mean(0) for column in others)
 
     def _forward(self, points: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(padded(points, self.width))[: len(points)]
+        outputs = self.model(self._laid(padded(points, self.width)))[: len(points)]
         return self.task.margin(outputs, self.y[rows]), outputs
 
     def _fused(self, points: Tensor, rows: Tensor, loss: str, weights: Tensor | None) -> tuple[Tensor, ...]:
         y = self.y[rows]
         function = self.task.loss(loss, None if self.target is None else self.target[rows])
         with torch.enable_grad():
-            leaf = padded(points, self.width).detach().requires_grad_(True)
+            leaf = self._laid(padded(points, self.width).detach()).requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
             losses = function(outputs, y) if weights is None else (outputs * weights).flatten(1).sum(1)
             gradient = _gradient(losses, leaf)[: len(points)]
@@ -304,12 +307,15 @@ class Victim:
     def _products(self, points: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
         y = self.y[rows]
         with torch.enable_grad():
-            leaf = padded(points, self.width).detach().requires_grad_(True)
+            leaf = self._laid(padded(points, self.width).detach()).requires_grad_(True)
             outputs = self.model(leaf)[: len(points)]
             gaps = outputs.gather(1, classes) - outputs.gather(1, y[:, None])
             last = gaps.shape[1] - 1
             found = [_gradient(gaps[:, k], leaf, keep=k < last)[: len(points)] for k in range(last + 1)]
         return self.task.margin(outputs.detach(), y), outputs.detach(), torch.stack(found, 1)
+
+    def _laid(self, points: Tensor) -> Tensor:
+        return points.contiguous(memory_format=torch.channels_last) if self.channels_last else points
 
     def _record(self, points: Tensor, rows: Tensor, margin: Tensor, inside: bool = False) -> None:
         self._count(rows, margin)
@@ -363,7 +369,7 @@ def _gradient(values: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
     if found is None:
         remedy = "attack it without gradients, or give it a substitute gradient"
         raise NoGradientError(must("the model's input gradient", "a tensor", None, remedy))
-    return found.clone() if 0 in found.stride() else found
+    return found.clone() if 0 in found.stride() else found.contiguous()
 
 
 def as_victim(victim: Victim | nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Victim:

@@ -1,4 +1,7 @@
-"""A model's copy in lower precision, with which an attack may search; what it finds is judged by the original."""
+"""How an attack may search faster than the judge looks: a copy in lower precision, another order in memory.
+
+What a search finds is judged by the original.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from torch import Tensor, nn
 
 AGREEMENT = 0.8
 """Smallest mean cosine between the input gradients of a copy and of its original."""
+
+DEEP = 8
+"""Convolutions from which on channels-last images are tried."""
 
 _EXACT = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 """Layers that keep float32 parameters: their statistics do not bear rounding, and they cost little."""
@@ -84,10 +90,32 @@ def lowered(model: nn.Module, x: Tensor, *, precision: str = "bfloat16") -> nn.M
     return None
 
 
+def bears_channels_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether the model is of the kind that is faster on channels-last images, and answers them as it does others.
+
+    Convolutional networks of some depth gain; where a layer looks at the order in memory (``view``), nothing is changed.
+
+    Args:
+        model: In eval mode.
+        x: A few images (N, C, H, W) in [0, 1].
+    """
+    if x.dim() != 4 or sum(isinstance(module, nn.Conv2d) for module in model.modules()) < DEEP:
+        return False
+    try:
+        wanted, found = _gradient(model, x), _gradient(model, x.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return (
+        wanted is not None
+        and found is not None
+        and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    )
+
+
 def _gradient(model: nn.Module, x: Tensor) -> Tensor | None:
     """Gradient (N, d) of the top logit's lead over the mean logit, or None where there is no finite one."""
     with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_(True)
+        leaf = x.detach().clone().requires_grad_(True)  # keeps the order in memory
         logits = model(leaf)
         if not logits.requires_grad:
             return None

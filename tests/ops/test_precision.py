@@ -12,7 +12,7 @@ from robench.attacks._cascade import polish, sieve
 from robench.attacks._engine import Engine
 from robench.devices import exact_arithmetic
 from robench.errors import ConfigError
-from robench.ops.precision import Autocast, Lowered, lowered
+from robench.ops.precision import Autocast, Lowered, bears_channels_last, lowered
 from robench.spec import Settings, ThreatModel
 from robench.workshop import read_split
 
@@ -156,3 +156,61 @@ def engine_after_sieve(net: nn.Module, digits) -> Engine:
 def test_unknown_precision_is_refused():
     with pytest.raises(ConfigError, match="bfloat16"):
         Settings(search_precision="bfloat")
+
+
+# --- images that lie channels-last in memory
+
+
+def deep(*tail: nn.Module) -> nn.Module:
+    """A net of eight convolutions on 3-channel images; 32 x 6 x 6 features come to the tail."""
+    torch.manual_seed(0)
+    layers = [layer for k in range(8) for layer in (nn.Conv2d(3 if k == 0 else 32, 32, 3, padding=1), nn.ReLU())]
+    return nn.Sequential(*layers, *tail).eval()
+
+
+class Viewed(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+class Peeping(nn.Module):
+    """A layer whose answer depends on the order in memory."""
+
+    def forward(self, x):
+        return x.flatten(1) * (1.0 if x.is_contiguous() else -1.0)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "borne"),
+    [
+        (deep(nn.Flatten(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), True),
+        (deep(Viewed(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
+        (deep(Peeping(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)), torch.rand(4, 3, 6, 6), False),
+        (nn.Linear(6, 5), torch.rand(4, 6), False),
+    ],
+)
+def test_only_deep_convolutional_nets_that_do_not_look_at_memory_are_asked_channels_last(net, x, borne):
+    assert bears_channels_last(net, x) == borne
+
+
+def test_channels_last_changes_how_the_model_is_asked_and_not_what_is_found():
+    net = deep(nn.Flatten(), nn.Linear(32 * 36, 5))
+    x = torch.rand(24, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        net[-1].bias -= net(x).mean(0)
+    y, asked, threat = net(x).argmax(1), [], ThreatModel.parse("linf(0.01)")
+    net.register_forward_pre_hook(lambda _, args: asked.append(args[0].is_contiguous(memory_format=torch.channels_last)))
+    found = []
+    for lower in (False, True):
+        made = Engine(net, x, y, torch.arange(24), threat, width=16)
+        made.look()
+        if lower:
+            made.lower()
+        asked.clear()
+        made.run("sieve", sieve(10))
+        assert any(asked) == lower and not all(asked), "the judge asks as ever"
+        found.append(made)
+    assert made.channels_last and 0 < int(made.broken.sum()) < 24
+    assert torch.equal(found[0].broken, found[1].broken)
+    assert all(torch.equal(found[0].books[name], found[1].books[name]) for name in found[0].books)

@@ -20,6 +20,8 @@ _DESELECTED = pytest.StashKey[Counter]()
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.stash[_DESELECTED] = Counter()
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(Workers())
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +58,22 @@ def kinds(keywords: object) -> list[str]:
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         item.config.stash[_DESELECTED].update(m for m in kinds({k.name for k in item.iter_markers()}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the process that reports what it deselected."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected"] = dict(session.config.stash[_DESELECTED])
+
+
+class Workers:
+    """Hooks that exist only with pytest-xdist."""
+
+    @staticmethod
+    def pytest_testnodedown(node, error) -> None:
+        """Every worker collects, and so deselects, the same tests: one worker's count is everyone's."""
+        told = getattr(node, "workeroutput", {}).get("deselected")
+        node.config.stash[_DESELECTED] = Counter(told or node.config.stash[_DESELECTED])
 
 
 @pytest.hookimpl(hookwrapper=True)

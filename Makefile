@@ -27,7 +27,7 @@ run: install
 	$(BIN)/robench run --suite full --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)

@@ -232,5 +232,14 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 ("draws", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0
             )
             flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
-            added.append(rows.assign(**told, **quiet, **flags, score_adv=rows["score_clean"]))
+            added.append(
+                rows.assign(
+                    **told,
+                    **quiet,
+                    **flags,
+                    score_adv=rows["score_clean"],
+                    score_mean=rows["score_clean"],
+                    score_worst=rows["score_clean"],
+                )
+            )
     return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}

@@ -38,6 +38,10 @@ class Verdicts:
     """Whether the two looks disagree, bool (N,)."""
     failed: Tensor
     """Whether image or outputs were not finite: the attack failed on this sample, bool (N,)."""
+    mean: Tensor
+    """Mean score over the draws of a randomised model, (N,); of any other the score."""
+    worst: Tensor
+    """Lowest score over the draws of a randomised model, (N,); of any other the score."""
 
     def broken(self, task: Task = CLASSIFICATION) -> Tensor:
         """Whether each sample counts as broken, bool (N,)."""
@@ -83,6 +87,8 @@ def judge(
         projected=outside,
         unstable=task.broken(scores[0]) != task.broken(scores[1]),
         failed=~finite | silent,
+        mean=scores.amin(0),
+        worst=scores.amin(0),
     )
 
 
@@ -148,6 +154,8 @@ class RepeatedVerdicts:
             projected=self.projected,
             unstable=(low <= 0.5) & (high >= 0.5),
             failed=self.failed,
+            mean=self.score.to(self.scores.dtype),
+            worst=self.worst,
         )
 
     def accuracy(self) -> Estimate:

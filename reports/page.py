@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
-from robench.reports.text import escalations, interval, leaderboard_cells, tidy_cells
+from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
 _DRAWN = (security_curve, corruption_curve, scarcity_curve)
@@ -49,6 +49,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         verdicts=[str(v) for v in board["validity"]],
         flags=flags(table, ranked[1]),
         escalations=escalations(table),
+        exclusions=exclusions(table),
         pictures=_pictures(table),
         conditions=_conditions(table, threats, ranked),
         transfers=_rows(transfer_matrix(table)),

@@ -73,11 +73,21 @@ def reasons(table: pd.DataFrame) -> list[str]:
 
 def escalations(table: pd.DataFrame) -> list[str]:
     """``model [condition] threat: escalated: why`` for every number whose protocol went beyond its ordinary stages."""
-    if "escalated" not in table:
+    return _told(table, "escalated", "escalated: ")
+
+
+def exclusions(table: pd.DataFrame) -> list[str]:
+    """``model [condition] threat: what`` the checks behind a verdict exclude, though they found nothing."""
+    return _told(table, "excludes")
+
+
+def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:
+    """``model [condition] threat: text`` for every number that has one in the column, once each."""
+    if column not in table:
         return []
-    rows = table[table["escalated"].fillna("").astype(str) != ""]
-    parts = zip(rows["model"], rows["condition"], rows["threat"], rows["escalated"], strict=True)
-    return list(dict.fromkeys(f"{' '.join(filter(None, (m, c, t)))}: escalated: {why}" for m, c, t, why in parts))
+    rows = table[table[column].fillna("").astype(str) != ""]
+    parts = zip(rows["model"], rows["condition"], rows["threat"], rows[column], strict=True)
+    return list(dict.fromkeys(f"{' '.join(filter(None, (m, c, t)))}: {what}{text}" for m, c, t, text in parts))
 
 
 def percent(value: Any, *, digits: int = 1) -> str:

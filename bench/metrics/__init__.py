@@ -12,6 +12,8 @@ TABLE: dict[str, str] = {
     "robust_accuracy": "robench.metrics.robust:robust_accuracy",
     "robust_accuracy_without_unknown": "robench.metrics.robust:robust_accuracy_without_unknown",
     "robust_accuracy_8bit": "robench.metrics.robust:robust_accuracy_8bit",
+    "robust_accuracy_mean_draw": "robench.metrics.robust:robust_accuracy_mean_draw",
+    "robust_accuracy_worst_draw": "robench.metrics.robust:robust_accuracy_worst_draw",
     "n_unknown": "robench.metrics.robust:n_unknown",
     "security_curve_area": "robench.metrics.robust:security_curve_area",
     "transfer_success": "robench.metrics.transfer:transfer_success",

@@ -75,6 +75,40 @@ def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
     return stats.rate(worst_case(frame.assign(score_adv=kept.where(~broken, 0.0)))["robust"])
 
 
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def robust_accuracy_mean_draw(frame: pd.DataFrame) -> Estimate:
+    """Robust accuracy of a randomised model as its users meet it: the mean over its draws, in [0, 1].
+
+    ``robust_accuracy`` counts a sample as right where the commoner answer is.
+
+    Args:
+        frame: Rows as of ``robust_accuracy`` with the columns draws and score_mean.
+
+    Returns:
+        Value in [0, 1] with a bootstrap interval over samples. Empty where no draws were made.
+    """
+    return _over_draws(frame, "score_mean")
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def robust_accuracy_worst_draw(frame: pd.DataFrame) -> Estimate:
+    """Robust accuracy against an adversary who may ask until the model draws badly: right in every draw, in [0, 1].
+
+    Args:
+        frame: Rows as of ``robust_accuracy`` with the columns draws and score_worst.
+
+    Returns:
+        Value in [0, 1] with Wilson's interval over samples; the more draws, the lower. Empty where no draws were made.
+    """
+    return _over_draws(frame, "score_worst")
+
+
+def _over_draws(frame: pd.DataFrame, column: str) -> Estimate:
+    if column not in frame or not frame["draws"].gt(0).any():
+        return stats.EMPTY
+    return stats.rate(worst_case(frame.assign(score_adv=frame[column]))["robust"])
+
+
 @facts(version=1, unit="samples", higher_is_better=False, bounds=(0, None), needs="evasion", group="robustness")
 def n_unknown(frame: pd.DataFrame) -> Estimate:
     """Number of samples that no attack broke and on which at least one attack failed."""

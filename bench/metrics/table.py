@@ -10,6 +10,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -29,7 +30,8 @@ from robench.spec import Estimate
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
-    "n_clean_correct", "n_unknown", "status", "validity", "escalated", "seconds", "forwards", "backwards", "cell",
+    "n_clean_correct", "n_unknown", "status", "validity", "excludes", "escalated", "seconds", "forwards", "backwards",
+    "cell",
 )  # fmt: skip
 """The tidy table's columns, in order."""
 
@@ -206,8 +208,11 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
         **only,
         "robust_accuracy_8bit": robust.robust_accuracy_8bit,
         "robust_accuracy_without_unknown": robust.robust_accuracy_without_unknown,
+        "robust_accuracy_mean_draw": robust.robust_accuracy_mean_draw,
+        "robust_accuracy_worst_draw": robust.robust_accuracy_worst_draw,
     }
     more["escalated"] = "; ".join(note.removeprefix(ESCALATED) for note in found.notes if note.startswith(ESCALATED))
+    more["excludes"] = "; ".join(note for note in found.notes if not note.startswith(ESCALATED))
     yield from _all(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
 
 

@@ -46,7 +46,7 @@ class Protocol:
 NONE = Protocol([], [])
 
 
-@facts(version=5)
+@facts(version=6)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
     return _attacked(objects, attack, threat, keep=lambda x_adv: None)
@@ -193,6 +193,8 @@ def judged(
         pred_clean=prediction,
         margin_clean=margin,
         score_adv=torch.minimum(verdicts.score, score),
+        score_mean=torch.minimum(verdicts.mean, score),
+        score_worst=torch.minimum(verdicts.worst, score),
         pred_adv=verdicts.prediction,
         margin_adv=verdicts.margin,
         distance=verdicts.distance,

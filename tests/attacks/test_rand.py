@@ -16,6 +16,7 @@ from robench.attacks import _rand, apgd
 from robench.attacks._engine import Engine
 from robench.inference import fingerprint, predict
 from robench.judge import judge_repeatedly
+from robench.metrics.robust import robust_accuracy_mean_draw, robust_accuracy_worst_draw
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.victim import Victim
@@ -198,3 +199,7 @@ def test_the_protocol_runs_through_attack_and_is_judged_by_many_draws():
     margin = (x.flatten(1).mean(1) - 0.5).abs()
     assert first.robust[margin > 0.12].all() and not first.robust[margin < 0.08].any()
     assert not first.validity.sound
+    mean, worst = robust_accuracy_mean_draw(first.rows), robust_accuracy_worst_draw(first.rows)
+    kept = first.rows[first.robust.tolist()]
+    assert kept["score_mean"].min() > 0.5 and kept["score_worst"].min() == 0 and worst.value < first.robust_accuracy.value
+    assert worst.value < mean.value and mean.low < mean.value < mean.high

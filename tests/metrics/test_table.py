@@ -22,9 +22,27 @@ def pick(table: pd.DataFrame, **where: object) -> pd.DataFrame:
 def test_columns_stand_in_the_promised_order(table):
     assert ",".join(table.columns) == (
         "model,dataset,scenario,condition,threat,eps,attack,metric,value,ci_low,ci_high,n,n_clean_correct,n_unknown,"
-        "status,validity,escalated,seconds,forwards,backwards,cell"
+        "status,validity,excludes,escalated,seconds,forwards,backwards,cell"
     )
     assert tuple(tidy({}).columns) == COLUMNS and len(tidy({})) == 0
+
+
+def test_a_verdict_says_what_its_checks_exclude_and_only_a_verdict_does(table):
+    told = table["excludes"] != ""
+    assert set(table.loc[told, "attack"]) == {"worst"} and told.any()
+    assert table.loc[told, "excludes"].str.contains("finding nothing bounds a fault to").all()
+
+
+def test_a_randomised_models_mean_and_worst_draw_stand_beside_its_robust_accuracy(synthetic):
+    frames = synthetic.frames()
+    rows = frames["evasion"]
+    assert not tidy(frames)["metric"].str.contains("_draw").any()
+    half = rows["score_adv"].where(rows["score_adv"] == 0, 0.75)
+    drawn = rows.assign(draws=50, score_mean=half, score_worst=0.0)
+    table = pick(tidy({**frames, "evasion": drawn}), model="trained", threat="linf(8/255)", attack="worst")
+    found = table.set_index("metric")["value"]
+    assert found["robust_accuracy_mean_draw"] == pytest.approx(0.75 * found["robust_accuracy"])
+    assert found["robust_accuracy_worst_draw"] == 0 < found["robust_accuracy"]
 
 
 def test_one_row_per_attack_and_one_worst_row_with_the_verdict(table):

@@ -53,12 +53,22 @@ def diversified(*turns: int, before: int = 3, steps: int = 25) -> Attack:
         copies, eps = rows.repeat_interleave(len(turns)), radius(victim)
         part, own, every = victim.part(copies), draws[copies], torch.arange(len(copies), device=rows.device)
         turn = torch.tensor(turns, device=rows.device).repeat(len(rows))
-        weights, choice = _directions(part, own, turn, turn - 1), turn % len(GUIDES)
+        weights, choice = _directions(part, own, turn, turn - 1), _guides(victim, turn)
         phases = [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps), GUIDES, choice)]
         climb(part, every, lambda k: part.ball[k].random(own[k], "odi.start", step=turn[k]), phases)
         victim.absorb(part)
 
     return attack
+
+
+def _guides(victim: Victim, turn: Tensor) -> Tensor:
+    """Which of the guides each turn climbs: in turn, so that every class meets both of them sooner or later.
+
+    With an even number of ranks they change places in every other pass over the ranks.
+    """
+    ranks = 1 if victim.order is None else victim.order.shape[1]
+    passes = (turn - 1).clamp_min(0) // ranks
+    return (turn + (passes if ranks % 2 == 0 else 0)) % len(GUIDES)
 
 
 def _directions(victim: Victim, draws: Draws, turn: Tensor, rank: Tensor) -> Tensor:

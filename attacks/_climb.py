@@ -99,6 +99,7 @@ class _Slots:
         a, b = len(self.place), len(self.place) + len(new)
         chosen = self.rows[new]
         self.points[a:b] = self.begin(new)
+        self.before[a:b] = self.points[a:b]
         if self.centre is None:
             self.low[a:b], self.high[a:b] = self.victim.ball[chosen].bounds()
         else:
@@ -146,11 +147,12 @@ class _Slots:
         points, before, shape = self.points, self.before, (-1, *[1] * (self.points.dim() - 1))
         size = torch.zeros(len(points), device=points.device, dtype=points.dtype)
         size[:count] = self.sizes[self.step]
+        gradient.nan_to_num_(0.0, 0.0, 0.0)
         if self.centre is None:
             gradient.sign_()
         else:
             norms = torch.linalg.vector_norm(gradient.flatten(1), 2, dim=1)
-            size = size / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+            size = torch.where(norms > 0, size / norms, 0.0)
         moved = self._project(gradient.mul_(size.view(shape)).add_(points))
         first = torch.ones(len(points), device=points.device, dtype=torch.bool)
         first[:count] = self.step == 0

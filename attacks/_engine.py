@@ -157,17 +157,18 @@ class Engine:
     def _search(self, attack: Attack, rows: Tensor, access: str, *, exact: bool = False) -> None:
         """The stage on samples that are held together; when memory runs out, fewer are held from here on.
 
-        What a copy in lower precision broke and the model does not confirm is searched again on the model (``exact``).
+        What a copy in lower precision, or the model asked channels-last, broke and the judge does not confirm is searched
+        again on the model as the judge asks it (``exact``).
         """
-        source, again = None if exact else self.source, rows[:0]
+        source = None if exact else self.source
         victim = self._victim(rows, access, source)
+        victim.channels_last = self.channels_last and source is None and not exact
         try:
             with tf32(self.precision == "tf32" and self.rough and not exact):
                 attack(victim, Draws(self.seed, self.ids[rows].to(self.device)))
+            claimed = victim.broken.clone()
             if source is not None:
-                claimed = victim.broken.clone()
                 self._reread(victim, source)
-                again = rows[(claimed & ~victim.broken).cpu()] if self.rough else again
             self._confirm(victim)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(rows) == 1:
@@ -178,7 +179,8 @@ class Engine:
                 self._search(attack, part, access, exact=exact)
             return
         self._take(victim, rows, elsewhere=source is not None)
-        if len(again):
+        again = rows[(claimed & ~victim.broken).cpu()]
+        if len(again) and ((self.rough and source is not None) or victim.channels_last):
             self._search(attack, again, access, exact=True)
 
     def _victim(self, rows: Tensor, access: str, source: nn.Module | None = None) -> Victim:
@@ -189,7 +191,6 @@ class Engine:
         if source is not None:
             victim.best_margin.fill_(torch.inf)
         victim.slope = self.slope[rows].to(x)
-        victim.channels_last = self.channels_last and source is None
         victim.clean = None if self.clean is None else self.clean[rows].to(x)
         victim.order = None if self.order is None else self.order[rows].to(x.device)
         return victim
@@ -237,13 +238,16 @@ class Engine:
 
         Source: Melamed et al., NeurIPS 2024 (MALT), with the dual norm of the threat.
         """
-        rows = self.survivors()
-        orders: list[Tensor] = []
-        self.run("rank", lambda victim, draws: orders.append(_nearest(victim, most).cpu()), rows)
-        if orders:
-            found = torch.cat(orders)
-            self.order = torch.zeros(len(self.x), found.shape[1], dtype=torch.int64)
-            self.order[rows] = found
+        found: dict[int, Tensor] = {}
+
+        def rank(victim: Victim, draws: Draws) -> None:
+            found.update(zip(draws.ids.tolist(), _nearest(victim, most).cpu(), strict=True))
+
+        self.run("rank", rank)
+        if found:
+            rows = torch.tensor([i in found for i in self.ids.tolist()])
+            self.order = torch.zeros(len(self.x), len(next(iter(found.values()))), dtype=torch.int64)
+            self.order[rows] = torch.stack([found[i] for i in self.ids[rows].tolist()])
 
 
 def _nearest(victim: Victim, most: int) -> Tensor:

@@ -80,7 +80,7 @@ def fab(
     return book.result()
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+@facts(version=2, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
 def fab_t(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -96,6 +96,7 @@ def fab_t(
     beta: float = 0.9,
     stop: bool = True,
     fused: bool = True,
+    together: int = 1,
 ) -> Tensor:
     """The nearest misclassified point found by targeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
 
@@ -117,6 +118,7 @@ def fab_t(
         beta: As in ``fab``.
         stop: A sample leaves at its first success in the ball.
         fused: As in ``fab``.
+        together: Targets that are run at the same time, which fills batches when few samples are left.
 
     Raises:
         ConfigError: A norm, a count or a factor that FAB cannot use.
@@ -125,16 +127,22 @@ def fab_t(
     """
     told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
     _require(told, threat, targets, least=1)
+    if together < 1:
+        raise ConfigError(must("together", "at least 1", together, "1 runs one target after the other"))
     victim = as_victim(victim, x, y, threat)
     book = Closest(victim)
     rows, order = _ranked(victim, book, told)
-    for k in range(min(targets, order.shape[1])):
+    for first in range(0, min(targets, order.shape[1]), together):
         rows = rows[_open(victim, book, rows, told)]
         if not len(rows):
             break
-        part = victim.part(rows, target=order[rows, k])
-        everyone = torch.arange(len(rows), device=rows.device)
-        _runs(part, book, _targeted(part), everyone, seeds[rows], told, stage=f"fab.start.{k}")
+        group = torch.arange(first, min(first + together, targets, order.shape[1]), device=rows.device)
+        copies, target = rows.repeat(len(group)), order[rows][:, group].T.flatten()
+        part, draws = victim.part(copies, target=target), seeds[copies]
+        own, number = book.part(part), group.repeat_interleave(len(rows))
+        _runs(part, own, _targeted(part), torch.arange(len(copies), device=rows.device), draws, told, target=number)
+        for points, found in zip(own.points.split(len(rows)), own.distance.split(len(rows)), strict=True):
+            book.book(points, rows, found.isfinite())
         victim.absorb(part)
     return book.result()
 
@@ -182,7 +190,7 @@ def _ranked(victim: Victim, book: Closest, told: _Told) -> tuple[Tensor, Tensor]
 
 def _open(victim: Victim, book: Closest, rows: Tensor, told: _Told) -> Tensor:
     """Whether each row still has something to gain, bool (n,)."""
-    return (book.distance[victim.parents[rows]] > 0) & ~(victim.broken[rows] & told.stop)
+    return (book.distance[rows] > 0) & ~(victim.broken[rows] & told.stop)
 
 
 def _targeted(victim: Victim) -> Look:
@@ -214,24 +222,30 @@ def _nearest_class(victim: Victim, wrong: Tensor) -> Look:
 
 
 def _runs(
-    victim: Victim, book: Closest, look: Look, rows: Tensor, seeds: Draws, told: _Told, *, stage: str = "fab.start"
+    victim: Victim, book: Closest, look: Look, rows: Tensor, seeds: Draws, told: _Told, *, target: Tensor | None = None
 ) -> None:
+    """All restarts; ``target`` (N,) tells the targets of one sample apart, so that each has starts of its own."""
+    number = torch.zeros_like(victim.parents) if target is None else target
     for restart in range(told.restarts):
         rows = rows[_open(victim, book, rows, told)]
         if len(rows):
-            points = victim.x[rows] if restart == 0 else _start(victim, book, rows, seeds[rows], stage=stage, step=restart)
+            points = (
+                victim.x[rows]
+                if restart == 0
+                else _start(victim, book, rows, seeds[rows], step=number[rows] * told.restarts + restart)
+            )
             _run(victim, book, look, rows, points, told)
 
 
-def _start(victim: Victim, book: Closest, rows: Tensor, draws: Draws, *, stage: str, step: int) -> Tensor:
+def _start(victim: Victim, book: Closest, rows: Tensor, draws: Draws, *, step: Tensor) -> Tensor:
     """A random direction at half of eps, or of the smallest distance found where that is less, clipped to the box."""
     x, norm = victim.x[rows], victim.threat.norm
     if norm == "linf":
-        noise = draws.uniform(stage, x.shape[1:], step=step).double() * 2 - 1
+        noise = draws.uniform("fab.start", x.shape[1:], step=step).double() * 2 - 1
     else:
-        noise = draws.normal(stage, x.shape[1:], step=step).double()
+        noise = draws.normal("fab.start", x.shape[1:], step=step).double()
     eps = victim.threat.eps if math.isfinite(victim.threat.eps) else _RADIUS[norm]
-    reach = 0.5 * book.distance[victim.parents[rows]].clamp(max=eps) / size(noise.flatten(1), norm).clamp_min(1e-12)
+    reach = 0.5 * book.distance[rows].clamp(max=eps) / size(noise.flatten(1), norm).clamp_min(1e-12)
     return (x.double() + noise * per_sample(reach, noise)).clamp(0, 1).to(x.dtype)
 
 
@@ -241,7 +255,7 @@ def _run(victim: Victim, book: Closest, look: Look, rows: Tensor, points: Tensor
         if not len(rows):
             return
         margin, height, normal = look(points, rows)
-        book.book(points, victim.parents[rows], margin <= 0)
+        book.book(points, rows, margin <= 0)
         keep = _open(victim, book, rows, told)
         rows, points, margin, height, normal = (v[keep] for v in (rows, points, margin, height, normal))
         base = _back(victim.x[rows], points, margin, told.beta) if told.fused else points
@@ -255,7 +269,7 @@ def _run(victim: Victim, book: Closest, look: Look, rows: Tensor, points: Tensor
 def _checked(victim: Victim, book: Closest, rows: Tensor, points: Tensor, told: _Told) -> tuple[Tensor, Tensor]:
     """Rows that go on and their points, misclassified ones on their way back; one forward pass."""
     margin = victim.margins(points, rows)
-    book.book(points, victim.parents[rows], margin <= 0)
+    book.book(points, rows, margin <= 0)
     keep = _open(victim, book, rows, told)
     rows = rows[keep]
     return rows, _back(victim.x[rows], points[keep], margin[keep], told.beta)

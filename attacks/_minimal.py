@@ -41,6 +41,12 @@ class Closest:
         self.distance[kept], self.score[kept] = far[nearer], score[nearer]
         return far
 
+    def part(self, victim: Victim) -> Closest:
+        """What is known of the samples of a part, for a search of its own."""
+        own, rows = Closest(victim), victim.parents
+        own.points, own.distance, own.score = self.points[rows], self.distance[rows], self.score[rows]
+        return own
+
     def wanted(self, rows: Tensor, *, stop: bool) -> Tensor:
         """Whether each sample is still to be searched, bool (n,): not at distance 0, nor broken where that is enough."""
         wanted = self.distance[rows] > 0

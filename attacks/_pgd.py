@@ -71,7 +71,7 @@ def pgd(
             points = ball.confine(steepest(memory, threat.norm).mul_(size).add_(points))
         if len(rows):
             victim.margins(points, rows, inside=True)
-    return victim.result()
+    return victim.ball.project(victim.result())
 
 
 def _require(steps: int, restarts: int, step_size: float | None) -> None:

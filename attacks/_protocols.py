@@ -51,19 +51,6 @@ def plain(function: Callable[..., Tensor], **params: object) -> Attack:
     return attack
 
 
-def towards(function: Callable[..., Tensor], ranks: int, **params: object) -> Attack:
-    """A targeted attack of the table as a stage: towards each of the nearest classes, a sample's targets in one batch."""
-
-    def attack(victim: Victim, draws: Draws) -> None:
-        rows = victim.alive()
-        order = victim.order[rows][:, :ranks]  # type: ignore[index]
-        part = victim.part(rows.repeat_interleave(order.shape[1]), target=order.flatten())
-        function(part, part.x, part.y, threat=victim.threat, seeds=draws[part.parents], **params)
-        victim.absorb(part)
-
-    return attack
-
-
 def anew(attack: Attack, number: int) -> Attack:
     """The attack with other draws, so that a longer search does not repeat a shorter one before it."""
     return lambda victim, draws: attack(victim, Draws(draws.seed + (number << 20), draws.ids))
@@ -133,14 +120,19 @@ def _dense(engine: Engine) -> None:
     while turn < 12 and (broken or turn < 4):
         broken, turn = _round(engine, turn, engine.closest(0.5, least=8))
     _outwards(engine, "ladder-best", ladder(9, 20, diverse=False), share=0.1, least=7)
-    _outwards(engine, "frontier", diversified(*range(20, 28), steps=40), share=0.1, least=8)
+    _outwards(engine, "frontier", diversified(*range(19, 27), steps=40), share=0.1, least=8)
 
 
 def _round(engine: Engine, turn: int, rows: Tensor | None = None) -> tuple[int, int]:
     """Diversified turns, as many as one batch has room for: how many samples they broke, and the turn to go on with."""
     rows = engine.survivors() if rows is None else rows
-    room = max(1, min(4, engine.width // max(1, len(rows))))
+    room = min(4, _together(engine, rows))
     return engine.run(f"diversified-{turn}", diversified(*range(turn, turn + room)), rows), turn + room
+
+
+def _together(engine: Engine, rows: Tensor) -> int:
+    """How many copies of each of the rows fill one batch."""
+    return max(1, engine.width // max(1, len(rows)))
 
 
 def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callable[[Engine], None]) -> None:
@@ -274,7 +266,7 @@ def robench_deep(engine: Engine) -> None:
 
 def _deep_hedge(engine: Engine) -> None:
     near = engine.closest(0.3, least=8)
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9) if engine.order is None else towards(fab_t, 9, steps=100), near)
+    engine.run("fab-t", plain(fab_t, steps=100, targets=9, together=_together(engine, near)), near)
     broken = engine.run("square", plain(square, queries=1000), access="score")
     engine.escalated += [SQUARE_BROKE] if broken else []
     chosen = engine.survivors() if broken else engine.closest(0.2, least=8)
@@ -292,10 +284,9 @@ def _deep_dense(engine: Engine) -> None:
     engine.run("probability-margin", polish("probability_margin"))
     engine.run("targets-random", ladder(9, 50, diverse=True))
     engine.run("targets-best", ladder(9, 50, diverse=False))
-    _outwards(engine, "frontier", diversified(*range(20, 68), steps=60), share=0.05, least=4)
+    _outwards(engine, "frontier", diversified(*range(19, 67), steps=60), share=0.05, least=4)
     near = engine.closest(0.3, least=8)
-    together = max(1, engine.width // max(1, len(near)))
-    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9, together=together), near)
+    engine.run("apgd-t", plain(apgd_t, steps=100, targets=9, together=_together(engine, near)), near)
 
 
 def _deep_sparse(engine: Engine) -> None:

@@ -15,8 +15,8 @@ from typing import TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_KEEP = {-4: 0, -1: -1}
-"""glibc's M_MMAP_MAX (no mapping of its own for large blocks) and M_TRIM_THRESHOLD (nothing is given back)."""
+_KEEP = {-3: 32 << 20, -1: 512 << 20}
+"""glibc's M_MMAP_THRESHOLD (larger blocks come and go by themselves; its largest value) and M_TRIM_THRESHOLD, in bytes."""
 
 
 def execute(function: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int) -> Iterator[tuple[Job, Result]]:
@@ -47,7 +47,7 @@ def execute(function: Callable[[Job], Result], jobs: Iterable[Job], *, workers: 
 
 
 def keep_memory() -> bool:
-    """Have the C library keep what is freed for the next tensors, for the rest of this process; whether it does (glibc).
+    """Have the C library keep up to 512 MB of what is freed for the next tensors; whether it does (glibc).
 
     Otherwise a forward and backward pass gives its activations back to the system and gets them zeroed again page by
     page, 5 to 8 % of its time on a ResNet. For processes of robench's own; those of others are left alone.

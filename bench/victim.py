@@ -88,7 +88,7 @@ class Victim:
         self.clean: Tensor | None = None
         self.order: Tensor | None = None
         self.ball = Ball(x, threat)
-        self.parents, self._copies = torch.arange(len(x), device=x.device), False
+        self.parents = torch.arange(len(x), device=x.device)
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.best = x.clone()
         self.best_margin = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
@@ -98,15 +98,14 @@ class Victim:
     def part(self, rows: Tensor, *, target: Tensor | None = None) -> Victim:
         """A victim of the samples ``rows`` (n,), which may repeat, with books of its own and the best points so far.
 
-        Copies of one sample are broken together, so that several targets share a batch. ``absorb`` gives back what was
-        found.
+        Copies let several targets of a sample share a batch; each goes on whatever happens to the others, so that what is
+        found does not depend on which of them are under way together. ``absorb`` gives back what was found.
         """
         told: dict[str, Any] = {"threat": self.threat, "task": self.task, "width": self.width, "access": self.access}
         part = Victim(self.model, self.x[rows], self.y[rows], target=target, **told)
         part.samples, part.seed, part.looks = self.samples, self.seed, self.looks
         part.channels_last = self.channels_last
         part.parents, part.broken = rows, self.broken[rows].clone()
-        part._copies = len(rows.unique()) < len(rows)
         part.slope = self.slope[rows].clone()
         part.clean = None if self.clean is None else self.clean[rows]
         part.order = None if self.order is None else self.order[rows]
@@ -133,7 +132,7 @@ class Victim:
     @property
     def separable(self) -> bool:
         """Whether a sample's answers do not depend on what else is asked at the same time."""
-        return self.samples is None and not self._copies
+        return self.samples is None
 
     def alive(self) -> Tensor:
         """Positions of the samples that no query has broken yet, int64."""
@@ -338,10 +337,6 @@ class Victim:
         self.best[kept] = points[chosen].detach()
         self.best_margin[kept] = lowest.to(self.best_margin.dtype)
         self.broken[kept] = lowest <= 0
-        if self._copies:
-            fallen = torch.zeros(int(self.parents.max()) + 1, dtype=torch.bool, device=points.device)
-            fallen[self.parents[self.broken]] = True
-            self.broken |= fallen[self.parents]
 
     def _inspect(self, gradient: Tensor, rows: Tensor) -> None:
         largest = gradient.flatten(1).abs().amax(1)

@@ -37,11 +37,13 @@ import resource
 import numpy as np
 from robench.executors import keep_memory
 kept = {wanted}
+def held():
+    return [np.ones(2_000_000) for _ in range(8)]
 for _ in range(3):
-    np.ones(6_000_000)
+    held()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
-    np.ones(6_000_000)
+    held()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

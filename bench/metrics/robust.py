@@ -104,9 +104,11 @@ def robust_accuracy_worst_draw(frame: pd.DataFrame) -> Estimate:
 
 
 def _over_draws(frame: pd.DataFrame, column: str) -> Estimate:
+    """Worst case of a column over the attacks whose images were judged by draws."""
     if column not in frame or not frame["draws"].gt(0).any():
         return stats.EMPTY
-    return stats.rate(worst_case(frame.assign(score_adv=frame[column]))["robust"])
+    drawn = frame[frame["draws"] > 0]
+    return stats.rate(worst_case(drawn.assign(score_clean=1.0, score_adv=drawn[column]))["robust"])
 
 
 @facts(version=1, unit="samples", higher_is_better=False, bounds=(0, None), needs="evasion", group="robustness")

@@ -97,7 +97,7 @@ class Ball:
     def confine(self, points: Tensor) -> Tensor:
         """``project`` for search loops (linf, l2): in place and in the points' own precision, (N, ...).
 
-        In l2 it stops a few units of rounding inside eps, so that the judge's exact distance holds all the same.
+        In l2 it stops a few units of rounding inside eps; to meet it exactly, ``project`` what is given away in the end.
         """
         if self.threat.norm == "linf":
             low, high = self._bounds
@@ -125,17 +125,21 @@ class Ball:
         direction = steepest(draws.normal(stage, shape, step=step).to(self.x.dtype), "l2")
         if self.threat.norm == "l0":
             return self.project(self.x + direction * math.sqrt(size))
-        radius = draws.uniform(f"{stage}.radius", (1,), step=step)[:, 0].to(self.x.dtype)
-        reach = min(self.threat.eps, math.sqrt(size))
-        return self.project(self.x + direction * per_sample(radius ** (1 / size) * reach, direction))
+        luck = draws.uniform(f"{stage}.radius", (1,), step=step)[:, 0].double()
+        radius = (luck ** (1 / size) * min(self.threat.eps, math.sqrt(size))).to(self.x.dtype)  # a power's last bit is
+        return self.project(self.x + direction * per_sample(radius, direction))  # another in another place
 
 
 def confine_l2(points: Tensor, centre: Tensor, eps: float) -> Tensor:
-    """Pull points (N, ...) in place to within eps of the centre, less 16 units of rounding, then into the box."""
+    """Pull points (N, ...) in place to within eps of the centre, less some units of rounding, then into the box.
+
+    Adding the centre rounds every feature by up to half a unit of 1, at random, and so the distance by that much at the
+    most and by its share of the distance on average.
+    """
     delta = points.sub_(centre)
-    size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1)
-    limits = torch.finfo(size.dtype)
-    shrink = (eps * (1 - 16 * limits.eps) / size.clamp_min(limits.tiny)).clamp(max=1)
+    size = torch.linalg.vector_norm(delta.flatten(1), 2, dim=1, dtype=torch.float64)
+    unit = torch.finfo(delta.dtype).eps
+    shrink = (eps * (1 - 16 * unit) / size.clamp_min(1e-300)).clamp(max=1).to(delta.dtype)
     return delta.mul_(per_sample(shrink, delta)).add_(centre).clamp_(0, 1)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from robench.devices import is_out_of_memory
+
 AGREEMENT = 0.8
 """Smallest mean cosine between the input gradients of a copy and of its original."""
 
@@ -103,7 +105,9 @@ def bears_channels_last(model: nn.Module, x: Tensor) -> bool:
         return False
     try:
         wanted, found = _gradient(model, x), _gradient(model, x.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
+    except Exception as error:  # whatever a layer raises that looks at the order in memory
+        if is_out_of_memory(error):
+            raise
         return False
     return (
         wanted is not None

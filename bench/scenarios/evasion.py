@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +168,8 @@ def judged(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The rows of images (N, ...) that an attack left, judged here and now; a randomised model's by many draws."""
-    score, prediction, margin, verdicts = _looks(model, hold, x_adv, by.draws, threat, task, seed)
+    clean, verdicts = _looks(model, hold, x_adv, by.draws, threat, task, seed)
+    score = clean.score
     robust, attacked = ~task.broken(verdicts.score), ~task.broken(score)
     failed = verdicts.failed | (attacked & bool(error)) | (robust & (books["nonfinite_outputs"] > 0))
     broken = ~(robust & attacked) & ~verdicts.failed
@@ -190,11 +191,11 @@ def judged(
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,
-        pred_clean=prediction,
-        margin_clean=margin,
+        pred_clean=clean.prediction,
+        margin_clean=clean.margin,
         score_adv=torch.minimum(verdicts.score, score),
-        score_mean=torch.minimum(verdicts.mean, score),
-        score_worst=torch.minimum(verdicts.worst, score),
+        score_mean=torch.minimum(verdicts.mean, clean.mean),
+        score_worst=torch.minimum(verdicts.worst, clean.worst),
         pred_adv=verdicts.prediction,
         margin_adv=verdicts.margin,
         distance=verdicts.distance,
@@ -207,17 +208,30 @@ def judged(
     )
 
 
+class Clean(NamedTuple):
+    """What the model says of clean images, (N,) each."""
+
+    score: Tensor
+    prediction: Tensor
+    margin: Tensor
+    mean: Tensor
+    """Mean score over the draws of a randomised model; of any other the score."""
+    worst: Tensor
+    """Lowest score over the draws of a randomised model; of any other the score."""
+
+
 def _looks(
     model: nn.Module, hold: Hold, x_adv: Tensor, draws: int, threat: ThreatModel, task: Task, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Verdicts]:
-    """Score, prediction and margin of the clean images, (N,) each, and the verdicts on the attack's."""
+) -> tuple[Clean, Verdicts]:
+    """What the model says of the clean images, and the verdicts on the attack's."""
     told: dict[str, Any] = {"threat": threat, "task": task, "width": hold.width, "draws": draws, "seed": seed}
     found = decide(model, hold.x, hold.y, x_adv=x_adv, **told)
     if draws:
         clean = decide(model, hold.x, hold.y, x_adv=hold.x, **told)
-        return clean.score, clean.prediction, clean.margin, found
+        return Clean(clean.score, clean.prediction, clean.margin, clean.mean, clean.worst), found
     outputs = predict(model, hold.x, width=hold.width)
-    return task.score(outputs, hold.y), task.predict(outputs), task.margin(outputs, hold.y), found
+    score = task.score(outputs, hold.y)
+    return Clean(score, task.predict(outputs), task.margin(outputs, hold.y), score, score), found
 
 
 def is_protocol(attack: str) -> bool:

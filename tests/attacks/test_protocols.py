@@ -16,8 +16,11 @@ from torch import nn
 
 import robench
 from robench import api, catalog
-from robench.attacks import _protocols
+from robench.attacks import _cascade, _protocols
+from robench.attacks._apgd import apgd_t
+from robench.attacks._cascade import diversified, ladder, sieve
 from robench.attacks._engine import Engine
+from robench.attacks._fab import fab_t
 from robench.errors import ConfigError
 from robench.inference import predict
 from robench.judge import judge
@@ -103,6 +106,97 @@ def short(monkeypatch):
     monkeypatch.setattr(
         _protocols, "diversified", lambda *turns, **m: diversified(*turns[:4], **{**m, "before": 2, "steps": 3})
     )
+
+
+# --- stages
+
+
+def crowd(classes=10, count=120):
+    """A net of many classes on more samples than a batch holds."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(30, 64), nn.Tanh(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, classes))
+    for parameter in net.parameters():
+        parameter.data *= 2
+    x = torch.rand(count, 30, generator=torch.Generator().manual_seed(1))
+    return net.eval(), x, net(x).argmax(1).detach()
+
+
+STAGES = {
+    "ladder-3": lambda: ladder(3, 6, diverse=True),
+    "ladder-9": lambda: ladder(9, 6, diverse=False),
+    "rounds-3": lambda: diversified(0, 1, 2, steps=6),
+    "restarts-48": lambda: diversified(*range(19, 67), steps=4),
+    "apgd-t": lambda: _protocols.plain(apgd_t, steps=6, together=4),
+    "fab-t": lambda: _protocols.plain(fab_t, steps=6, together=4),
+}
+
+
+@pytest.mark.parametrize("norm", ["linf(0.03)", "l2(0.15)"])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_of_many_copies_does_not_depend_on_how_many_samples_are_held(name, norm):
+    net, x, y = crowd()
+    found = []
+    for hold in (1024, 28, 4):
+        engine = Engine(net, x, y, torch.arange(len(x)), ThreatModel.parse(norm), hold=hold)
+        engine.look()
+        engine.rank()
+        engine.run("stage", STAGES[name]())
+        found.append(engine)
+    first, *others = found
+    assert 0 < first.broken.sum() < len(x)
+    for other in others:
+        assert torch.equal(first.broken, other.broken) and torch.equal(first.best, other.best)
+        assert all(torch.equal(first.books[k], other.books[k]) for k in first.books)
+
+
+@pytest.mark.parametrize("norm", ["linf(0.03)", "l2(0.15)"])
+def test_a_sample_without_a_finite_gradient_does_not_touch_the_others(norm):
+    class Sick(nn.Module):
+        """Its gradient is not finite on images that begin with 0."""
+
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x) + (x[:, :1] == 0) * (x[:, :1] - x[:, :1].detach()).abs().sqrt()
+
+    net, x, y = crowd()
+    x[0, 0] = 0.0
+    found = []
+    for rows in (torch.arange(len(x)), torch.arange(1, len(x))):
+        engine = Engine(Sick(net), x[rows], y[rows], rows, ThreatModel.parse(norm), width=8)
+        engine.run("sieve", sieve(8))
+        found.append(engine)
+    whole, without = found
+    assert whole.books["nonfinite_gradients"][0] > 0
+    assert torch.equal(whole.best[1:], without.best) and torch.equal(whole.broken[1:], without.broken)
+    assert whole.books["nonfinite_outputs"].sum() == 0
+
+
+@pytest.mark.parametrize("norm", ["l2(0.1)", "l2(2.0)", "l2(inf)", "linf(inf)"])
+def test_a_gradient_of_zero_moves_nothing_anywhere(norm):
+    class Dead(nn.Module):
+        def forward(self, x):
+            lead = (x.sum(1) - 14).clamp_min(0.5)
+            return torch.stack([lead, 0 * lead, 0 * lead], 1)
+
+    x = torch.rand(20, 30, generator=torch.Generator().manual_seed(2))
+    engine = Engine(Dead(), x, torch.zeros(20, dtype=torch.int64), torch.arange(20), ThreatModel.parse(norm), width=8)
+    engine.run("sieve", sieve(8))
+    assert engine.books["nonfinite_outputs"].sum() == 0 and engine.best.isfinite().all()
+    assert engine.books["zero_gradients"].sum() > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 9])
+def test_every_near_class_meets_both_guides(ranks):
+    net, x, y = crowd(classes=ranks + 1, count=4)
+    engine = Engine(net, x, y, torch.arange(4), ThreatModel.parse("linf(0.1)"))
+    engine.look()
+    engine.rank()
+    turns = torch.arange(1, 1 + 2 * ranks)
+    guides = _cascade._guides(engine._victim(torch.arange(4), "white"), turns)
+    assert len(set(zip(((turns - 1) % ranks).tolist(), guides.tolist(), strict=True))) == 2 * ranks
 
 
 # --- promise 1 and 2

@@ -180,12 +180,25 @@ class Peeping(nn.Module):
         return x.flatten(1) * (1.0 if x.is_contiguous() else -1.0)
 
 
+class Strict(nn.Module):
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        if not x.is_contiguous():
+            raise self.error("wants contiguous")
+        return x.flatten(1)
+
+
 @pytest.mark.parametrize(
     ("net", "x", "borne"),
     [
         (deep(nn.Flatten(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), True),
         (deep(Viewed(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
         (deep(Peeping(), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
+        (deep(Strict(AssertionError), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
+        (deep(Strict(ValueError), nn.Linear(32 * 36, 5)), torch.rand(4, 3, 6, 6), False),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)), torch.rand(4, 3, 6, 6), False),
         (nn.Linear(6, 5), torch.rand(4, 6), False),
     ],
@@ -214,3 +227,32 @@ def test_channels_last_changes_how_the_model_is_asked_and_not_what_is_found():
     assert made.channels_last and 0 < int(made.broken.sum()) < 24
     assert torch.equal(found[0].broken, found[1].broken)
     assert all(torch.equal(found[0].books[name], found[1].books[name]) for name in found[0].books)
+
+
+def test_what_a_model_asked_channels_last_breaks_and_the_judge_does_not_is_searched_again():
+    class Split(nn.Module):
+        """Wrong at once when asked channels-last, and hard to break otherwise."""
+
+        def forward(self, x):
+            lead = 1.0 - 3.0 * (x.flatten(1).mean(1) - 0.5).abs()
+            return torch.stack([lead if x.is_contiguous() else lead - 5, 0 * lead], 1)
+
+    x = torch.full((6, 3, 4, 4), 0.5)
+    made = Engine(Split(), x, torch.zeros(6, dtype=torch.int64), torch.arange(6), ThreatModel.parse("linf(0.4)"), width=4)
+    made.look()
+    made.channels_last = True
+    made.run("sieve", sieve(20))
+    assert made.broken.all()
+
+
+def test_classes_are_ranked_where_a_rough_copy_takes_clean_images_for_broken(net, digits):
+    x, y = digits
+    made = Engine(net, x, y, torch.arange(len(y)), THREAT)
+    made.look()
+    made.source, made.rough = Shifted(net, -100.0), True
+    made.rank()
+    exact = Engine(net, x, y, torch.arange(len(y)), THREAT)
+    exact.look()
+    exact.rank()
+    assert made.order.shape == exact.order.shape == (len(y), 9)
+    assert torch.equal(made.order, exact.order)

@@ -84,6 +84,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.books = {name: torch.zeros(len(self.x), dtype=torch.int64) for name in BOOKS}
+        self.unconfirmed = torch.zeros(len(self.x), dtype=torch.int64)
+        """How often a copy in lower precision broke a sample and the model itself did not, at that point."""
         self.forget()
 
     def forget(self) -> None:
@@ -180,7 +182,9 @@ class Engine:
             return
         self._take(victim, rows, elsewhere=source is not None)
         again = rows[(claimed & ~victim.broken).cpu()]
-        if len(again) and ((self.rough and source is not None) or victim.channels_last):
+        rough = self.rough and source is not None
+        self.unconfirmed[again] += int(rough)
+        if len(again) and (rough or victim.channels_last):
             self._search(attack, again, access, exact=True)
 
     def _victim(self, rows: Tensor, access: str, source: nn.Module | None = None) -> Victim:

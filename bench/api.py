@@ -228,9 +228,8 @@ def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, 
                 "stage_access": "",
                 "escalated": "",
             }
-            quiet = dict.fromkeys(
-                ("draws", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0
-            )
+            passes = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
+            quiet = dict.fromkeys(("draws", "unconfirmed", *passes), 0)
             flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
             added.append(
                 rows.assign(

@@ -35,6 +35,8 @@ class Thresholds:
     """Largest share of samples that a short ascent of the sentinel may break and the attacks judged did not."""
     disagreement: float = 0.1
     """Largest share of samples that only one of two losses breaks."""
+    unconfirmed: float = 0.2
+    """Largest share of samples that a search in lower precision may break and the model itself, at that point, does not."""
     unfinished: float = 0.1
     """Largest share of an ascent's survivors whose margin still falls in the last steps by ``late`` of all it fell."""
     late: float = 0.05

@@ -13,6 +13,7 @@ import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
+from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.spec import ThreatModel
 
@@ -131,7 +132,7 @@ def _obstacle(row: dict[str, object]) -> str:
     """Why a result cannot pass whatever its value is."""
     if row["status"] == "limited":
         return "limited: not all samples were measured"
-    if str(row["validity"]).startswith("suspicious"):
+    if str(row["validity"]).startswith(DOUBTED):
         return str(row["validity"])
     unknown = row["n_unknown"]
     if row["status"] == "unknown" or (not pd.isna(unknown) and int(unknown) > 0):  # type: ignore[call-overload]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from robench.metrics.stats import wilson
+from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -140,7 +141,7 @@ def _draw(
     for model, rows in sorted(lines.items()):
         i = models.index(model)
         points = rows.sort_values("eps")
-        x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith("suspicious").any())
+        x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith(DOUBTED).any())
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
         style: dict[str, Any] = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
         name = f"{model} (suspicious)" if bad else model

@@ -16,6 +16,7 @@ import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
+from robench.metrics.validity import DOUBTED
 from robench.registry import Table, facts
 from robench.spec import Ref, ThreatModel
 
@@ -139,7 +140,7 @@ def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
         if column not in board:
             raise ConfigError(must("a weight", "of a leaderboard column", column, suggestion(column, board.columns)))
     total = sum(board[c].astype(float) * w for c, w in weights.items()) / sum(weights.values())
-    return total.where(~board["validity"].str.startswith("suspicious"))
+    return total.where(~board["validity"].str.startswith(DOUBTED))
 
 
 @cache
@@ -254,7 +255,7 @@ def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
         return "limited: not all samples were asked for"
     verdicts = rows.loc[rows["validity"] != "", ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
-    bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith("suspicious")]
+    bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith(DOUBTED)]
     return max(bad, key=lambda v: (len(v), v)) if len(bad) else "sound" if len(verdicts) else ""
 
 
@@ -263,7 +264,7 @@ def _said(*parts: str) -> str:
 
 
 def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
-    fit = ~wide["validity"].str.startswith(("suspicious", "limited")) & wide["_value"].notna()
+    fit = ~wide["validity"].str.startswith((*DOUBTED, "limited")) & wide["_value"].notna()
     fewer = fit & (wide["n"] < wide.groupby("dataset")["n"].transform("max"))
     reasons = {i: "measured on fewer samples" for i in wide.index[fewer]} | _incomparable(wide[fit & ~fewer])
     for i, reason in reasons.items():

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
@@ -80,20 +81,21 @@ def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
 
 def suspects(table: pd.DataFrame) -> list[str]:
     """Models, with their condition, that have a suspicious verdict."""
-    bad = table[table["validity"].str.startswith("suspicious")]
+    bad = table[table["validity"].str.startswith(DOUBTED)]
     return sorted({_who(m, c) for m, c in zip(bad["model"], bad["condition"], strict=True)})
 
 
 def flags(table: pd.DataFrame, threat: str) -> list[dict[str, Any]]:
     """One flag per suspicious model and condition: the verdict at the ranking threat, and those at others to unfold."""
     found = []
-    bad = table[table["validity"].str.startswith("suspicious") & (table["attack"] != "curve")]
+    bad = table[table["validity"].str.startswith(DOUBTED) & (table["attack"] != "curve")]
     for (model, condition), rows in bad.groupby(["model", "condition"], sort=True):
-        verdicts = dict(zip(rows["threat"], rows["validity"].str.removeprefix("suspicious: "), strict=True))
+        verdicts = dict(zip(rows["threat"], rows["validity"], strict=True))
         shown = threat if threat in verdicts else next(iter(verdicts))
-        others = [f"{t}: {v}" for t, v in verdicts.items() if t != shown]
-        reasons = verdicts[shown].split("; ")
-        found.append({"who": _who(str(model), str(condition)), "threat": shown, "reasons": reasons, "others": others})
+        others = [f"{t}: {v.partition(': ')[2]}" for t, v in verdicts.items() if t != shown]
+        status, _, reasons = verdicts[shown].partition(": ")
+        told = {"status": status, "reasons": reasons.split("; "), "others": others}
+        found.append({"who": _who(str(model), str(condition)), "threat": shown, **told})
     return found
 
 

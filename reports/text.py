@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robench.errors import ConfigError, must, suggestion
+from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 
 FORMATS = ("table", "json", "csv", "md")
@@ -51,7 +52,7 @@ def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> 
         left = column in ("model", "dataset", "scenario", "condition", "threat", "attack", "metric", "validity")
         drawn.add_column(column, justify="left" if left else "right", overflow="fold")
     for values in cells.itertuples(index=False):
-        bad = any(str(v).startswith("suspicious") for v in values)
+        bad = any(str(v).startswith(DOUBTED) for v in values)
         drawn.add_row(*(Text(str(v)) for v in values), style="red" if bad else None)
     console.print(drawn)
     for reason in reasons(table):

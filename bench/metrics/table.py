@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
-from robench.metrics.validity import ESCALATED, SUSPICIOUS, Verdict, verdict
+from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
 
 COLUMNS = (
@@ -239,7 +239,8 @@ def _same_model(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame 
 
 def _joined(verdicts: list[Verdict]) -> str:
     reasons = tuple(dict.fromkeys(r for v in verdicts for r in v.reasons))
-    return str(Verdict(SUSPICIOUS, reasons)) if reasons else "sound"
+    status = INVALID if any(v.status == INVALID for v in verdicts) else SUSPICIOUS
+    return str(Verdict(status, reasons)) if reasons else "sound"
 
 
 def _scarcity(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

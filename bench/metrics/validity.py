@@ -16,7 +16,10 @@ import pandas as pd
 from robench.metrics.robust import worst_case
 from robench.thresholds import DEFAULTS, Thresholds
 
-SOUND, SUSPICIOUS = "sound", "suspicious"
+SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
+
+DOUBTED = (SUSPICIOUS, INVALID)
+"""What the text of a verdict that is not sound begins with."""
 ESCALATED = "escalated: "
 """What a note on a protocol's escalation begins with."""
 
@@ -30,7 +33,10 @@ HEDGED = {"robench-standard": 48}
 
 @dataclass(frozen=True)
 class Verdict:
-    """``sound``, or ``suspicious`` with every reason found; a suspicious number is never ranked."""
+    """``sound``, or ``suspicious`` or ``invalid`` with every reason found; neither of the two is ever ranked.
+
+    A number is ``invalid`` where there was hardly a measurement: the attacks failed on most of what they should have broken.
+    """
 
     status: str
     reasons: tuple[str, ...] = ()
@@ -71,7 +77,18 @@ def verdict(
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
     notes = tuple(dict.fromkeys(_notes(sentinel_rows, evasion_rows)))
-    return Verdict(SUSPICIOUS if unique else SOUND, unique, notes)
+    status = INVALID if _unmeasured(evasion_rows) else SUSPICIOUS if unique else SOUND
+    return Verdict(status, unique, notes)
+
+
+def _unmeasured(rows: pd.DataFrame) -> bool:
+    """Whether, under some threat, attacks failed on more than half of the samples that are right when clean."""
+    for _, same in rows.groupby("threat"):
+        worst = worst_case(same)
+        right = worst[worst["score_clean"] > 0]
+        if right["unknown"].sum() > len(right) / 2:
+            return True
+    return False
 
 
 def access_of(rows: pd.DataFrame) -> dict[str, str]:
@@ -224,6 +241,10 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     zero = float(_truth(graded["zero_gradients"]).sum()) / passes if passes else 0.0
     if zero > limits.zero_gradient:
         yield f"attacks met zero gradients in {_percent(zero)} of their passes"
+    if "unconfirmed" in rows:
+        rough = int(_truth(rows["unconfirmed"]).gt(0).groupby(rows["sample"]).any().sum())
+        if _many(rough, rows["sample"].nunique(), limits.unconfirmed, limits):
+            yield f"a search in lower precision broke {rough} samples that the model itself did not confirm at once"
     if _truth(rows["nonfinite_gradients"]).gt(0).any():
         yield "attacks met non-finite gradients"
     if _truth(rows["nonfinite_outputs"]).gt(0).any():

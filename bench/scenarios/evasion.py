@@ -41,6 +41,8 @@ class Protocol:
     """Why the protocol went beyond its ordinary stages."""
     draws: int = 0
     """How many draws a randomised model's images are judged by; 0 for two looks."""
+    unconfirmed: list[int] | int = 0
+    """How often a search in lower precision broke each sample and the model itself did not."""
 
 
 NONE = Protocol([], [])
@@ -117,6 +119,7 @@ def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: f
     by = Protocol(
         [s.name if s else "" for s in stages], [s.access if s else "" for s in stages],
         "; ".join(dict.fromkeys(engine.escalated)), engine.draws or int(_facts(attack).get("draws", 0)),
+        engine.unconfirmed[places].tolist(),
     )  # fmt: skip
     told: dict[str, Any] = {"attack": attack, "threat": engine.threat, "task": engine.task, "error": error}
     books = {name: book[places].to(hold.x.device) for name, book in engine.books.items()}
@@ -188,6 +191,7 @@ def judged(
         stage_access=by.access or "",
         escalated=by.escalated,
         draws=by.draws,
+        unconfirmed=by.unconfirmed,
         status=["failed" if f else "ok" for f in failed.tolist()],
         error=[(error or "non-finite image or outputs") if f else "" for f in failed.tolist()],
         score_clean=score,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robench.metrics.validity import HEDGED, access_of, verdict
+from robench.metrics.validity import DOUBTED, HEDGED, access_of, verdict
 
 
 @pytest.fixture
@@ -221,3 +221,22 @@ def test_the_notes_know_how_many_the_protocol_looks_at():
 def test_access_is_what_was_declared_and_used(rows):
     assert access_of(rows[0]) == {"fgsm": "white", "noise": "noise", "pgd(steps=40)": "white"}
     assert access_of(rows[0].assign(backwards=0))["fgsm"] == "score"
+
+
+def test_a_number_is_invalid_where_attacks_failed_on_most_of_what_is_right_when_clean(synthetic):
+    rows, sentinel = synthetic.evasion("trained"), synthetic.sentinel("trained")
+    rows = rows[rows["threat"] == "linf(8/255)"]
+    rows = rows.assign(score_adv=rows["score_clean"])
+    right = sorted(set(rows.loc[rows["score_clean"] > 0, "sample"]))
+    for share, status in ((0.4, "suspicious"), (0.6, "invalid")):
+        lost = rows["sample"].isin(right[: int(share * len(right))]) & (rows["attack"] == "fgsm")
+        found = verdict(rows.assign(status=rows["status"].mask(lost, "failed")), sentinel)
+        assert found.status == status and not found.sound
+        assert str(found).startswith(f"{status}: ") and str(found).startswith(DOUBTED)
+
+
+def test_finds_of_a_rough_search_that_the_model_denies_are_told(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    few, many = (rows.assign(unconfirmed=(rows["sample"] < share * synthetic.N).astype(int)) for share in (0.1, 0.5))
+    assert verdict(few, sentinel).sound
+    assert any("a search in lower precision broke" in reason for reason in verdict(many, sentinel).reasons)

@@ -256,3 +256,8 @@ def test_classes_are_ranked_where_a_rough_copy_takes_clean_images_for_broken(net
     exact.rank()
     assert made.order.shape == exact.order.shape == (len(y), 9)
     assert torch.equal(made.order, exact.order)
+
+
+def test_rows_say_how_often_a_copy_was_denied(net, digits):
+    lying, honest = (engine(net, digits, Shifted(net, shift)) for shift in (-100.0, 0.0))
+    assert (lying.unconfirmed > 0).sum() > 40 and not honest.unconfirmed.any()

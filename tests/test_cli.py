@@ -350,7 +350,7 @@ def test_an_attack_without_a_result_makes_its_samples_unknown_and_fails_the_audi
         rows = pd.read_parquet(header.with_suffix(".parquet"))
         if about["model"] == "digits-pgd-at" and "attack" in rows and rows["attack"].iloc[0].startswith("pgd"):
             header.unlink()
-    assert "suspicious" in robench(*gate, code=1).output
+    assert "invalid: " in robench(*gate, code=1).output
     table = tidy(load(copy))
     lost = table[(table["model"] == "digits-pgd-at") & (table["attack"] == "worst") & (table["metric"] == "robust_accuracy")]
     assert lost["value"].item() == 0 and lost["n_unknown"].item() > 0 and lost["status"].item() == "unknown"

@@ -126,17 +126,14 @@ def fab_t(
     Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.4; targets as in AutoAttack.
     """
     told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
-    _require(told, threat, targets, least=1)
-    if together < 1:
-        raise ConfigError(must("together", "at least 1", together, "1 runs one target after the other"))
+    _require(told, threat, targets, least=1, together=together)
     victim = as_victim(victim, x, y, threat)
     book = Closest(victim)
     rows, order = _ranked(victim, book, told)
-    for first in range(0, min(targets, order.shape[1]), together):
+    for group in torch.arange(min(targets, order.shape[1]), device=x.device).split(together):
         rows = rows[_open(victim, book, rows, told)]
         if not len(rows):
             break
-        group = torch.arange(first, min(first + together, targets, order.shape[1]), device=rows.device)
         copies, target = rows.repeat(len(group)), order[rows][:, group].T.flatten()
         part, draws = victim.part(copies, target=target), seeds[copies]
         own, number = book.part(part), group.repeat_interleave(len(rows))
@@ -158,12 +155,14 @@ class _Told:
     fused: bool
 
 
-def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int) -> None:
+def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int, together: int = 1) -> None:
     if threat.norm not in _RADIUS:
         raise ConfigError(must("FAB's norm", "linf, l2 or l1", threat.norm, "choose another attack"))
     if told.steps < 1 or told.restarts < 1 or targets < least:
         got = (told.steps, told.restarts, targets)
         raise ConfigError(must("steps, restarts and targets", f"at least 1, 1 and {least}", got, "else nothing is attacked"))
+    if together < 1:
+        raise ConfigError(must("together", "at least 1", together, "1 runs one target after the other"))
     if not (0 <= told.alpha_max <= 1 and told.eta > 0 and 0 < told.beta <= 1):
         got_factors = (told.alpha_max, told.eta, told.beta)
         remedy = "the paper's are 0.1, 1.05 and 0.9"
@@ -229,11 +228,8 @@ def _runs(
     for restart in range(told.restarts):
         rows = rows[_open(victim, book, rows, told)]
         if len(rows):
-            points = (
-                victim.x[rows]
-                if restart == 0
-                else _start(victim, book, rows, seeds[rows], step=number[rows] * told.restarts + restart)
-            )
+            step = number[rows] * told.restarts + restart
+            points = _start(victim, book, rows, seeds[rows], step=step) if restart else victim.x[rows]
             _run(victim, book, look, rows, points, told)
 
 

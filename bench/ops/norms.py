@@ -126,8 +126,9 @@ class Ball:
         if self.threat.norm == "l0":
             return self.project(self.x + direction * math.sqrt(size))
         luck = draws.uniform(f"{stage}.radius", (1,), step=step)[:, 0].double()
-        radius = (luck ** (1 / size) * min(self.threat.eps, math.sqrt(size))).to(self.x.dtype)  # a power's last bit is
-        return self.project(self.x + direction * per_sample(radius, direction))  # another in another place
+        # in float64, because the last bit of a power depends on where in a batch its sample stands
+        radius = (luck ** (1 / size) * min(self.threat.eps, math.sqrt(size))).to(self.x.dtype)
+        return self.project(self.x + direction * per_sample(radius, direction))
 
 
 def confine_l2(points: Tensor, centre: Tensor, eps: float) -> Tensor:

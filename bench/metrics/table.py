@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import calibration, clean, corrupted, cost, explained, robust, scarcity, transfer
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
 
@@ -138,8 +138,8 @@ def _all(metrics: Mapping[str, Metric], rows: pd.DataFrame, **more: Any) -> Iter
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    "brier": calibration.brier,
+    "ece": calibration.ece,
     "train_test_gap": clean.train_test_gap,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }

@@ -1,0 +1,174 @@
+"""Telling images of other kinds from those of the data set, by a score that is higher on the data set's own (ID).
+
+Rows of the ``ood`` frame that one detector gave to the ID images and to one source of others (OOD). A score that is not a
+number counts against the detector: below every other on an ID image, above every other on an OOD image.
+
+Every interval resamples ID and OOD images apart; n is the smaller of their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robench.metrics import stats, weighted
+from robench.metrics.stats import Floats
+from robench.registry import facts
+from robench.spec import Estimate
+
+REPLICATES = 1000
+TPR = 0.95
+"""Share of ID images that are let through where the false positive rate is read."""
+
+Counts = Callable[[Floats, Floats], Floats]
+"""The weights of ID and of OOD images at each score, falling, both (G, R), to a value (R,)."""
+
+
+def ranked(inside: Floats, outside: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Scores of ID and OOD images as ranks 0..G-1, 0 being the highest score, and G; equal scores share a rank.
+
+    NaN is the lowest rank on an ID image and the highest on an OOD image.
+    """
+    both = np.r_[np.asarray(inside, np.float64), np.asarray(outside, np.float64)]
+    known = ~np.isnan(both)
+    _, place = np.unique(-both[known], return_inverse=True)
+    ranks = np.zeros(len(both), np.int64)
+    ranks[known] = place + 1
+    ranks[: len(inside)][~known[: len(inside)]] = place.max(initial=-1) + 2
+    return ranks[: len(inside)], ranks[len(inside) :], int(place.max(initial=-1)) + 3
+
+
+def _areas(inside: Floats, outside: Floats) -> Floats:
+    """Chance that an ID image scores above an OOD image, ties counting half."""
+    above = np.cumsum(inside, axis=0) - inside / 2
+    found: Floats = np.einsum("gr,gr->r", outside, above) / (inside.sum(axis=0) * outside.sum(axis=0))
+    return found
+
+
+def _precision(positive: Floats, negative: Floats) -> Floats:
+    """Average precision: the sum over falling scores of precision times the gain in recall."""
+    hits, everything = np.cumsum(positive, axis=0), np.cumsum(positive + negative, axis=0)
+    hits /= np.maximum(everything, 1)
+    found: Floats = np.einsum("gr,gr->r", positive, hits) / positive.sum(axis=0)
+    return found
+
+
+def _let_through(inside: Floats, outside: Floats) -> Floats:
+    """Share of OOD images at or above the highest threshold that lets 95 % of the ID images through."""
+    enough = np.cumsum(inside, axis=0) >= TPR * inside.sum(axis=0) - 1e-9
+    place = enough.argmax(axis=0)
+    passed = outside * (np.arange(len(outside))[:, None] <= place)
+    found: Floats = passed.sum(axis=0) / outside.sum(axis=0)
+    return found
+
+
+def estimated(inside: Floats, outside: Floats, value_of: Counts) -> Estimate:
+    """A statistic of ID and OOD scores with a stratified bootstrap interval; empty where either has no image."""
+    count = min(len(inside), len(outside))
+    if count == 0:
+        return stats.EMPTY
+    exact, resampled = _counted(inside.tobytes(), outside.tobytes())
+    value = float(value_of(*exact)[0])
+    if count == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    low, high = weighted.percentiles(value_of(*resampled))
+    return Estimate(value, min(low, value), max(high, value), count)
+
+
+@lru_cache(maxsize=1)
+def _counted(inside: bytes, outside: bytes) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """Images at each score as they are, (G, 1) each, and in resamples, (G, R) each; kept for the next statistic."""
+    first, second, groups = ranked(np.frombuffer(inside), np.frombuffer(outside))
+    sides = list(enumerate((first, second)))
+    exact = [_summed(np.ones((len(ranks), 1)), ranks, groups) for _, ranks in sides]
+    drawn = [weighted.weights(len(ranks), replicates=REPLICATES, stream=i) for i, ranks in sides]
+    resampled = [_summed(np.concatenate(list(drawn[i]), axis=1), ranks, groups) for i, ranks in sides]
+    return (exact[0], exact[1]), (resampled[0], resampled[1])
+
+
+def _summed(weights: Floats, ranks: NDArray[np.int64], groups: int) -> Floats:
+    """Weights (N, R) added up by rank, (groups, R)."""
+    order = np.argsort(ranks, kind="stable")
+    present, starts = np.unique(ranks[order], return_index=True)
+    ordered = weights[order]
+    found = np.zeros((groups, weights.shape[1]))
+    found[present] = ordered if len(present) == len(ranks) else np.add.reduceat(ordered, starts, axis=0)
+    return found
+
+
+def _scores(frame: pd.DataFrame) -> tuple[Floats, Floats]:
+    own = frame["is_id"].to_numpy(bool)
+    scores = frame["score"].to_numpy(np.float64)
+    return scores[own], scores[~own]
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+def auroc(frame: pd.DataFrame) -> Estimate:
+    """Chance that an ID image scores above an OOD image (ties half), in [0, 1]: the area under the ROC curve; .5 is chance.
+
+    Where the two are told apart without any error, no resample differs; the interval then reaches Newcombe's bound.
+
+    Source: Mann & Whitney 1947; Newcombe, Statistics in Medicine 2006 (25:559), method 5.
+    """
+    inside, outside = _scores(frame)
+    found = estimated(inside, outside, _areas)
+    if found.value not in (0.0, 1.0) or math.isnan(found.low):
+        return found
+    width = _newcombe_bound(len(inside), len(outside))
+    return Estimate(found.value, *((1 - width, 1.0) if found.value else (0.0, width)), found.n)
+
+
+def _newcombe_bound(first: int, second: int) -> float:
+    """Largest distance d from a perfect area at which a perfect one is still within z standard errors of 1 - d."""
+    z, middle = stats.z_value(), (first + second) / 2 - 1
+    low, high = 0.0, 0.5
+    for _ in range(60):
+        d = (low + high) / 2
+        area = 1 - d
+        variance = area * d * (1 + middle * (d / (2 - area) + area / (1 + area))) / (first * second)
+        low, high = (d, high) if d <= z * math.sqrt(variance) else (low, d)
+    return high
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+def aupr_in(frame: pd.DataFrame) -> Estimate:
+    """Average precision with ID images as the positives, in [0, 1]; chance is the share of ID images.
+
+    Source: Davis & Goadrich, ICML 2006 (no linear interpolation); Hendrycks & Gimpel, ICLR 2017, section 2.
+    """
+    return estimated(*_scores(frame), _precision)
+
+
+@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+def aupr_out(frame: pd.DataFrame) -> Estimate:
+    """Average precision with OOD images as the positives (lowest scores first), in [0, 1]; chance is their share.
+
+    Source: as ``aupr_in``.
+    """
+
+    def turned(inside: Floats, outside: Floats) -> Floats:
+        return _precision(outside[::-1], inside[::-1])
+
+    return estimated(*_scores(frame), turned)
+
+
+@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="ood", group="robustness")
+def fpr_at_95_tpr_id_positive(frame: pd.DataFrame) -> Estimate:
+    """Share of OOD images that pass at the highest threshold that lets 95 % of the ID images pass, in [0, 1]; chance is .95.
+
+    ID images are the positives here; OpenOOD's code has them the other way round, and its numbers are others. The
+    interval is the wider of the bootstrap's and Wilson's at this threshold, since a share of 0 has no resample but 0.
+
+    Source: Liang et al., ICLR 2018, section 4.2 (FPR at 95 % TPR).
+    """
+    inside, outside = _scores(frame)
+    found = estimated(inside, outside, _let_through)
+    if found.n == 0 or math.isnan(found.low):
+        return found
+    at = stats.wilson(round(found.value * len(outside)), len(outside))
+    return Estimate(found.value, min(found.low, at.low), max(found.high, at.high), found.n)

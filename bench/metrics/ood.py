@@ -9,14 +9,16 @@ Every interval resamples ID and OOD images apart; n is the smaller of their numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from robench.metrics import stats, weighted
+from robench.metrics.rows import Metric, each, row
 from robench.metrics.stats import Floats
 from robench.registry import facts
 from robench.spec import Estimate
@@ -172,3 +174,30 @@ def fpr_at_95_tpr_id_positive(frame: pd.DataFrame) -> Estimate:
         return found
     at = stats.wilson(round(found.value * len(outside)), len(outside))
     return Estimate(found.value, min(found.low, at.low), max(found.high, at.high), found.n)
+
+
+_METRICS: dict[str, Metric] = {
+    "auroc": auroc,
+    "aupr_in": aupr_in,
+    "aupr_out": aupr_out,
+    "fpr_at_95_tpr_id_positive": fpr_at_95_tpr_id_positive,
+}
+
+
+def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """Every detector against every source: ``attack`` is the detector, ``threat`` the source.
+
+    A detector that does not apply has one line, ``auroc`` without a value and with ``status`` ``skipped``.
+    """
+    for detector, same in rows.groupby("detector", sort=True):
+        # Adversarial images have a cell of their own, which holds the scores of the same ID images again.
+        own = same[same["is_id"].astype(bool)].drop_duplicates("sample").sort_values("sample", kind="stable")
+        for source, others in same[~same["is_id"].astype(bool)].groupby("source", sort=True):
+            told = {"attack": detector, "threat": source}
+            skipped = others["status"] == "skipped"
+            if skipped.all():
+                reason = "; ".join(sorted(set(others["error"])))
+                yield row("auroc", stats.EMPTY, others, status="skipped", excludes=reason, **told)
+            else:
+                known = others[~skipped].sort_values("sample", kind="stable")
+                yield from each(_METRICS, pd.concat([own, known]), **told)

@@ -7,7 +7,11 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``explanation`` rows: ``attack`` is the explainer.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
-* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of ``accuracy_in_bin`` and
+  the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
+* ``status``: ``skipped`` (a detector that does not apply; ``excludes`` says why), ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
@@ -23,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import calibration, clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, confidence, corrupted, cost, explained, ood, robust, scarcity, transfer
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -112,8 +116,7 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": calibration.brier,
-    "ece": calibration.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
@@ -243,9 +246,11 @@ def _is_scarcity(condition: str) -> bool:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": _corruption,
     "efficiency": _efficiency,
     "evasion": _evasion,
     "explanation": _explanation,
+    "ood": ood.lines,
 }

@@ -13,14 +13,17 @@ from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
+from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
-_DRAWN = (security_curve, corruption_curve, scarcity_curve)
+_DRAWN = (security_curve, corruption_curve, scarcity_curve, reliability_diagram, risk_coverage)
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
 
 _PLAIN = "(as it is)"
+_POINTS = ("accuracy_in_bin", "risk_at_coverage")
+"""Metrics that are the points of a picture; their numbers are in ``table.csv``."""
 
 
 @facts(version=3)
@@ -54,7 +57,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         pictures=_pictures(table),
         conditions=_conditions(table, threats, ranked),
         transfers=_rows(transfer_matrix(table)),
-        rows=_rows(tidy_cells(table)),
+        rows=_rows(tidy_cells(table[~table["metric"].isin(_POINTS)])),
         limited=bool((table["status"] == "limited").any()),
         unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
     )
@@ -160,6 +163,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in _DRAWN:
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.axes[0].get_title(loc="left")
+                title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

@@ -79,7 +79,12 @@ def escalations(table: pd.DataFrame) -> list[str]:
 
 def exclusions(table: pd.DataFrame) -> list[str]:
     """``model [condition] threat: what`` the checks behind a verdict exclude, though they found nothing."""
-    return _told(table[table["status"] != "skipped"], "excludes")
+    return _told(table[table["attack"] == "worst"], "excludes")
+
+
+def skips(table: pd.DataFrame) -> list[str]:
+    """``model [condition] source: attack: why`` for everything that does not apply to a model."""
+    return _told(table[table["status"] == "skipped"], "excludes")
 
 
 def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:

@@ -16,10 +16,17 @@ from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
+from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
 
-_CURVES = {"security_curve": security_curve, "corruption_curve": corruption_curve, "scarcity_curve": scarcity_curve}
+_CURVES = {
+    "security_curve": security_curve,
+    "corruption_curve": corruption_curve,
+    "scarcity_curve": scarcity_curve,
+    "reliability_diagram": reliability_diagram,
+    "risk_coverage": risk_coverage,
+}
 
 
 @facts(version=1)

@@ -35,9 +35,9 @@ class Attacked:
     broken: Tensor
     """bool (N,): recognised before, and not any more."""
     failed: Tensor
-    """bool (N,): the attack could not run on the sample, so that nothing is known of it."""
+    """bool (N,): not broken, but nothing is known of it: the attack could not run, or met no gradient but zero."""
     error: str = ""
-    """Why, where it could not."""
+    """Why, for the first such sample."""
 
 
 @facts(version=1, kind="attacked")
@@ -88,8 +88,17 @@ def _attack(
         rows = walk(holds, measure)
     moved = torch.cat(images)
     seen = forward_pass(model.net, replace(data, reader=ArrayReader(moved)), context, width=width)
-    failed = [row["status"] == "failed" for row in rows]
     broken = [row["broken"] and row["score_clean"] > 0 for row in rows]
+    failed = [not row["broken"] and bool(_blindness(row)) for row in rows]
     arrays = {"images": moved, "logits": seen.logits, "features": seen.features}
     flags = {"broken": torch.tensor(broken), "failed": torch.tensor(failed)}
-    return {k: v.numpy() for k, v in {**arrays, **flags}.items()}, next((row["error"] for row in rows if row["error"]), "")
+    return {k: v.numpy() for k, v in {**arrays, **flags}.items()}, next(filter(None, map(_blindness, rows)), "")
+
+
+def _blindness(row: dict[str, Any]) -> str:
+    """Why an attack says nothing of a sample that it did not break; empty where it does."""
+    if row["status"] == "failed":
+        return str(row["error"])
+    if row["backwards"] and row["zero_gradients"] >= row["backwards"]:
+        return "every gradient that the attack met was zero"
+    return ""

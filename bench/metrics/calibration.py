@@ -65,7 +65,7 @@ def _checked(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, 
     p, y = np.array(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if p.ndim != 2 or y.shape != p.shape[:1] or p.shape[1] < 2:
         raise DataError(must("probabilities", f"of shape ({len(y)}, 2 or more classes)", p.shape, "give a row per label"))
-    if len(y) and not (0 <= y.min() and y.max() < p.shape[1]):
+    if len(y) and not (y.min() >= 0 and y.max() < p.shape[1]):
         raise DataError(must("labels", f"in 0..{p.shape[1] - 1}", (int(y.min()), int(y.max())), "count classes from 0"))
     bad = ~np.isfinite(p).all(axis=1)
     p[bad] = np.arange(p.shape[1]) == (y[bad, None] + 1) % p.shape[1]
@@ -232,7 +232,9 @@ def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
     z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not len(z) or not np.isfinite(z).all():
         got = "none" if not len(z) else "NaN or infinity"
-        raise DataError(must("the logits that a temperature is fitted on", "finite, one row or more", got, "repair the model"))
+        raise DataError(
+            must("the logits that a temperature is fitted on", "finite, one row or more", got, "repair the model")
+        )
     excess = z - z[np.arange(len(y)), y][:, None]
 
     def loss(log_t: float) -> float:

@@ -48,17 +48,33 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
     scalings = {BEFORE: 1.0} if math.isnan(temperature) else {BEFORE: 1.0, f"{AFTER} ({split_})": temperature}
     for source, part in rows.groupby("source", sort=True):
         for name, t in scalings.items():
-            yield from _confidence(part, t, threat=source, attack=name)
+            yield from _confidence(part, t, threat=source, attack=name, **_doubt(part))
+
+
+def _doubt(rows: pd.DataFrame) -> dict[str, str]:
+    """Status and reason where an attack says nothing of some samples, which count as sure and wrong."""
+    reasons = rows["unknown"].fillna("").astype(str)
+    count = int((reasons != "").sum())
+    if not count:
+        return {}
+    why = "; ".join(sorted(set(reasons) - {""}))
+    return {
+        "status": "unknown",
+        "excludes": f"{count} of {len(rows)} samples are unknown and count as sure and wrong: {why}",
+    }
 
 
 def _confidence(rows: pd.DataFrame, temperature: float, **told: Any) -> Iterator[dict[str, Any]]:
     """All lines of one source at one temperature."""
-    probabilities, labels = calibration.softmax(calibration.stacked(rows), temperature=temperature), rows["label"].to_numpy(np.int64)
+    probabilities, labels = (
+        calibration.softmax(calibration.stacked(rows), temperature=temperature),
+        rows["label"].to_numpy(np.int64),
+    )
     frame = calibration.outcomes(probabilities, labels).assign(cell=rows["cell"].to_numpy() if "cell" in rows else "")
     yield from each(CONFIDENCE, frame, **told)
     yield row("classwise_ece", calibration.classwise(probabilities, labels), frame, **told)
     bins_of = calibration.equal_width(frame["confidence"].to_numpy())
-    for b, part in frame.groupby(bins_of):
+    for _, part in frame.groupby(bins_of):
         place = float(part["confidence"].mean())
         yield row("accuracy_in_bin", wilson(round(float(part["score"].sum())), len(part)), part, eps=place, **told)
     for coverage in COVERAGES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,8 +28,19 @@ REPLICATES = 1000
 TPR = 0.95
 """Share of ID images that are let through where the false positive rate is read."""
 
-Counts = Callable[[Floats, Floats], Floats]
-"""The weights of ID and of OOD images at each score, falling, both (G, R), to a value (R,)."""
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """ID and OOD images by falling score, (G, R) for G different scores in R resamples."""
+
+    inside: Floats
+    """ID images at a score."""
+    outside: Floats
+    """OOD images at a score."""
+    inside_to: Floats
+    """ID images at a score or above."""
+    outside_to: Floats
+    """OOD images at a score or above."""
 
 
 def ranked(inside: Floats, outside: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -45,52 +57,56 @@ def ranked(inside: Floats, outside: Floats) -> tuple[NDArray[np.int64], NDArray[
     return ranks[: len(inside)], ranks[len(inside) :], int(place.max(initial=-1)) + 3
 
 
-def _areas(inside: Floats, outside: Floats) -> Floats:
+def _areas(found: Counted) -> Floats:
     """Chance that an ID image scores above an OOD image, ties counting half."""
-    above = np.cumsum(inside, axis=0) - inside / 2
-    found: Floats = np.einsum("gr,gr->r", outside, above) / (inside.sum(axis=0) * outside.sum(axis=0))
+    wins = np.einsum("gr,gr->r", found.outside, found.inside_to - found.inside / 2)
+    areas: Floats = wins / (found.inside_to[-1] * found.outside_to[-1])
+    return areas
+
+
+def _precision(positive: Floats, positive_to: Floats, negative_to: Floats) -> Floats:
+    """Average precision: the sum over all thresholds of precision times the gain in recall."""
+    shares = positive_to / np.maximum(positive_to + negative_to, 1)
+    found: Floats = np.einsum("gr,gr->r", positive, shares) / positive.sum(axis=0)
     return found
 
 
-def _precision(positive: Floats, negative: Floats) -> Floats:
-    """Average precision: the sum over falling scores of precision times the gain in recall."""
-    hits, everything = np.cumsum(positive, axis=0), np.cumsum(positive + negative, axis=0)
-    hits /= np.maximum(everything, 1)
-    found: Floats = np.einsum("gr,gr->r", positive, hits) / positive.sum(axis=0)
-    return found
+def _precision_in(found: Counted) -> Floats:
+    return _precision(found.inside, found.inside_to, found.outside_to)
 
 
-def _let_through(inside: Floats, outside: Floats) -> Floats:
+def _precision_out(found: Counted) -> Floats:
+    below = (side[-1] - side + own for side, own in ((found.outside_to, found.outside), (found.inside_to, found.inside)))
+    return _precision(found.outside, *below)
+
+
+def _let_through(found: Counted) -> Floats:
     """Share of OOD images at or above the highest threshold that lets 95 % of the ID images through."""
-    enough = np.cumsum(inside, axis=0) >= TPR * inside.sum(axis=0) - 1e-9
-    place = enough.argmax(axis=0)
-    passed = outside * (np.arange(len(outside))[:, None] <= place)
-    found: Floats = passed.sum(axis=0) / outside.sum(axis=0)
-    return found
+    place = (found.inside_to >= TPR * found.inside_to[-1] - 1e-9).argmax(axis=0)
+    shares: Floats = found.outside_to[place, np.arange(len(place))] / found.outside_to[-1]
+    return shares
 
 
-def estimated(inside: Floats, outside: Floats, value_of: Counts) -> Estimate:
+def estimated(inside: Floats, outside: Floats, statistic: Callable[[Counted], Floats]) -> Estimate:
     """A statistic of ID and OOD scores with a stratified bootstrap interval; empty where either has no image."""
     count = min(len(inside), len(outside))
     if count == 0:
         return stats.EMPTY
     exact, resampled = _counted(inside.tobytes(), outside.tobytes())
-    value = float(value_of(*exact)[0])
-    if count == 1:
-        return Estimate(value, math.nan, math.nan, 1)
-    low, high = weighted.percentiles(value_of(*resampled))
-    return Estimate(value, min(low, value), max(high, value), count)
+    return weighted.joined(statistic(exact), statistic(resampled), count)
 
 
 @lru_cache(maxsize=1)
-def _counted(inside: bytes, outside: bytes) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """Images at each score as they are, (G, 1) each, and in resamples, (G, R) each; kept for the next statistic."""
+def _counted(inside: bytes, outside: bytes) -> tuple[Counted, Counted]:
+    """Images at each score as they are and in resamples; kept for the next statistic."""
     first, second, groups = ranked(np.frombuffer(inside), np.frombuffer(outside))
     sides = list(enumerate((first, second)))
     exact = [_summed(np.ones((len(ranks), 1)), ranks, groups) for _, ranks in sides]
-    drawn = [weighted.weights(len(ranks), replicates=REPLICATES, stream=i) for i, ranks in sides]
-    resampled = [_summed(np.concatenate(list(drawn[i]), axis=1), ranks, groups) for i, ranks in sides]
-    return (exact[0], exact[1]), (resampled[0], resampled[1])
+    drawn = [weighted.whole(len(ranks), replicates=REPLICATES, stream=i) for i, ranks in sides]
+    # Sums of whole numbers are exact in single precision too, and half as dear.
+    resampled = [_summed(drawn[i].astype(np.float32), ranks, groups) for i, ranks in sides]
+    parts = [(pair[0], pair[1], *(np.cumsum(side, axis=0) for side in pair)) for pair in (exact, resampled)]
+    return Counted(*parts[0]), Counted(*parts[1])
 
 
 def _summed(weights: Floats, ranks: NDArray[np.int64], groups: int) -> Floats:
@@ -98,7 +114,7 @@ def _summed(weights: Floats, ranks: NDArray[np.int64], groups: int) -> Floats:
     order = np.argsort(ranks, kind="stable")
     present, starts = np.unique(ranks[order], return_index=True)
     ordered = weights[order]
-    found = np.zeros((groups, weights.shape[1]))
+    found = np.zeros((groups, weights.shape[1]), weights.dtype)
     found[present] = ordered if len(present) == len(ranks) else np.add.reduceat(ordered, starts, axis=0)
     return found
 
@@ -143,7 +159,7 @@ def aupr_in(frame: pd.DataFrame) -> Estimate:
 
     Source: Davis & Goadrich, ICML 2006 (no linear interpolation); Hendrycks & Gimpel, ICLR 2017, section 2.
     """
-    return estimated(*_scores(frame), _precision)
+    return estimated(*_scores(frame), _precision_in)
 
 
 @facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
@@ -152,11 +168,7 @@ def aupr_out(frame: pd.DataFrame) -> Estimate:
 
     Source: as ``aupr_in``.
     """
-
-    def turned(inside: Floats, outside: Floats) -> Floats:
-        return _precision(outside[::-1], inside[::-1])
-
-    return estimated(*_scores(frame), turned)
+    return estimated(*_scores(frame), _precision_out)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="ood", group="robustness")

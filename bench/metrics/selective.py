@@ -8,59 +8,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from robench.metrics import weighted
+from robench.metrics import stats, weighted
 from robench.metrics.calibration import usable
 from robench.metrics.clean import split
 from robench.metrics.stats import Floats
 from robench.registry import facts
 from robench.spec import Estimate
 
-
-def accepted(confidence: Floats, score: Floats) -> tuple[Floats, np.ndarray, np.ndarray]:
-    """Losses (N,) by falling confidence, where each group of equal confidence begins (G,), and that order (N,)."""
-    c, s = usable(confidence, score)
-    order = np.argsort(-c, kind="stable")
-    falling = c[order]
-    starts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]]) if len(c) else np.zeros(0, np.int64)
-    return (1 - s)[order], starts, order
+REPLICATES = 1000
 
 
-def _cumulated(losses: Floats, starts: np.ndarray, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Per group and resample: accepted samples up to its end, losses up to its end, and its own number; each (G, R)."""
-    lost = weights * losses[:, None]
-    if len(starts) < len(losses):
-        weights, lost = np.add.reduceat(weights, starts, axis=0), np.add.reduceat(lost, starts, axis=0)
-    return np.cumsum(weights, axis=0), np.cumsum(lost, axis=0), weights
+@dataclass(frozen=True, eq=False)
+class Accepted:
+    """Samples by falling confidence, in groups of equal confidence; (G, R) for R resamples."""
+
+    ends: Floats
+    """Samples accepted up to the end of a group."""
+    counts: Floats
+    """Samples of a group."""
+    lost: Floats
+    """Losses within a group."""
+    lost_by: Floats
+    """Losses up to the end of a group."""
+
+    @property
+    def mean(self) -> Floats:
+        """Mean loss within a group; 0 where it is empty."""
+        found: Floats = self.lost / np.maximum(self.counts, 1)
+        return found
 
 
-def _areas(losses: Floats, starts: np.ndarray, weights: Floats) -> Floats:
+def accepted(keys: Floats, losses: Floats, weights: Floats) -> Accepted:
+    """Samples accepted in the order of falling keys (N,), with losses (N,) and weights (N, R)."""
+    order = np.argsort(-keys, kind="stable")
+    falling, counts = keys[order], weights[order]
+    lost = counts * losses[order][:, None]
+    starts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])
+    if len(starts) < len(keys):
+        counts, lost = np.add.reduceat(counts, starts, axis=0), np.add.reduceat(lost, starts, axis=0)
+    return Accepted(np.cumsum(counts, axis=0), counts, lost, np.cumsum(lost, axis=0))
+
+
+def _area(found: Accepted) -> Floats:
     """Mean over n = 1..N of the share of losses among the n first, (R,).
 
     Within a group the losses grow by its mean, so that its n-th risk is that mean plus something over n: harmonic sums.
     """
-    ends, lost, counts = _cumulated(losses, starts, weights)
-    mean = np.diff(lost, axis=0, prepend=0.0) / np.maximum(counts, 1)
-    harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, len(losses) + 1))][ends.astype(np.int64)]
-    risks = mean * counts + (lost - ends * mean) * np.diff(harmonic, axis=0, prepend=0.0)
-    found: Floats = risks.sum(axis=0) / len(losses)
-    return found
+    total = int(found.ends[-1, 0])
+    harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, total + 1))][found.ends.astype(np.int64)]
+    rest = found.lost_by - found.ends * found.mean
+    risks = found.lost.sum(axis=0) + (rest * np.diff(harmonic, axis=0, prepend=0.0)).sum(axis=0)
+    area: Floats = risks / total
+    return area
 
 
-def _least_areas(losses: Floats, weights: Floats) -> Floats:
-    """The area if every sample came before all of greater loss."""
-    order = np.argsort(losses, kind="stable")
-    ranked = losses[order]
-    return _areas(ranked, np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]), weights[order])
-
-
-def _estimate(frame: pd.DataFrame, statistic: Callable[[Floats, np.ndarray, Floats], Floats]) -> Estimate:
+def _of(frame: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Confidences and losses of the test samples."""
     rows = split(frame, "test")
-    losses, starts, order = accepted(rows["confidence"].to_numpy(), rows["score"].to_numpy())
-    return weighted.estimate(len(rows), lambda weights: statistic(losses, starts, weights[order]))
+    confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
+    return confidence, 1 - score
+
+
+def _estimate(frame: pd.DataFrame, statistic: Callable[[Accepted], Floats]) -> Estimate:
+    """A statistic of the accepted samples, resampled once for all statistics of the same samples."""
+    confidence, losses = _of(frame)
+    if not len(losses):
+        return stats.EMPTY
+    exact, resampled = _resampled(confidence.tobytes(), losses.tobytes())
+    return weighted.joined(statistic(exact), statistic(resampled), len(losses))
+
+
+@lru_cache(maxsize=1)
+def _resampled(confidence: bytes, losses: bytes) -> tuple[Accepted, Accepted]:
+    """The samples as they are and in resamples; kept for the next statistic."""
+    keys, lost = np.frombuffer(confidence), np.frombuffer(losses)
+    return accepted(keys, lost, np.ones((len(keys), 1))), accepted(keys, lost, _drawn(len(keys)))
+
+
+def _drawn(count: int) -> Floats:
+    return weighted.whole(count, replicates=REPLICATES)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
@@ -69,7 +101,7 @@ def aurc(frame: pd.DataFrame) -> Estimate:
 
     Source: Geifman et al., ICLR 2019, section 3.
     """
-    return _estimate(frame, _areas)
+    return _estimate(frame, _area)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
@@ -80,7 +112,15 @@ def e_aurc(frame: pd.DataFrame) -> Estimate:
 
     Source: Geifman et al., ICLR 2019, section 3 (excess AURC).
     """
-    return _estimate(frame, lambda losses, starts, w: np.maximum(_areas(losses, starts, w) - _least_areas(losses, w), 0.0))
+    _, losses = _of(frame)
+
+    def excess(found: Accepted) -> Floats:
+        drawn = np.ones((len(losses), 1)) if found.ends.shape[1] == 1 else _drawn(len(losses))
+        # The best order accepts what loses least first, so that equal losses are a group.
+        gap: Floats = np.maximum(_area(found) - _area(accepted(-losses, losses, drawn)), 0.0)
+        return gap
+
+    return _estimate(frame, excess)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 0.5), needs="clean", group="generalization")
@@ -92,11 +132,9 @@ def augrc(frame: pd.DataFrame) -> Estimate:
     Source: Traub et al., NeurIPS 2024, section 3.
     """
 
-    def area(losses: Floats, starts: np.ndarray, weights: Floats) -> Floats:
-        _, lost, counts = _cumulated(losses, starts, weights)
-        middle = lost - np.diff(lost, axis=0, prepend=0.0) / 2
-        found: Floats = (counts * middle).sum(axis=0) / len(losses) ** 2
-        return found
+    def area(found: Accepted) -> Floats:
+        middle: Floats = (found.counts * (found.lost_by - found.lost / 2)).sum(axis=0) / found.ends[-1] ** 2
+        return middle
 
     return _estimate(frame, area)
 
@@ -108,15 +146,17 @@ def risk_at(frame: pd.DataFrame, coverage: float) -> Estimate:
         frame: Rows with ``score`` and ``confidence``.
         coverage: Part that is answered, in (0, 1]; of N samples ceil(coverage N).
     """
+    return _estimate(frame, lambda found: _risk(found, coverage))
 
-    def risk(losses: Floats, starts: np.ndarray, weights: Floats) -> Floats:
-        ends, lost, counts = _cumulated(losses, starts, weights)
-        asked = math.ceil(coverage * len(losses) - 1e-9)
-        part = np.clip(asked - (ends - counts), 0, counts) / np.maximum(counts, 1)
-        found: Floats = (part * np.diff(lost, axis=0, prepend=0.0)).sum(axis=0) / asked
-        return found
 
-    return _estimate(frame, risk)
+def _risk(found: Accepted, coverage: float) -> Floats:
+    """The error of the ceil(coverage N) first, (R,): whole groups, and a part of the last one's mean."""
+    asked = math.ceil(coverage * float(found.ends[-1, 0]) - 1e-9)
+    last = (found.ends >= asked).argmax(axis=0)
+    columns = np.arange(found.ends.shape[1])
+    beyond = (found.ends[last, columns] - asked) * found.lost[last, columns] / np.maximum(found.counts[last, columns], 1)
+    risks: Floats = (found.lost_by[last, columns] - beyond) / asked
+    return risks
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")

@@ -9,12 +9,13 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
 * ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
 * ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
-  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of ``accuracy_in_bin`` and
-  the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
-* ``status``: ``skipped`` (a detector that does not apply; ``excludes`` says why), ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
-  ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
-  samples are unknown).
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
+* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
+  ``limited`` (not all samples were asked for: never ranked, fails every audit), ``unknown`` (some samples are unknown)
+  or ``skipped`` (it does not apply: no value).
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; why
+  something is ``skipped``, or what is ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """

@@ -54,23 +54,29 @@ def totals(values: Floats, weights: Floats) -> Floats:
     return found
 
 
-def estimate(n: int, statistic: Statistic, *, level: float = stats.LEVEL) -> Estimate:
-    """The statistic of n samples with a percentile bootstrap interval, widened to hold the value where that is biased.
+def whole(n: int, *, replicates: int = stats.REPLICATES, stream: int = 0) -> Floats:
+    """All bootstrap weights at once, (n, replicates)."""
+    parts = list(weights(n, replicates=replicates, stream=stream))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    Empty without samples; a single one has no interval.
+
+def estimate(n: int, statistic: Statistic) -> Estimate:
+    """The statistic of n samples with a percentile bootstrap interval; empty without samples.
 
     Source: Efron & Tibshirani, 1993, section 13.3.
     """
     if n == 0:
         return stats.EMPTY
-    value = float(statistic(np.ones((n, 1)))[0])
+    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n)]), n)
+
+
+def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
+    """The value (1,) with the middle 95 % of its resamples (R,), widened to hold it where a bootstrap is biased.
+
+    A single sample has no interval.
+    """
+    value = float(exact[0])
     if n == 1:
         return Estimate(value, math.nan, math.nan, 1)
-    low, high = percentiles(np.concatenate([statistic(w) for w in weights(n)]), level=level)
-    return Estimate(value, min(low, value), max(high, value), n)
-
-
-def percentiles(values: Floats, *, level: float = stats.LEVEL) -> tuple[float, float]:
-    """(low, high) between which the middle ``level`` of the values lies."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(resampled, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
+    return Estimate(value, min(float(low), value), max(float(high), value), n)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from robench.builders.attacked import Attacked
 from robench.builders.predictions import Predictions
@@ -23,9 +22,9 @@ def calibration(
 ) -> list[dict[str, Any]]:
     """One row per sample and source: label, logits (a list), and the temperature that was fitted on ``split``.
 
-    The first further artifact holds the predictions on that split's images, the others those on the sources. A sample on
-    which an attack could not run has logits of NaN, which the metrics count as sure and wrong. Where the outputs on the
-    split are not finite there is no temperature (NaN), and ``error`` says so.
+    The first further artifact holds the predictions on that split's images, the others those on the sources. A sample of
+    which an attack says nothing is ``unknown`` (the column tells why) and has logits of NaN, which the metrics count as
+    sure and wrong. Where the outputs on the split are not finite there is no temperature (NaN), and ``error`` says so.
 
     Source: Guo et al., ICML 2017, section 4.2 (temperature scaling).
     """
@@ -35,20 +34,20 @@ def calibration(
     rows = []
     for position, source in enumerate(sources, start=1):
         found = objects.extra(position)
-        whole: Predictions = found.seen if isinstance(found, Attacked) else found
-        seen = objects.sharded(whole)
-        logits = _with_unknown(seen.logits, objects, found)
-        rows += columns(sample=seen.ids, label=seen.labels, source=source, logits=logits.double().tolist(), **told)
+        seen = objects.sharded(found.seen if isinstance(found, Attacked) else found)
+        unknown = _unknown(objects, found, len(seen))
+        lost = torch.tensor([bool(why) for why in unknown])
+        logits = torch.where(lost[:, None], torch.nan, seen.logits.double())
+        rows += columns(sample=seen.ids, label=seen.labels, source=source, logits=logits.tolist(), unknown=unknown, **told)
     return rows
 
 
-def _with_unknown(logits: Tensor, objects: Objects, found: Any) -> Tensor:
-    """The logits, NaN where an attack failed."""
+def _unknown(objects: Objects, found: Any, count: int) -> list[str]:
+    """Per sample of the cell why an attack says nothing of it; empty where it does, and where there is no attack."""
     if not isinstance(found, Attacked):
-        return logits
-    index, count = objects.cell.shard
-    failed = found.failed[torch.arange(index, len(found.failed), count)]
-    return torch.where(failed[:, None], torch.nan, logits)
+        return [""] * count
+    index, of = objects.cell.shard
+    return [found.error if failed else "" for failed in found.failed[index::of].tolist()]
 
 
 def _temperature(fit: Predictions) -> tuple[float, str]:

@@ -20,7 +20,7 @@ from robench.inference import untouched
 from robench.ood.outputs import Known, Scorer, Seen, linear_head, missing
 from robench.registry import facts
 from robench.scenarios.objects import Objects, columns
-from robench.spec import Artifact, Context, Ref
+from robench.spec import Artifact, Context
 from robench.workshop import load, load_model
 
 _AT_ONCE = 512
@@ -120,9 +120,7 @@ def _of(source: str, seen: Predictions, rows: Tensor, images: Tensor) -> Group:
 
 
 @lru_cache(maxsize=32)
-def _fitted(
-    model: Artifact, train: Artifact | None, name: str, context: Context, width: int
-) -> tuple[Scorer | None, str]:
+def _fitted(model: Artifact, train: Artifact | None, name: str, context: Context, width: int) -> tuple[Scorer | None, str]:
     """A detector fitted on the model's training images, or the reason why it cannot be; kept for the next cell."""
     known = _known(model, train, context, width)
     ref = catalog.DETECTORS.resolve(name)

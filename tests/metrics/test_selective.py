@@ -107,8 +107,7 @@ def test_intervals_equal_a_bootstrap_that_copies_samples(metric):
     confidence = rng.uniform(0.3, 1, 25).round(1)
     frame = rows(confidence, score)
     drawn = np.concatenate(list(weighted.weights(25, replicates=2000)), axis=1)[:, :60]
-    losses, starts, order = selective.accepted(confidence, score)
-    by_weights = selective._areas(losses, starts, drawn[order])
+    by_weights = selective._area(selective.accepted(confidence, 1 - score, drawn))
     copied = [rows(np.repeat(confidence, w.astype(int)), np.repeat(score, w.astype(int))) for w in drawn.T]
     assert by_weights == pytest.approx([selective.aurc(c).value for c in copied])
     found = metric(frame)
@@ -125,4 +124,4 @@ def test_weights_are_the_resamples_of_the_house_and_large_ones_are_not_kept(monk
     monkeypatch.setattr(weighted, "_KEPT", 0)
     monkeypatch.setattr(stats, "_CHUNK", 400)
     again = np.concatenate(list(weighted.weights(40, replicates=50)), axis=1)
-    assert (again == mine).all() and not again.flags.writeable is mine.flags.writeable
+    assert (again == mine).all() and again.flags.writeable is not mine.flags.writeable

@@ -236,7 +236,7 @@ def test_the_head_is_found_where_it_makes_the_logits_and_only_there(toy):
 
 
 def test_what_a_model_lacks_is_said(toy):
-    net, known = toy
+    _, known = toy
     blind = Known(Seen(known.train.logits, known.train.features[:, :0]), known.labels)
     assert [bool(missing(n, blind)) for n in ("logits", "features", "head", "gradient")] == [False, True, True, True]
     assert [missing(n, known) for n in ("logits", "features", "head", "gradient")] == [""] * 4

@@ -328,7 +328,7 @@ def test_a_surrogate_of_another_class_count_is_refused_before_anything_is_comput
 
 def test_zoo_nets_come_with_data_of_their_channels_only():
     assert set(resolve_sources("digits", [])[0].models) == set(ZOO)
-    with pytest.raises(ConfigError, match=r"of 3 channel\(s\), as of cifar10, got 1 of digits"):
+    with pytest.raises(ConfigError, match=r"of 3 channel\(s\), as of cifar10, got 1; use --data cifar10"):
         resolve_sources("digits", ["cifar10-standard"])
 
 

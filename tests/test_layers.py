@@ -23,7 +23,7 @@ LAYERS = [
     ("scenarios", "plan", "store", "evidence", "executors", "suite", "sources", "workshop", "estimate", "doctor"),
     ("runner", "api", "evaluation", "binarization"),
     ("reports",),
-    ("cli", "benchmark", "stepcost"),
+    ("cli", "benchmark", "corruptbench", "stepcost"),
 ]
 LAYER = {place: level for level, places in enumerate(LAYERS) for place in places}
 

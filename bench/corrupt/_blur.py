@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -55,8 +56,8 @@ def disk(radius: float, smoothing: float) -> Floats:
     The upper and the lower half are the same.
     """
     small = radius <= _WIDEST_SMALL_DISK
-    reach, taps = (_WIDEST_SMALL_DISK, 3) if small else (int(radius), 5)
-    here = np.arange(-reach, reach + 1) if small else np.arange(-radius, radius + 1)
+    reach, taps = (_WIDEST_SMALL_DISK, 3) if small else (math.ceil(radius), 5)
+    here = np.arange(-reach, reach + 1)
     filled = (here[:, None] ** 2 + here[None, :] ** 2 <= radius**2).astype(np.float64)
     offsets = np.arange(taps) - taps // 2
     smooth = np.exp(-(offsets**2) / (2 * smoothing**2))

@@ -34,7 +34,7 @@ LADDERS: Mapping[str, tuple[Level, ...]] = MappingProxyType(
         "jpeg_thumbnail": tuple(float(quality) for quality in range(95, 0, -1)),
         "rotation": _steps(2.0, 90.0),
         "impulse_noise": _steps(0.002, 0.9),
-        "speckle_noise": _steps(0.1, 8.0),
+        "speckle_noise": _steps(0.1, 100.0),
         "defocus_blur": tuple((radius, 0.5) for radius in _steps(0.5, 12.0)),
         "glass_blur": tuple((sigma, 1 + i // 40, 2) for i, sigma in enumerate(_steps(0.3, 3.0, 200))),
         "motion_blur": tuple((min(3 * sigma, 25.0), sigma) for sigma in _steps(0.5, 30.0)),

@@ -11,7 +11,6 @@ from robench.errors import ConfigError, must, suggestion
 from robench.spec import Artifact, Cell, Ref, Settings
 from robench.suite import Suite
 
-
 TRAIN = 5000
 """Training images, stratified, that predictions on the training split are made of; all where there are fewer."""
 

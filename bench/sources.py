@@ -76,7 +76,7 @@ def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
     own = ZOO[name]
     if own.spec.shape[0] != shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
-        raise ConfigError(must(f"the images for {name}", expected, f"{shape[0]} of {data}", f"use --data {own.data}"))
+        raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
 
 
 def other_data(data: str, named: Iterable[str]) -> dict[str, str]:

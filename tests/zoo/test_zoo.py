@@ -99,7 +99,7 @@ def test_nets_on_cifar10_reach_the_recorded_accuracy(shared_data: Path, tmp_path
         ends = [*stored["offset"].tolist()]
         images = [stored["data"][a:b].tobytes() for a, b in itertools.pairwise(ends[:401])]
         labels = torch.from_numpy(stored["label"][:400].astype("int64"))
-    x = torch.stack([torch.from_numpy(np.asarray(Image.open(io.BytesIO(i)))) for i in images]).permute(0, 3, 1, 2) / 255
+    x = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(i)))) for i in images]).permute(0, 3, 1, 2) / 255
     for name in ("cifar10-standard", "cifar10-pgd-at"):
         with torch.no_grad():
             right = (load(name)(x).argmax(1) == labels).double().mean().item()

@@ -62,7 +62,7 @@ def confidence(table: pd.DataFrame) -> Section | None:
     cells.insert(0, "T", [f"{fitted.get(key[:2], float('nan')):.2f}" for key in cells.index])
     split = next(iter(rows.loc[rows["metric"] == "temperature", "threat"]), "")
     note = (
-        f"Before → after dividing the logits by the temperature T, which was fitted on {split} images. ECE in 15 equal-width "
-        "bins (adaptive: equal numbers); AUGRC and risk: errors that remain when only confident images are answered."
+        f"Before → after dividing the logits by the temperature T, which was fitted on {split} images. ECE in 15 bins of "
+        "equal width (adaptive: of equal numbers); AUGRC and risk: errors that remain when only confident images are answered."
     )
     return Section("Confidence", cells.reset_index().rename_axis(columns=None), note)

@@ -1,4 +1,4 @@
-"""Pictures of confidence from the tidy table: reliability diagrams with the number of images in each bin, and risk-coverage."""
+"""Pictures of confidence from the tidy table: reliability with the images in each bin, and risk against coverage."""
 
 from __future__ import annotations
 

@@ -129,16 +129,19 @@ def _scores(frame: pd.DataFrame) -> tuple[Floats, Floats]:
 def auroc(frame: pd.DataFrame) -> Estimate:
     """Chance that an ID image scores above an OOD image (ties half), in [0, 1]: the area under the ROC curve; .5 is chance.
 
-    Where the two are told apart without any error, no resample differs; the interval then reaches Newcombe's bound.
+    Where the two are told apart without any error no resample differs. So a value that cannot be told from 1 (or 0) has at
+    least the interval that Newcombe gives a perfect one.
 
     Source: Mann & Whitney 1947; Newcombe, Statistics in Medicine 2006 (25:559), method 5.
     """
     inside, outside = _scores(frame)
     found = estimated(inside, outside, _areas)
-    if found.value not in (0.0, 1.0) or math.isnan(found.low):
+    if math.isnan(found.low):
         return found
     width = _newcombe_bound(len(inside), len(outside))
-    return Estimate(found.value, *((1 - width, 1.0) if found.value else (0.0, width)), found.n)
+    low = min(found.low, 1 - width) if found.value >= 1 - width else found.low
+    high = max(found.high, width) if found.value <= width else found.high
+    return Estimate(found.value, low, high, found.n)
 
 
 def _newcombe_bound(first: int, second: int) -> float:

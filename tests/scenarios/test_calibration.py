@@ -83,7 +83,9 @@ def test_samples_of_which_the_attack_says_nothing_count_as_sure_and_wrong(contex
     assert unknown.sum() > 30 and (frame.loc[unknown, "source"] == "pgd linf(0.1)").all()
     table = pd.DataFrame(list(lines(frame, {})))
     hit = table[(table["threat"] == "pgd linf(0.1)") & (table["attack"] == "uncalibrated")].set_index("metric")
-    assert hit.loc["brier", "value"] > 1.8 and hit.loc["ece", "value"] > 0.9 and hit.loc["risk_at_80_coverage", "value"] > 0.9
+    assert (
+        hit.loc["brier", "value"] > 1.8 and hit.loc["ece", "value"] > 0.9 and hit.loc["risk_at_80_coverage", "value"] > 0.9
+    )
     assert (hit["status"] == "unknown").all() and hit["excludes"].str.contains("of 40 samples are unknown").all()
     assert table[table["threat"] == "clean"]["status"].isna().all()
 

@@ -1,0 +1,25 @@
+"""Runtimes that robench works without."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from robench.errors import NotInstalledError, must
+
+
+def require(module: str, *, extra: str) -> Any:
+    """A module of an optional dependency, imported.
+
+    Args:
+        module: Its dotted name.
+        extra: The extra of robench that installs it.
+
+    Raises:
+        NotInstalledError: It cannot be imported; what needs it is skipped, and the text says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        remedy = f"pip install 'robench[{extra}]' and run the same command again"
+        raise NotInstalledError(must(f"the library {module.partition('.')[0]}", "installed", str(error), remedy)) from error

@@ -83,6 +83,8 @@ class OnnxModel(nn.Module):
         file: A serialised ONNX model.
     """
 
+    gradient = False
+    """Says that no gradient is to be had from the module itself (see ``robench.bpda.differentiable``)."""
     substitute = "smooth"
     """What a search for gradients takes in place of the missing one (see ``robench.bpda``)."""
 

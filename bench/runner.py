@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
-from robench.errors import must
+from robench.errors import NotInstalledError, must
 from robench.executors import execute
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context
@@ -44,6 +44,8 @@ class Outcome:
     header: dict[str, Any]
     error: str = ""
     evidence: Evidence | None = None
+    skipped: bool = False
+    """Whether the error only is that an optional library is not installed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Summary:
     kept: int
     failures: tuple[tuple[str, str], ...]
     """(what, error) of every artifact or cell that failed."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(what, how to get it) of every cell that needs a library which is not installed; they stay to do."""
 
 
 def perform(job: Job) -> Outcome:
@@ -64,6 +68,8 @@ def perform(job: Job) -> Outcome:
     try:
         with exact_arithmetic(job.context.threads):
             rows, evidence = _done(job)
+    except NotInstalledError as error:
+        return Outcome(None, {}, str(error), skipped=True)
     except Exception as error:  # noqa: BLE001  a failed cell is a stored finding; the run goes on
         return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
@@ -117,17 +123,19 @@ def run_plan(
     missing = {cell.digest for cell in store.todo(todo)}
     needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
     failures: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     for number, level in enumerate(plan.levels):
         jobs = [Job(a, context) for a in level if a.digest in needed]
         for done, (job, outcome) in enumerate(execute(perform, jobs, workers=min(workers, len(jobs))), start=1):
             progress(f"artifacts {number + 1}/{len(plan.levels)}", done, len(jobs))
-            if outcome.error:
+            if outcome.error and not outcome.skipped:  # the cells that need it say so
                 failures.append((str(job.work.builder), outcome.error))  # type: ignore[union-attr]
     jobs = [Job(cell, context, images) for cell in todo]
     for done, (job, outcome) in enumerate(execute(perform, _ordered(jobs), workers=min(workers, len(jobs))), start=1):
-        failures.extend(_keep(store, job.work, outcome, again=job.work.digest not in missing))  # type: ignore[arg-type]
+        told = _keep(store, job.work, outcome, again=job.work.digest not in missing)  # type: ignore[arg-type]
+        (skipped if outcome.skipped else failures).extend(told)
         progress("cells", done, len(jobs))
-    return Summary(len(jobs), len(plan.cells) - len(jobs), tuple(failures))
+    return Summary(len(jobs) - len(skipped), len(plan.cells) - len(jobs), tuple(failures), tuple(skipped))
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:
@@ -149,7 +157,7 @@ def _keep(store: Store, cell: Cell, outcome: Outcome, *, again: bool) -> list[tu
         remedy = f"remove cells/{cell.digest[:12]}*"
         error = must("a cell that is run again for its images", "of the same numbers as before", "others", remedy)
     if error or outcome.rows is None:
-        store.put_failure(cell, error)
+        store.put_failure(cell, error, skipped=outcome.skipped)
         return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), error)]
     if outcome.evidence is not None:
         store.put_images(cell.digest, outcome.evidence.images, outcome.evidence.header)

@@ -10,6 +10,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not installed, ``validity`` says how
+  to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
@@ -41,6 +43,9 @@ MEASURED = ("seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes")
 SIMULATED = "simulated"
 """Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
 
+SKIPPED = "skipped"
+"""Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
+
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
 
@@ -65,7 +70,18 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     if "clean" in frames and len(frames["clean"]):
         rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
+
+
+def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """A line per cell that needs a library which is not installed; no line of another metric stands for it."""
+    if frame is None or frame.empty:
+        return
+    for cell in frame.to_dict("records"):
+        kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
+        told = {"metric": SKIPPED, "n": 0, "status": SKIPPED, "validity": f"{SKIPPED}: {cell['error']}"}
+        yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
 
 
 def unmeasured(table: pd.DataFrame) -> pd.DataFrame:

@@ -77,10 +77,9 @@ def verdict(
         ``sound`` only when no reason was found.
     """
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
-    lent = sentinel_rows is not None and "gradient" in sentinel_rows and sentinel_rows["gradient"].eq(SUBSTITUTE).any()
     for _, rows in evasion_rows.groupby("threat", sort=True):
         reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds)]
-        reasons += _incomplete(rows) if lent else ()
+        reasons += _incomplete(rows) if _lent(sentinel_rows) else ()
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
@@ -139,7 +138,7 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         yield f"zero gradients on {_percent(zero)} of samples"
     if _truth(rows["nonfinite_gradient"]).gt(0).any():
         yield "non-finite gradients"
-    if "twin_agrees" in rows:
+    if _lent(rows):
         apart = float(rows["twin_agrees"].dropna().lt(1).mean()) if rows["twin_agrees"].notna().any() else 1.0
         if apart > limits.twins:
             yield f"the twin that lends its gradient predicts differently on {_percent(apart)} of samples"
@@ -159,12 +158,17 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         yield f"the gradients of some classes are lost beside those of others on {_percent(uneven)} of samples"
 
 
+def _lent(sentinel: pd.DataFrame | None) -> bool:
+    """Whether the model has no gradient of its own and was looked at through its substitute."""
+    return sentinel is not None and "gradient" in sentinel and bool(sentinel["gradient"].eq(SUBSTITUTE).any())
+
+
 def _incomplete(rows: pd.DataFrame) -> Iterator[str]:
     """What was not tried on a model without gradients, of which each alone has been mistaken for robustness."""
     attacks = sorted(set(rows.loc[rows["status"].eq("ok"), "attack"]))
     refs = [Ref.parse(attack) for attack in attacks]
     kinds, union = access_of(rows), any(ref.name == UNION for ref in refs)
-    searches = [int(ref.kwargs.get("queries", 0)) for ref in refs if ref.name == "square"]
+    searches = [int(ref.kwargs.get("queries", QUERIES)) for ref in refs if ref.name == "square"]
     whole = union or any(ref.name in HEDGED for ref in refs)
     told = {
         "transfer from its parent": union or any(is_transfer(attack) for attack in attacks),

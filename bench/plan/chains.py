@@ -28,7 +28,8 @@ class Subject:
     model: Artifact
     data: Artifact
     conditions: tuple[str, ...] = ()
-    compressed: bool = False
+    compressed: Artifact | None = None
+    """The latest compressed model of the chain."""
 
     @property
     def condition(self) -> str:
@@ -57,9 +58,14 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks
         attacks.require_norms(named, threats)
-        if subject.compressed:
-            named = [*named, attacks.transfer_from(subject.model.label)]
-        attacks.attacked(draft, subject.model, threats, named, **more)
+        if subject.compressed is not None:
+            named = attacks.against(subject.compressed, named)
+        attacks.attacked(draft, subject.model, threats, named, parent=_parent(subject), **more)
+
+
+def _parent(subject: Subject) -> Artifact | None:
+    """What the latest compression of the chain was applied to."""
+    return None if subject.compressed is None else subject.compressed.inputs[0]
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:
@@ -177,7 +183,7 @@ def _scarce(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 def _compressed(draft: Draft, subject: Subject, step: Ref) -> Subject:
     built, _ = compression.compressed(draft, subject.model, step)
-    return _changed(subject, step, model=built, compressed=True)
+    return _changed(subject, step, model=built, compressed=built)
 
 
 def _defended(draft: Draft, subject: Subject, step: Ref) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robench import catalog
-from robench.plan.attacks import attacked, require_norms, transfer_from
+from robench.plan.attacks import against, attacked, require_norms
 from robench.plan.draft import Draft
 from robench.spec import Artifact, Ref
 
@@ -19,7 +19,7 @@ def section(draft: Draft) -> None:
         for arm in plan.arms:
             built, condition = compressed(draft, draft.model(name), arm)
             draft.clean(built, condition=condition)
-            attacked(draft, built, plan.threats, [*plan.attacks, transfer_from(name)], condition=condition)
+            attacked(draft, built, plan.threats, against(built, plan.attacks), parent=draft.model(name), condition=condition)
             if draft.suite.efficiency:
                 draft.add(Ref.of("efficiency"), built, condition=condition)
 
@@ -29,5 +29,6 @@ def compressed(draft: Draft, parent: Artifact, arm: Ref | str) -> tuple[Artifact
     ref = catalog.COMPRESSIONS.resolve(arm)
     version = f"{catalog.BUILDERS['compressed'].version}|{catalog.COMPRESSIONS[ref.name].version}"
     calibration = draft.images("train", CALIBRATION)
-    built = Artifact("model", Ref.of("compressed", method=str(ref)), version, (parent, calibration), label=parent.label)
+    builder, stored = Ref.of("compressed", method=str(ref)), bool(catalog.COMPRESSIONS[ref.name].facts.get("stored"))
+    built = Artifact("model", builder, version, (parent, calibration), label=parent.label, stored=stored)
     return built, str(Ref.parse(arm) if isinstance(arm, str) else arm)

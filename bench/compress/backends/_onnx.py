@@ -8,13 +8,14 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robench.compress.backends._form import Form
 from robench.compress.backends._require import require
 from robench.compress.backends._twin import Twin
 from robench.errors import ConfigError, ModelError, NoGradientError, must, suggestion
@@ -31,7 +32,10 @@ RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 _CHUNK = 64
 
 
-@facts(version=1, simulated=False, gradient=False, needs="calibration", requires="onnxruntime", stored=True)
+@facts(
+    version=1, simulated=False, gradient=False, needs="calibration", requires="onnxruntime",
+    stored="robench.compress.backends._onnx:opened",
+)  # fmt: skip
 def onnx_int8(model: nn.Module, *, calibration: Tensor, ranges: str = "percentile") -> nn.Module:
     """The model as ONNX Runtime executes it in 8-bit integers, without a gradient; its twin has a straight-through one.
 
@@ -58,7 +62,10 @@ def onnx_int8(model: nn.Module, *, calibration: Tensor, ranges: str = "percentil
     return OnnxModel(_quantised(_exported(model, calibration[:2]), calibration.cpu(), ranges))
 
 
-@facts(version=1, simulated=False, gradient=False, needs="calibration", requires="onnxruntime", stored=True)
+@facts(
+    version=1, simulated=False, gradient=False, needs="calibration", requires="onnxruntime",
+    stored="robench.compress.backends._onnx:opened",
+)  # fmt: skip
 def onnx_fp32(model: nn.Module, *, calibration: Tensor) -> nn.Module:
     """The model as ONNX Runtime executes it in float32: the control of ``onnx_int8``, of the same runtime.
 
@@ -71,6 +78,11 @@ def onnx_fp32(model: nn.Module, *, calibration: Tensor) -> nn.Module:
         ModelError: The model cannot be exported.
     """
     return OnnxModel(_exported(model, calibration[:2]))
+
+
+def opened(files: Mapping[str, bytes]) -> nn.Module:
+    """The model of kept files."""
+    return OnnxModel(files[FILE])
 
 
 class OnnxModel(nn.Module):
@@ -125,11 +137,14 @@ class OnnxModel(nn.Module):
         """
         return Twin(self.files[FILE])
 
-    def tensors(self) -> Iterator[Any]:
-        """What the file stores as weights: NumPy arrays, integers as integers."""
-        onnx = require("onnx", extra=EXTRA)
-        graph = onnx.load_model_from_string(self.files[FILE]).graph
-        return (onnx.numpy_helper.to_array(one) for one in graph.initializer)
+    def deployed_form(self) -> Form:
+        """What ships: the bytes of its file, and weights and operations as its twin shows them.
+
+        Raises:
+            ModelError: An operator that the twin does not know.
+        """
+        twin = self.twin()
+        return Form({name: len(content) for name, content in self.files.items()}, twin, dict(twin.bits))
 
     def _session(self) -> Any:
         threads = torch.get_num_threads()

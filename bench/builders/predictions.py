@@ -55,7 +55,7 @@ def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Pre
     place = folder(artifact, context)
     if not is_built(artifact, context):
         net = load_model(artifact.inputs[0], context).net
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         for i, data in enumerate(sets):
             seen = forward_pass(net, data, context, width=width, features=not several)
             arrays |= {f"logits{i}": seen.logits.numpy(), f"features{i}": seen.features.numpy()}

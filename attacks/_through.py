@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from robench import attacks
 from robench.bpda import substitute
-from robench.registry import Table, facts
 from robench.ops.random import Draws
+from robench.registry import Table, facts
 from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 

@@ -42,7 +42,7 @@ class Thresholds:
     late: float = 0.05
     """See ``unfinished``; the constant of Pintor et al. (I4)."""
     twins: float = 0.05
-    """Largest share of samples on which a model without gradients and the twin that lends it some may predict differently."""
+    """Largest share of samples on which a model without gradients and the twin that lends it one may differ in class."""
     few: int = 40
     """Samples that short ascents are taken to have met where they met fewer, so that chance is no evidence."""
     floor: int = 2

@@ -14,7 +14,7 @@ from robench.data.dataset import Dataset
 from robench.errors import ModelError, must
 from robench.files import write_atomically
 from robench.registry import Entry, facts
-from robench.spec import Artifact, Context, Ref, sha256
+from robench.spec import Artifact, Context, sha256
 from robench.workshop import Model, folder, is_built, load, load_model
 
 

@@ -5,6 +5,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``corruption`` rows: ``threat`` is the corruption (``mean`` over all of them), ``eps`` the severity (missing over all).
 * scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
 * ``explanation`` rows: ``attack`` is the explainer.
+* ``twin`` rows (a deployed model against the twin that lends it gradients): ``threat`` is the kind of images (``clean``, a
+  corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
@@ -19,13 +21,14 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer, twins
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -264,4 +267,5 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "efficiency": _efficiency,
     "evasion": _evasion,
     "explanation": _explanation,
+    "twin": twins.lines,
 }

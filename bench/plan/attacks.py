@@ -45,7 +45,13 @@ def require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
 
 
 def attacked(
-    draft: Draft, model: Artifact, threats: Iterable[str], attacks: Iterable[str], *, parent: Artifact | None = None, **more: Any
+    draft: Draft,
+    model: Artifact,
+    threats: Iterable[str],
+    attacks: Iterable[str],
+    *,
+    parent: Artifact | None = None,
+    **more: Any,
 ) -> None:
     """Attacks × threats on one model, and one sentinel, at the first threat that is attacked.
 
@@ -101,11 +107,16 @@ def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
         model: An artifact of the builder ``compressed``.
         attacks: References.
     """
-    method = Ref.parse(str(model.builder.kwargs["method"]))
-    if catalog.COMPRESSIONS[method.name].facts.get("gradient", True):
+    if not without_gradient(model):
         return [*attacks, transfer_from(model.label)]
     asked = [_lent(attack) for attack in attacks]
     return list(dict.fromkeys([*asked, transfer_from(model.label), str(Ref.of("compressed-union", source=model.label))]))
+
+
+def without_gradient(model: Artifact) -> bool:
+    """Whether what executes a compressed model gives no gradient."""
+    method = Ref.parse(str(model.builder.kwargs["method"]))
+    return not catalog.COMPRESSIONS[method.name].facts.get("gradient", True)
 
 
 def _lent(attack: str) -> str:

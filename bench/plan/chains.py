@@ -59,7 +59,8 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         attacks.require_norms(named, threats)
         if subject.compressed is not None:
             named = attacks.against(subject.compressed, named)
-        attacks.attacked(draft, subject.model, threats, named, parent=_parent(subject), data=subject.data, condition=subject.condition)
+        more = {"data": subject.data, "condition": subject.condition}
+        attacks.attacked(draft, subject.model, threats, named, parent=_parent(subject), **more)
 
 
 def _parent(subject: Subject) -> Artifact | None:

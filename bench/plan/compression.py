@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from robench import catalog
-from robench.plan.attacks import against, attacked, require_norms
+from robench.plan.attacks import against, attacked, require_norms, without_gradient
+from robench.plan.corruption import severity
 from robench.plan.draft import Draft
-from robench.spec import Artifact, Ref
+from robench.spec import Artifact, Ref, ThreatModel
 
+SEVERITY = 3
+"""Severity of the corrupted images on which a deployed model is held against its twin."""
 CALIBRATION = 256
 """Training images that a compression may look at."""
 
@@ -22,6 +25,17 @@ def section(draft: Draft) -> None:
             attacked(draft, built, plan.threats, against(built, plan.attacks), parent=draft.model(name), condition=condition)
             if draft.suite.efficiency:
                 draft.add(Ref.of("efficiency"), built, condition=condition)
+            if without_gradient(built) and plan.threats:
+                twin_cell(draft, built, plan.threats[0], condition=condition)
+
+
+def twin_cell(draft: Draft, built: Artifact, threat: str, *, condition: str) -> None:
+    """A deployed model against its twin, on clean and adversarial images and on the suite's corruptions at severity 3."""
+    names = draft.suite.corruption.names
+    extra = tuple(severity(draft, name, SEVERITY) for name in names)
+    versions = [catalog.CORRUPTIONS[name].version for name in names]
+    scenario = Ref.of("twin", threat=str(ThreatModel.parse(threat)))
+    draft.add(scenario, built, plugins=versions, extra=extra, condition=condition)
 
 
 def compressed(draft: Draft, parent: Artifact, arm: Ref | str) -> tuple[Artifact, str]:

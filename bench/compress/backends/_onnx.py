@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.compress.backends._form import Form
-from robench.compress.backends._require import require
+from robench.compress.backends._require import quietly, require
 from robench.compress.backends._twin import Twin
 from robench.errors import ConfigError, ModelError, NoGradientError, must, suggestion
 from robench.registry import facts
@@ -170,7 +166,7 @@ def _exported(model: nn.Module, example: Tensor) -> bytes:
     shapes = ({0: torch.export.Dim("batch", min=1, max=2**16)},)
     told: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": shapes, "verbose": False}
     images = example.detach().to("cpu", torch.float32)
-    with _quietly():
+    with quietly():
         try:
             program: Any = torch.onnx.export(own, (images.expand(2, *images.shape[1:]),), dynamo=True, **told)
         except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
@@ -205,7 +201,7 @@ def _quantised(file: bytes, images: Tensor, ranges: str) -> bytes:
     onnx = require("onnx", extra=EXTRA)
     options = {"ActivationSymmetric": False, "WeightSymmetric": True, "CalibPercentile": 99.99}
     options["OpTypesToExcludeOutputQuantization"] = ["Gemm"]  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as place, _quietly():
+    with tempfile.TemporaryDirectory() as place, quietly():
         path = Path(place) / FILE
         quantization.quantize_static(
             onnx.load_model_from_string(file), str(path), _Reader(images), quant_format=quantization.QuantFormat.QDQ,
@@ -225,20 +221,3 @@ class _Reader:
         """The next batch, or None after the last."""
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.contiguous().numpy()}
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Inside, the libraries' notes go nowhere: some are printed to standard output, which is for tables."""
-    names = ("torch.onnx", "onnxscript", "torch.export", "root")
-    loggers = [logging.getLogger(None if name == "root" else name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from robench.errors import NotInstalledError, must
@@ -23,3 +28,16 @@ def require(module: str, *, extra: str) -> Any:
     except ImportError as error:
         remedy = f"pip install 'robench[{extra}]' and run the same command again"
         raise NotInstalledError(must(f"the library {module.partition('.')[0]}", "installed", str(error), remedy)) from error
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, what libraries print, warn and log below an error goes nowhere: standard output is for tables."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

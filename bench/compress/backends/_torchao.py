@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from robench.compress.backends._form import Form
-from robench.compress.backends._require import require
+from robench.compress.backends._require import quietly, require
 from robench.errors import ModelError, must
 from robench.registry import facts
 
@@ -36,12 +32,12 @@ def torchao_int8_weight_only(model: nn.Module) -> nn.Module:
         NotInstalledError: torchao is not there.
         ModelError: The model has no nn.Linear layer.
     """
-    with _quietly():
+    with quietly():
         library = require("torchao.quantization", extra=EXTRA)
     own = copy.deepcopy(model).eval()
     if not any(type(module) is nn.Linear for module in own.modules()):
         raise ModelError(must("a model for torchao", "one with nn.Linear layers", type(model).__name__, "use onnx_int8"))
-    with _quietly():
+    with quietly():
         library.quantize_(own, library.Int8WeightOnlyConfig(version=2))
     return TorchaoModel(own)
 
@@ -77,17 +73,3 @@ class TorchaoModel(nn.Module):
                 module.weight = nn.Parameter(weight.dequantize(), requires_grad=False)  # type: ignore[operator,union-attr]
                 bits[f"{path}.weight"] = 8
         return Form({name: len(content) for name, content in self.files.items()}, shown, bits)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Inside, torchao's notes on kernels that this machine cannot load go nowhere."""
-    logger = logging.getLogger()
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -11,7 +11,6 @@ from robench.compress.backends._operators import OPERATORS
 from robench.compress.backends._require import require
 from robench.errors import ModelError, must
 
-
 _GRIDS = ("QuantizeLinear", "DequantizeLinear")
 """Operators whose inputs behind the first are scales and zero points."""
 

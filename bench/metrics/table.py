@@ -12,7 +12,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
-* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not installed, ``validity`` says how
+* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not there; ``validity`` says how
   to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.

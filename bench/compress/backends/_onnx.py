@@ -26,6 +26,7 @@ RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 """How the range of an activation follows from what was observed, and the name that ONNX Runtime has for it."""
 
 _CHUNK = 64
+"""Calibration images at once, at most."""
 
 
 @facts(
@@ -212,10 +213,11 @@ def _quantised(file: bytes, images: Tensor, ranges: str) -> bytes:
 
 
 class _Reader:
-    """Calibration images as ONNX Runtime asks for them, a batch at a time."""
+    """Calibration images as ONNX Runtime asks for them, a batch at a time; its histograms want batches of one size."""
 
     def __init__(self, images: Tensor) -> None:
-        self.batches = iter(images.float().split(_CHUNK))
+        size = next(n for n in range(min(_CHUNK, len(images)), 0, -1) if len(images) % n == 0)
+        self.batches = iter(images.float().split(size))
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch, or None after the last."""

@@ -6,15 +6,16 @@ from torch import Tensor, nn
 
 from robench import attacks
 from robench.bpda import substitute
+from robench.errors import ConfigError, must
 from robench.ops.random import Draws
 from robench.registry import Table, facts
 from robench.spec import ThreatModel
 from robench.victim import Victim, as_victim
 
 
-@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="white", randomness="per_sample")
+@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
 def through(
-    victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, seeds: Draws, attack: str = "pgd(steps=40)"
+    victim: Victim | nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, seeds: Draws, attack: str = "apgd(steps=40)"
 ) -> Tensor:
     """What another attack finds where layers that declare a substitute give its gradient, (N, ...) in [0, 1].
 
@@ -30,13 +31,17 @@ def through(
         attack: A gradient attack of the table with its arguments.
 
     Raises:
-        ConfigError: No such attack, or an argument that it does not take.
+        ConfigError: No such attack, an argument that it does not take, or a norm that it does not know.
         NoGradientError: Neither the model nor a substitute has a gradient.
 
     Source: Athalye et al., ICML 2018, section 4.1 (BPDA); Bengio et al., arXiv 1308.3432 (straight-through estimator).
     """
     table = Table("attacks", attacks.TABLE, attacks.PREFIXES)
     ref = table.resolve(attack)
+    norms = table[ref.name].facts.get("norms", ())
+    if threat.norm not in norms:
+        expected = "one of " + ", ".join(norms)
+        raise ConfigError(must(f"the norm of {ref.name}", expected, threat.norm, "choose another attack"))
     victim = as_victim(victim, x, y, threat)
     held, victim.model = victim.model, substitute(victim.model)
     try:

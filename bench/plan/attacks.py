@@ -37,11 +37,25 @@ def require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
     """
     asked = dict.fromkeys(ThreatModel.parse(t).norm for t in threats)
     for attack in attacks:
-        name = catalog.ATTACKS.resolve(attack).name
-        known = catalog.ATTACKS[name].facts.get("norms", ())
+        name, known = catalog.ATTACKS.resolve(attack).name, norms_of(attack)
         if asked and not set(known) & set(asked):
             remedy = "add such a threat, or leave the attack out"
             raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
+
+
+def _versioned(attack: str) -> list[str]:
+    """An attack as identity knows it, arguments filled in and versions; with the attack that it runs."""
+    ref = catalog.ATTACKS.resolve(attack)
+    own = [str(ref), catalog.ATTACKS[ref.name].version]
+    return [*own, *(_versioned(str(ref.kwargs["attack"])) if "attack" in ref.kwargs else ())]
+
+
+def norms_of(attack: str) -> tuple[str, ...]:
+    """The norms that an attack knows; one that runs another knows those that both know."""
+    ref = catalog.ATTACKS.resolve(attack)
+    known: tuple[str, ...] = catalog.ATTACKS[ref.name].facts.get("norms", ())
+    inner = str(ref.kwargs["attack"]) if "attack" in ref.kwargs else ""
+    return tuple(norm for norm in known if not inner or norm in norms_of(inner))
 
 
 def attacked(
@@ -69,11 +83,11 @@ def attacked(
         for attack in attacks:
             ref = catalog.ATTACKS.resolve(attack)
             entry = catalog.ATTACKS[ref.name]
-            if threat.norm not in entry.facts.get("norms", ()):
+            if threat.norm not in norms_of(attack):
                 continue
             surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
             scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
-            draft.add(scenario, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
+            draft.add(scenario, model, plugins=_versioned(attack), **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 

@@ -9,8 +9,8 @@ import pytest
 from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, scarcity
 from robench.registry import Table
 
-GROUPS = {"robustness", "generalization", "interpretability", "efficiency"}
-SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency"}
+GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
+SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency", "twin"}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

@@ -42,13 +42,3 @@ def bake(model: nn.Module) -> list[Layer]:
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return layers
-
-
-def note(model: nn.Module, text: str) -> None:
-    """Leave a remark on a compressed model about what the compression could not do."""
-    model.__dict__["compression_notes"] = (*noted(model), text)
-
-
-def noted(model: nn.Module) -> tuple[str, ...]:
-    """What compressions remarked on a model; empty for others."""
-    return tuple(model.__dict__.get("compression_notes", ()))

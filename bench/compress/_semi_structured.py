@@ -8,7 +8,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from robench.compress._layers import bake, is_layer, note
+from robench.compress._layers import bake, is_layer
+from robench.compress.notes import note
 from robench.errors import ModelError, must
 from robench.registry import facts
 
@@ -23,7 +24,7 @@ def prune_2_4(model: nn.Module) -> nn.Module:
 
     Groups are four consecutive input features (of a convolution: input channels at one place of its kernel); the two
     smallest of each go, of equal ones the later. Other layers stay as they are, are logged, and named by
-    ``robench.compress._layers.noted``. Only sparse tensor cores run faster on it, and of those Linear layers only.
+    ``robench.compress.notes.noted``. Only sparse tensor cores run faster on it, and of those Linear layers only.
 
     Args:
         model: Left as it is.

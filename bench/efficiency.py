@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,25 +35,25 @@ class Form:
 
     files: Mapping[str, int] | None = None
     """Name and bytes of every file that ships; by default the state as one safetensors file."""
-    counted: nn.Module | None = None
-    """Network whose parameters and operations are counted in place of the model's, which may hide them."""
     bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of a stored weight by parameter name; by default those of its type."""
     simulated: bool = False
     """The module only imitates the deployed one: its time and memory say nothing, its bytes only if ``files`` tells them."""
 
 
+@runtime_checkable
 class Deployed(Protocol):
-    """A module that runs a deployed form (an ONNX file, a compiled program) and tells what it cannot show."""
+    """A module that runs a deployed form (an ONNX file, a compiled program), and tells what torch cannot see in it.
 
-    def deployed_form(self) -> Form: ...
+    One that also has ``twin()``, the same arithmetic in torch, has its multiply-adds counted there.
+    """
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Name and content of every file that ships."""
 
-def form_of(model: nn.Module) -> Form:
-    """The form that a model tells of itself (``deployed_form``), or that of a plain module."""
-    told = getattr(model, "deployed_form", None)
-    found: Form = told() if told is not None else Form()
-    return found
+    def tensors(self) -> Iterator[Any]:
+        """Every array that is stored as weights."""
 
 
 def measure(
@@ -63,7 +63,7 @@ def measure(
     """The columns of one ``efficiency`` row, measured on a copy of the model in inference mode.
 
     ``macs`` are half of torch's counted operations (convolutions, matrix products, attention) for one image, as if dense.
-    ``stored_bytes`` are those of all files that ship; ``nominal_bytes`` what its non-zero parameters would take at their bits,
+    ``stored_bytes`` are those of all files that ship; ``nominal_bytes`` what the non-zero parameters take at their bits,
     without their places. Latency is per call with one image, and with ``large_batch`` images; ``throughput`` is images
     per second at the best of four batch sizes. ``peak_memory_bytes`` is what loading the model and one forward of
     ``large_batch`` images add: to a process of its own on a CPU (missing where the model cannot travel, see ``note``), the
@@ -75,7 +75,7 @@ def measure(
         device: Where to measure.
         batch: Images in a large batch, at least 1; by default 32, on CUDA 128.
         runs: Timed calls of a batch size, at least 1; see ``latency_ms``.
-        form: The form that ships; by default what the model tells of itself.
+        form: The form that ships; by default what a ``Deployed`` model tells of itself, or its state.
 
     Raises:
         ConfigError: A shape that is not (C, H, W), or batch or runs below 1.
@@ -87,7 +87,7 @@ def measure(
     own = copy.deepcopy(model).to(device)
     if own.training:
         own.eval()
-    form = form or form_of(own)
+    form = form or Form()
     images = Draws(0, torch.arange(large)).uniform("efficiency", tuple(shape)).to(device)
     return {
         **_counts(own, images[:1], form),
@@ -102,18 +102,40 @@ def measure(
 
 def _counts(model: nn.Module, x: Tensor, form: Form) -> dict[str, Any]:
     """Parameters, operations and bytes."""
-    shown = model if form.counted is None else form.counted.to(x.device)
-    nonzero = {name: int(torch.count_nonzero(p)) for name, p in shown.named_parameters()}
-    bits = {name: form.bits.get(name, 8 * p.element_size()) for name, p in shown.named_parameters()}
-    shows_bytes = not form.simulated and form.counted is None
-    own = stored_bytes(model) if shows_bytes else None
+    numbers = list(_numbers(model, form.bits))
+    nominal = sum(nonzero * bits for _, nonzero, bits in numbers)
     return {
-        "parameters": sum(p.numel() for p in shown.parameters()),
-        "nonzero": sum(nonzero.values()),
-        "macs": macs(shown, x),
-        "stored_bytes": own if form.files is None else sum(form.files.values()),
-        "nominal_bytes": -(-sum(count * bits[name] for name, count in nonzero.items()) // 8),
+        "parameters": sum(count for count, _, _ in numbers),
+        "nonzero": sum(nonzero for _, nonzero, _ in numbers),
+        "macs": macs(_shown(model).to(x.device), x),
+        "stored_bytes": _stored(model, form),
+        "nominal_bytes": -(-nominal // 8),
     }
+
+
+def _numbers(model: nn.Module, bits: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
+    """(elements, those that are not 0, bits of one) of every stored tensor."""
+    if isinstance(model, Deployed):
+        for value in model.tensors():
+            array = torch.as_tensor(value)
+            yield array.numel(), int(torch.count_nonzero(array)), 8 * array.element_size()
+        return
+    for name, p in model.named_parameters():
+        yield p.numel(), int(torch.count_nonzero(p)), bits.get(name, 8 * p.element_size())
+
+
+def _shown(model: nn.Module) -> nn.Module:
+    """The module whose operations torch can count."""
+    twin: nn.Module = model.twin() if isinstance(model, Deployed) and hasattr(model, "twin") else model
+    return twin
+
+
+def _stored(model: nn.Module, form: Form) -> int | None:
+    if form.files is not None:
+        return sum(form.files.values())
+    if isinstance(model, Deployed):
+        return sum(len(content) for content in model.files.values())
+    return None if form.simulated else stored_bytes(model)
 
 
 def _times(model: nn.Module, x: Tensor, runs: int) -> dict[str, Any]:
@@ -139,7 +161,7 @@ def _no_times() -> dict[str, Any]:
 def _memory(model: nn.Module, x: Tensor, form: Form) -> dict[str, Any]:
     if form.simulated:
         return {"peak_memory_bytes": None, "peak_tensor_bytes": None, "note": ""}
-    told: dict[str, Any] = {"peak_tensor_bytes": peak_bytes(model, x) if form.counted is None else None, "note": ""}
+    told = {"peak_tensor_bytes": None if isinstance(model, Deployed) else peak_bytes(model, x), "note": ""}
     if x.is_cuda:
         return {"peak_memory_bytes": _allocated(model, x), **told}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,6 +55,7 @@ def distilled(
     plain = F.cross_entropy(logits, y)
     if alpha == 0:
         return plain
-    soft = (model.teacher(x).detach() / temperature).log_softmax(1)
+    with torch.no_grad():
+        soft = (model.teacher(x) / temperature).log_softmax(1)
     gap = F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean", log_target=True)
     return alpha * temperature**2 * gap + (1 - alpha) * plain

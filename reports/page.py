@@ -13,10 +13,11 @@ from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
+from robench.reports.pareto import pareto_picture
 from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
-_DRAWN = (security_curve, corruption_curve, scarcity_curve)
+_DRAWN = (security_curve, corruption_curve, scarcity_curve, pareto_picture)
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
 

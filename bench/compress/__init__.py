@@ -12,4 +12,9 @@ TABLE: dict[str, str] = {
     "int8_weights": "robench.compress._weights:int8_weights",
     "int4_weights": "robench.compress._weights:int4_weights",
     "int8": "robench.compress._int8:int8",
+    "finetune": "robench.defenses.tuning:finetune",
+    "distill": "robench.defenses.tuning:distill",
 }
+"""Name → ``module:function``, ``f(model, *, ...) -> module``. Facts: ``simulated``; ``needs``, which is ``calibration``
+(training images) or ``training`` (``robench.defenses.tuning``: it trains in place and returns a report, and is stored);
+``trainable``, whether a training may follow."""

@@ -51,6 +51,11 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def _common(a: Tensor, b: Tensor) -> Tensor:
     count = -(-a.shape[1] // round(1 / _SHARE))
-    best = [torch.zeros_like(m, dtype=torch.bool).scatter_(1, m.argsort(1, descending=True, stable=True)[:, :count], True)
-            for m in (a, b)]  # fmt: skip
-    return (best[0] & best[1]).double().sum(1) / count
+    first, second = _top(a, count), _top(b, count)
+    return (first & second).double().sum(1) / count
+
+
+def _top(maps: Tensor, count: int) -> Tensor:
+    """Which values of every row are among its highest."""
+    order = maps.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(maps, dtype=torch.bool).scatter_(1, order[:, :count], True)

@@ -1,8 +1,8 @@
 """What compression did to a model: metrics of the frames ``disagreement`` and ``explanation_change``, and of paired rows.
 
 A ``disagreement`` row is one sample seen by a compressed model and by the model it was made from (its parent): ``pred,
-pred_parent, score, score_parent`` in [0, 1], ``confidence, confidence_parent``, ``kl`` of the parent's probabilities from the
-compressed model's, and ``parent``, the parent's condition.
+pred_parent, score, score_parent`` in [0, 1], ``confidence, confidence_parent, kl`` (of the parent's probabilities from the
+compressed model's) and ``parent``, the parent's condition.
 """
 
 from __future__ import annotations
@@ -219,9 +219,10 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
         both = left.index.intersection(was.index)
         left, was = left.loc[both], was.loc[both]
         pair = pd.DataFrame({"score": left["robust"], "score_parent": was["robust"]})
-        told = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": int((left["unknown"] | was["unknown"]).sum())}
-        yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, threat=threat, eps=float(eps), attack="worst",
-                        **told)  # fmt: skip
+        unknown = int((left["unknown"] | was["unknown"]).sum())
+        told = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": unknown}
+        told |= {"threat": threat, "eps": float(eps), "attack": "worst"}
+        yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, **told)
 
 
 def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from robench.compress.notes import noted
 from robench.compress.packing import packed_bits, packed_files
-from robench.efficiency import Form, form_of, measure
+from robench.efficiency import Form, measure
 from robench.inference import untouched
 from robench.registry import facts
 from robench.scenarios.objects import Objects
@@ -24,7 +23,6 @@ def efficiency(objects: Objects, *, batch: int | None = None) -> list[dict[str, 
 
 
 def _form(objects: Objects) -> Form:
-    """What ships: told by the model itself, or the packed file of weights on a grid."""
-    form = replace(form_of(objects.net), simulated=objects.model.simulated)
-    files = packed_files(objects.net)
-    return replace(form, files=files, bits=packed_bits(objects.net)) if files else form
+    """What ships of weights on a grid is the packed file; of other models what they tell themselves."""
+    files, bits = packed_files(objects.net), packed_bits(objects.net)
+    return Form(files or None, bits, simulated=objects.model.simulated)

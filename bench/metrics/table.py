@@ -153,8 +153,8 @@ def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iter
 def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
     for name, metric in cost.METRICS.items():
-        large = {"threat": f"batch={int(rows['large_batch'].iloc[0])}"} if "_large_" in name else {}
-        yield from each({name: metric}, rows, **large, **simulated)
+        large = f"batch={rows['large_batch'].iloc[0]}" if "_large_" in name and "large_batch" in rows else ""
+        yield from each({name: metric}, rows, threat=large, **simulated)
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,8 @@ SCENARIOS = Table(
         "explanation": "robench.scenarios.explanation:explanation",
         "efficiency": "robench.scenarios.efficiency:efficiency",
         "twin": "robench.scenarios.twin:twin",
+        "disagreement": "robench.scenarios.disagreement:disagreement",
+        "explanation_change": "robench.scenarios.explanation_change:explanation_change",
     },
 )
 BUILDERS = Table(
@@ -35,6 +37,7 @@ BUILDERS = Table(
         "defended": "robench.builders.models:defended",
         "trained": "robench.builders.training:trained",
         "compressed": "robench.builders.compression:compressed",
+        "tuned": "robench.builders.tuning:tuned",
         "images": "robench.builders.images:images",
         "corrupted": "robench.builders.images:corrupted",
         "severity": "robench.builders.images:severity",

@@ -15,7 +15,7 @@ FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robenc
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metrics", "robench.reports")
 LAYERS = [
     ("errors", "spec", "registry"),
-    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
+    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "efficiency"),
     ("defenses",),
     ("zoo",),
@@ -35,7 +35,7 @@ LAYERS = [
     ),
     ("runner", "api", "evaluation", "binarization"),
     ("reports",),
-    ("cli", "benchmark", "stepcost"),
+    ("cli", "benchmark", "corruptbench", "stepcost"),
 ]
 LAYER = {place: level for level, places in enumerate(LAYERS) for place in places}
 

@@ -10,27 +10,31 @@ from typing import Any
 from torch import nn
 
 from robench import catalog
-from robench.data.dataset import Dataset
+from robench.builders.apart import apart_from_test
 from robench.errors import ModelError, must
 from robench.files import write_atomically
 from robench.registry import Entry, facts
 from robench.spec import Artifact, Context, sha256
-from robench.workshop import Model, folder, is_built, load, load_model
+from robench.workshop import Model, folder, is_built, load_model
 
 
-@facts(version=1, kind="model")
+@facts(version=2, kind="model")
 def compressed(artifact: Artifact, context: Context, *, method: str = "") -> Model:
     """A compressed copy of the first input; the second holds calibration images of the training split.
 
     A method whose fact ``stored`` names a function leaves files, which are kept; the function opens them.
+
+    Raises:
+        DataError: Calibration images that are also test images.
     """
     parent = load_model(artifact.inputs[0], context)
     ref = catalog.COMPRESSIONS.resolve(method)
     entry = catalog.COMPRESSIONS[ref.name]
 
     def made() -> nn.Module:
-        calibration: Dataset = load(artifact.inputs[1], context)
-        extra: dict[str, Any] = {"calibration": calibration.images().to(context.device)} if entry.facts.get("needs") else {}
+        extra: dict[str, Any] = {}
+        if entry.facts.get("needs"):
+            extra["calibration"] = apart_from_test(artifact.inputs[1], context).images().to(context.device)
         return entry.load()(parent.net, **extra, **ref.kwargs)  # type: ignore[no-any-return]
 
     net = _kept(artifact, context, entry, made) if artifact.stored else made()

@@ -127,6 +127,15 @@ def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*asked, transfer_from(model.label), str(Ref.of("compressed-union", source=model.label))]))
 
 
+def parent_of(model: Artifact) -> Artifact:
+    """The float model that an adversary of a compressed one has: what a runtime took over, else the uncompressed one."""
+    if without_gradient(model):
+        return model.inputs[0]
+    while model.builder.name in ("compressed", "tuned"):
+        model = model.inputs[0]
+    return model
+
+
 def without_gradient(model: Artifact) -> bool:
     """Whether what executes a compressed model gives no gradient."""
     method = Ref.parse(str(model.builder.kwargs["method"]))

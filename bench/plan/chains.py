@@ -57,15 +57,12 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks
         attacks.require_norms(named, threats)
+        parent = None
         if subject.compressed is not None:
+            parent = attacks.parent_of(subject.compressed)
             named = attacks.against(subject.compressed, named)
         more = {"data": subject.data, "condition": subject.condition}
-        attacks.attacked(draft, subject.model, threats, named, parent=_parent(subject), **more)
-
-
-def _parent(subject: Subject) -> Artifact | None:
-    """What the latest compression of the chain was applied to."""
-    return None if subject.compressed is None else subject.compressed.inputs[0]
+        attacks.attacked(draft, subject.model, threats, named, parent=parent, **more)
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:

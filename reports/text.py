@@ -82,11 +82,6 @@ def exclusions(table: pd.DataFrame) -> list[str]:
     return _told(table[table["attack"] == "worst"], "excludes")
 
 
-def skips(table: pd.DataFrame) -> list[str]:
-    """``model [condition] source: attack: why`` for everything that does not apply to a model."""
-    return _told(table[table["status"] == "skipped"], "excludes")
-
-
 def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:
     """``model [condition] threat: text`` for every number that has one in the column, once each."""
     if column not in table:

@@ -42,7 +42,7 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
     told = {"attack": f"{AFTER} ({split_})", "threat": split_}
     if math.isnan(temperature):
         reason = "; ".join(sorted(set(rows["error"])))
-        yield row("temperature", EMPTY, rows, status="skipped", excludes=reason, **told)
+        yield row("temperature", EMPTY, rows, status="skipped", validity=f"skipped: {reason}", **told)
     else:
         yield row("temperature", Estimate.exact(temperature, int(rows["fit_n"].iloc[0])), rows, **told)
     scalings = {BEFORE: 1.0} if math.isnan(temperature) else {BEFORE: 1.0, f"{AFTER} ({split_})": temperature}

@@ -212,7 +212,7 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
             skipped = others["status"] == "skipped"
             if skipped.all():
                 reason = "; ".join(sorted(set(others["error"])))
-                yield row("auroc", stats.EMPTY, others, status="skipped", excludes=reason, **told)
+                yield row("auroc", stats.EMPTY, others, status="skipped", validity=f"skipped: {reason}", **told)
             else:
                 known = others[~skipped].sort_values("sample", kind="stable")
                 yield from each(_METRICS, pd.concat([own, known]), **told)

@@ -338,19 +338,19 @@ def hierarchical_bootstrap(scores: Any, *, level: float = LEVEL) -> Estimate:
     value = float(data.mean())
     if min(data.shape) == 1:
         return Estimate(value, math.nan, math.nan, images)
-    rows = _shares(trainings, key=_KEY + 1)
-    values = np.einsum("rs,rn,sn->r", rows, _shares(images), data, optimize=True)
+    by_image = resample_counts(images) @ data.T / images
+    values = (resample_counts(trainings, key=_KEY + 1) * by_image).sum(axis=1) / trainings
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, min(float(low), value), max(float(high), value), images)
 
 
-def _shares(n: int, *, key: int = _KEY) -> Floats:
-    """Share of each of n units in each bootstrap sample, (R, n); rows sum to 1."""
+def resample_counts(n: int, *, key: int = _KEY) -> Floats:
+    """How often each of n units is in each bootstrap sample, whole numbers (R, n); rows sum to n."""
     parts = []
     for index in resamples(n, key=key):
         cells = (index + n * np.arange(len(index))[:, None]).ravel()
-        parts.append(np.bincount(cells, minlength=index.size).reshape(index.shape) / n)
-    return np.concatenate(parts)
+        parts.append(np.bincount(cells, minlength=index.size).reshape(index.shape))
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _matrix(scores: Any) -> Floats:

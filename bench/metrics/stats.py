@@ -319,8 +319,8 @@ def _crossed(data: Floats) -> tuple[float, float]:
 def hierarchical_bootstrap(scores: Any, *, level: float = LEVEL) -> Estimate:
     """Mean over trainings and images with a percentile interval: trainings are resampled, then images.
 
-    It covers what it claims only for some 20 trainings or more; with 3 it covers about 75 to 90 % where trainings
-    differ as much as images do. Tables use ``over_trainings``.
+    It covers what it claims only for some 10 trainings or more. By simulation with 3 trainings of 300 images it covers 80 %
+    where trainings differ much (5: 86 %) and 98.6 % where they do not differ. Tables use ``over_trainings``.
 
     Args:
         scores: (S, N), one row per training, the same N images in the same order in each.

@@ -9,6 +9,7 @@ ATTACKS = Table("attacks", attacks.TABLE, attacks.PREFIXES)
 DATA = Table("data", data.TABLE, data.PREFIXES)
 ARCHITECTURES = Table("architectures", models.TABLE)
 RECIPES = Table("recipes", defenses.TABLE_RECIPES)
+AUGMENTATIONS = Table("augmentations", defenses.TABLE_AUGMENTATIONS)
 DEFENSES = Table("defenses", defenses.TABLE)
 COMPRESSIONS = Table("compressions", compress.TABLE)
 CORRUPTIONS = Table("corruptions", corrupt.TABLE)
@@ -28,13 +29,16 @@ SCENARIOS = Table(
 BUILDERS = Table(
     "builders",
     {
-        "zoo": "robench.workshop:zoo",
-        "file": "robench.workshop:file",
-        "trained": "robench.workshop:trained",
-        "compressed": "robench.workshop:compressed",
-        "defended": "robench.workshop:defended",
-        "images": "robench.workshop:images",
-        "corrupted": "robench.workshop:corrupted",
+        "zoo": "robench.builders.models:zoo",
+        "file": "robench.builders.models:file",
+        "defended": "robench.builders.models:defended",
+        "trained": "robench.builders.training:trained",
+        "compressed": "robench.builders.compression:compressed",
+        "images": "robench.builders.images:images",
+        "corrupted": "robench.builders.images:corrupted",
+        "severity": "robench.builders.images:severity",
+        "predictions": "robench.builders.predictions:predictions",
+        "part": "robench.builders.predictions:part",
     },
 )
 
@@ -45,6 +49,7 @@ TABLES = {
         DATA,
         ARCHITECTURES,
         RECIPES,
+        AUGMENTATIONS,
         DEFENSES,
         COMPRESSIONS,
         CORRUPTIONS,

@@ -24,6 +24,10 @@ SCENARIOS = Table(
         "corruption": "robench.scenarios.corruption:corruption",
         "explanation": "robench.scenarios.explanation:explanation",
         "efficiency": "robench.scenarios.efficiency:efficiency",
+        "spatial": "robench.scenarios.spatial:spatial",
+        "shift": "robench.scenarios.shift:shift",
+        "groups": "robench.scenarios.shift:groups",
+        "evasion_train": "robench.scenarios.shift:evasion_train",
     },
 )
 BUILDERS = Table(
@@ -39,6 +43,7 @@ BUILDERS = Table(
         "severity": "robench.builders.images:severity",
         "predictions": "robench.builders.predictions:predictions",
         "part": "robench.builders.predictions:part",
+        "groups": "robench.builders.groups:groups",
     },
 )
 

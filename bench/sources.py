@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench import catalog
-from robench.errors import ConfigError, ModelError, must, suggestion
+from robench.data.subsets import fitted
+from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
-from robench.spec import Artifact, Ref
+from robench.spec import Artifact, DatasetSpec, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
 
@@ -28,8 +29,12 @@ class UserModel:
     num_classes: int = 10
 
 
-def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sources, tuple[tuple[str, str], ...]]:
+def resolve_sources(
+    data: str, models: Iterable[str | UserModel], *, files: Iterable[str] = ()
+) -> tuple[Sources, tuple[tuple[str, str], ...]]:
     """Source artifacts of a data set and of models, and the (sha256, path) pairs of the user's files.
+
+    ``files`` are further data sets (shifted ones), which must have images of the same shape.
 
     Raises:
         ConfigError: Unknown names.
@@ -60,8 +65,24 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    shape = read_split(data, "test").spec.shape
-    return Sources(data, label, splits, artifacts, classes, shape), tuple(paths)
+    spec = read_split(data, "test").spec
+    further = {name: _further(name, spec.shape) for name in dict.fromkeys(files)}
+    names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
+    hashes = {name: version for name, (_, version) in further.items()}
+    return Sources(data, label, splits, artifacts, classes, spec.shape, hashes, names), tuple(paths)
+
+
+def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str]:
+    """Facts and version of a further data set's test split.
+
+    Raises:
+        DataError: Images of another shape.
+    """
+    name = fitted(source, shape)
+    spec = read_split(name, "test").spec
+    if spec.shape != shape:
+        raise DataError(must(f"the images of {source}", f"{shape} as the data set's", spec.shape, "resize or convert them"))
+    return spec, f"{catalog.DATA[Ref.parse(name).name].version}|{spec.sha256}"
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
+  is the group or ``worst``; a group of fewer than 50 samples has the status ``insufficient``. ``spatial``: ``threat`` is
+  the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
 * ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
   that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, ranks, robust, scarcity, transfer
+from robench.metrics import clean, corrupted, cost, explained, groups, ranks, robust, scarcity, shifts, transfer
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -118,6 +121,7 @@ _CLEAN: dict[str, Metric] = {
     "brier": clean.brier,
     "ece": clean.ece,
     "train_test_gap": clean.train_test_gap,
+    "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
 _EXPLAINED: dict[str, Metric] = {
@@ -250,5 +254,9 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "corruption": _corruption,
     "efficiency": _efficiency,
     "evasion": _evasion,
+    "evasion_train": shifts.train_lines,
     "explanation": _explanation,
+    "groups": groups.lines,
+    "shift": shifts.shift_lines,
+    "spatial": shifts.spatial_lines,
 }

@@ -44,7 +44,15 @@ def require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
             raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
 
 
-def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Iterable[str], **more: Any) -> None:
+def attacked(
+    draft: Draft,
+    model: Artifact,
+    threats: Iterable[str],
+    attacks: Iterable[str],
+    *,
+    scenario: str = "evasion",
+    **more: Any,
+) -> None:
     """Attacks × threats on one model, and one sentinel, at the first threat that is attacked.
 
     Args:
@@ -52,6 +60,7 @@ def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Ite
         model: The model under attack.
         threats: Such as ``linf(8/255)``.
         attacks: References; those that do not know a threat's norm are passed over there.
+        scenario: ``evasion``, or one that takes the same arguments.
         more: Further fields of the cells: ``condition``, ``data``, ``seed``.
     """
     threats, attacks = list(threats), list(attacks)
@@ -63,8 +72,8 @@ def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Ite
             if threat.norm not in entry.facts.get("norms", ()):
                 continue
             surrogate = {"extra": (_surrogate(draft, ref, model),)} if entry.facts.get("surrogate") else {}
-            scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
-            draft.add(scenario, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
+            chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
+            draft.add(chosen, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 

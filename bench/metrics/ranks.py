@@ -38,7 +38,8 @@ def lines(rows: Sequence[Mapping[str, Any]], frames: Mapping[str, pd.DataFrame])
     if base.empty:
         return
     base = base.reindex(columns=list(dict.fromkeys([*base, "attack", "threat", "eps", "validity"])))
-    base[["attack", "threat", "validity"]] = base[["attack", "threat", "validity"]].fillna("")
+    base = base.astype(dict.fromkeys(("attack", "threat", "validity"), object))
+    base = base.fillna(dict.fromkeys(("attack", "threat", "validity"), ""))
     for scenario, metric in RANKED.items():
         attack, threat = _WHERE[scenario]
         found = base[(base["scenario"] == scenario) & (base["metric"] == metric) & (base["attack"] == attack)]

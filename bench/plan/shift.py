@@ -7,7 +7,6 @@ from pathlib import Path
 
 from robench import catalog
 from robench.data.subsets import fitted, positions, read_groups, read_reference
-from robench.metrics.shifts import reference_line
 from robench.plan.attacks import attacked, require_norms
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
@@ -21,7 +20,7 @@ def section(draft: Draft) -> None:
     asked = [c for c in draft.cells.values() if _is_clean_test(draft, c)]
     for name, shift in suite.shifts.items():
         images = shifted_images(draft, name, shift)
-        line = reference_line(read_reference(shift.reference)) if shift.reference else None
+        line = _line(shift.reference)
         baseline = draft.model(shift.baseline).label if shift.baseline else ""
         for cell in asked:
             _shifted(draft, cell, Ref.of("shift", name=name, line=line, baseline=baseline), images)
@@ -33,6 +32,15 @@ def section(draft: Draft) -> None:
             extra = (draft.predictions(model, draft.test()), grouped(suite.groups))
             draft.add(Ref.of("groups"), model, extra=extra)
     _robust_gap(draft)
+
+
+def _line(reference: str) -> tuple[float, float, int] | None:
+    """The line through reference models in a file, if one is named."""
+    if not reference:
+        return None
+    from robench.metrics.shifts import reference_line
+
+    return reference_line(read_reference(reference))
 
 
 def _is_clean_test(draft: Draft, cell: Cell) -> bool:

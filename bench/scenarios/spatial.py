@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._spatial import ANGLES, SHIFTS, require_grid, transformed
+from robench.attacks._spatial import require_grid, transformed
 from robench.inference import predict, untouched
 from robench.registry import facts
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -20,8 +20,8 @@ from robench.task import CLASSIFICATION
 def spatial(
     objects: Objects,
     *,
-    angles: tuple[float, ...] = ANGLES,
-    shifts: tuple[float, ...] = SHIFTS,
+    angles: tuple[float, ...] = (-30.0, -15.0, 0.0, 15.0, 30.0),
+    shifts: tuple[float, ...] = (-0.1, 0.0, 0.1),
     padding: str = "zeros",
 ) -> list[dict[str, Any]]:
     """One row per sample: its worst and mean score over all rotations x shifts down x shifts right, and the worst of them.
@@ -30,8 +30,8 @@ def spatial(
 
     Args:
         objects: The cell's.
-        angles: Degrees anticlockwise.
-        shifts: Parts of the side, for both directions.
+        angles: Degrees anticlockwise; the paper's are 31 from -30 to 30.
+        shifts: Parts of the side, for both directions; the paper's are 5 to about 0.1.
         padding: What comes in from outside: ``zeros``, ``border`` or ``reflection``; another one gives other numbers.
 
     Raises:

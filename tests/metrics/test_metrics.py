@@ -10,7 +10,7 @@ from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, sc
 from robench.registry import Table
 
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency"}
-SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency"}
+SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency", "shift", "spatial", "groups"}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -19,7 +19,7 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     facts = entry.facts
     assert facts["group"] in GROUPS and facts["needs"] in SCENARIOS and facts["summary"].endswith(".")
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
-    frame = synthetic.frames()[facts["needs"]]
+    frame = {**synthetic.frames(), **synthetic.shifts()}[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
     if facts["needs"] == "evasion":
         rows = rows.assign(draws=50, score_mean=0.75 * rows["score_adv"], score_worst=0.0)

@@ -47,16 +47,20 @@ def resolve_sources(
     for split in ("train", "test"):
         if split in _splits(data):
             splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
-    artifacts = {name: _zoo(name) for name in ZOO}
-    classes = {name: entry.spec.num_classes for name, entry in ZOO.items()}
+    spec = read_split(data, "test").spec
+    shape = spec.shape
+    fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
+    artifacts = {name: _zoo(name) for name in fitting}
+    classes = {name: ZOO[name].spec.num_classes for name in fitting}
     paths = []
     for model in models:
         if isinstance(model, str) and model in ZOO:
+            _require_shape(model, data, shape)
             continue
         if isinstance(model, str) and model.startswith("trained("):
             artifacts[model] = _trained(model, data, splits)
             arch = Ref.parse(artifacts[model].builder.kwargs["arch"])
-            classes[model] = int(arch.kwargs.get("num_classes", len(read_split(data, "test").spec.classes)))
+            classes[model] = int(arch.kwargs.get("num_classes", len(spec.classes)))
             continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
@@ -65,11 +69,10 @@ def resolve_sources(
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    spec = read_split(data, "test").spec
-    further = {name: _further(name, spec.shape) for name in dict.fromkeys(files)}
+    further = {name: _further(name, shape) for name in dict.fromkeys(files)}
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
     hashes = {name: version for name, (_, version) in further.items()}
-    return Sources(data, label, splits, artifacts, classes, spec.shape, hashes, names), tuple(paths)
+    return Sources(data, label, splits, artifacts, classes, shape, hashes, names), tuple(paths)
 
 
 def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str]:
@@ -83,6 +86,18 @@ def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str
     if spec.shape != shape:
         raise DataError(must(f"the images of {source}", f"{shape} as the data set's", spec.shape, "resize or convert them"))
     return spec, f"{catalog.DATA[Ref.parse(name).name].version}|{spec.sha256}"
+
+
+def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
+    """Refuse a zoo net on images of other channels than those it was trained on.
+
+    Raises:
+        ConfigError: Names the net's data set.
+    """
+    own = ZOO[name]
+    if own.spec.shape[0] != shape[0]:
+        expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
+        raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
 from robench import api
 from robench.attacks._spatial import transformed
 from robench.builders.predictions import forward_pass
+from robench.cli import main
 from robench.data.dataset import Dataset
 from robench.errors import ConfigError, DataError
 from robench.metrics.groups import UNGROUPED
@@ -255,3 +257,24 @@ def test_content_of_shifted_images_and_groups_is_part_of_the_identity(folder, tm
     assert first == digests(f"shifts: {{dark: 'folder:{folder}/dark'}}\ngroups: {path}") and len(first) == 3 + 2
     path.write_text("sample,group\n1,b\n")
     assert len(first & digests(f"shifts: {{dark: 'folder:{folder}/dark'}}\ngroups: {path}")) == 3
+
+
+def command(*args: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["run", "--model", "digits-mlp", "--workers", "1", *map(str, args)])
+    return result.exit_code, result.output
+
+
+def test_the_command_line_takes_shifted_sets_and_groups(folder, tmp_path):
+    only = ("--scenario", "shift", "--scenario", "groups", "--scenario", "clean")
+    given = ("--shift", f"dark=folder:{folder}/dark", "--groups", folder / "groups.csv")
+    code, told = command("--suite", "smoke", *given, *only, "--out", tmp_path / "run")
+    assert code == 0, told
+    table = pd.read_csv(tmp_path / "run" / "table.csv")
+    assert set(table.loc[table["scenario"] == "shift", "threat"]) == {"dark"}
+    assert set(table.loc[table["metric"] == "group_accuracy", "threat"]) == {"even", "odd"}
+
+
+@pytest.mark.parametrize("text", ["dark", "=digits", "dark=", "folder:a=b"])
+def test_a_shift_without_name_or_data_is_refused(text):
+    code, told = command("--suite", "smoke", "--shift", text, "--dry-run")
+    assert code == 2 and "--shift must be NAME=DATA" in told

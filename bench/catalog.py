@@ -28,6 +28,9 @@ SCENARIOS = Table(
         "shift": "robench.scenarios.shift:shift",
         "groups": "robench.scenarios.shift:groups",
         "evasion_train": "robench.scenarios.shift:evasion_train",
+        "twin": "robench.scenarios.twin:twin",
+        "disagreement": "robench.scenarios.disagreement:disagreement",
+        "explanation_change": "robench.scenarios.explanation_change:explanation_change",
     },
 )
 BUILDERS = Table(
@@ -38,6 +41,7 @@ BUILDERS = Table(
         "defended": "robench.builders.models:defended",
         "trained": "robench.builders.training:trained",
         "compressed": "robench.builders.compression:compressed",
+        "tuned": "robench.builders.tuning:tuned",
         "images": "robench.builders.images:images",
         "corrupted": "robench.builders.images:corrupted",
         "severity": "robench.builders.images:severity",

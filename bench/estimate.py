@@ -21,6 +21,7 @@ PROTOCOLS = {
     "autoattack-standard": 11_600.0,
     "autoattack-plus": 24_300.0,
     "autoattack-rand": 12_000.0,
+    "compressed-union": 3200.0,
     "robench-standard": 1700.0,
     "robench-deep": 11_300.0,
     "robench-l0": 5500.0,
@@ -62,7 +63,7 @@ def estimate_seconds(
 
 
 def _base(artifact: Artifact) -> Artifact:
-    while artifact.builder.name in ("compressed", "defended"):
+    while artifact.builder.name in ("compressed", "defended", "tuned"):
         artifact = artifact.inputs[0]
     return artifact
 
@@ -95,6 +96,8 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     if name == "sentinel":
         every, few, more = SENTINEL
         return samples * every + min(samples, few) * more
+    if name == "twin":
+        return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
     per_sample = {"clean": 1.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
@@ -106,6 +109,8 @@ def _attack_passes(attack: str) -> float:
     ref = catalog.ATTACKS.resolve(attack)
     if ref.name in PROTOCOLS:
         return PROTOCOLS[ref.name]
+    if ref.name == "through":
+        return 2 * _attack_passes(str(ref.kwargs["attack"]))
     entry = catalog.ATTACKS[ref.name]
     steps = next((float(ref.kwargs[name]) for name in LOOPS if name in ref.kwargs), 100.0 if ":" in ref.name else 1.0)
     for name in TIMES:
@@ -124,4 +129,7 @@ def _building(artifact: Artifact, forward: float) -> float:
         arguments = artifact.builder.kwargs
         inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
         return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    if artifact.builder.name == "tuned":
+        arguments = catalog.COMPRESSIONS.resolve(artifact.builder.kwargs["method"]).kwargs
+        return float(arguments["steps"]) * arguments.get("batch_size", 64) * 5 * forward
     return 0.5

@@ -68,6 +68,7 @@ def _floats(text: str) -> tuple[float, ...]:
 )
 @click.option("--shift", "shifts", multiple=True, help="Add a shifted test set, NAME=folder:PATH, with some of the classes.")
 @click.option("--groups", help="CSV file 'sample,group': accuracy of the worst group of test images.")
+@click.option("--ood", multiple=True, help="Add images of other kinds: 'glyphs', 'noise', ..., or NAME=folder:PATH.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
 @click.option("--limit", type=click.IntRange(1), help="Test images (marks the run as limited).")
@@ -160,6 +161,8 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     ]
     changes["shifts"] = {**suite.shifts, **_shifts(options["shifts"])}
     changes["groups"] = options["groups"] or suite.groups
+    known = dict.fromkeys([*suite.ood.sources, *options["ood"]])
+    changes["ood"] = suite.ood.model_copy(update={"sources": list(known)})
     parts: dict[str, dict[str, Any]] = {
         "evasion": {"attacks": [], "curves": [], "defenses": []},
         "corruption": {"corruption": Corruption()},
@@ -172,6 +175,8 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "groups": {"groups": options["groups"] or ""},
         "robust_gap": {"robust_gap": RobustGap()},
         "clean": {},
+        "ood": {"ood": type(suite.ood)(sources=list(options["ood"]))},
+        "calibration": {"calibration": type(suite.calibration)()},
         "crossing": {"chains": changes["chains"][len(suite.chains) :]},
     }
     for name in options["scenarios"]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robench.errors import DataError, must, suggestion
-from robench.spec import Ref
 
 
 def positions(own: Sequence[str], known: Sequence[str], *, of: str) -> list[int]:
@@ -29,15 +28,6 @@ def positions(own: Sequence[str], known: Sequence[str], *, of: str) -> list[int]
         remedy = "add images of other classes"
         raise DataError(must(f"the classes of the shift {of}", "two or more", list(own), remedy))
     return [places[name] for name in own]
-
-
-def fitted(source: str, shape: tuple[int, int, int] | None) -> str:
-    """A user's folder as named, read with the size and channels of (channels, height, width) unless it says its own."""
-    ref = Ref.parse(source)
-    if not ref.name.startswith("folder:") or shape is None:
-        return source
-    size = {"size": shape[1]} if shape[1] == shape[2] else {}
-    return str(ref.with_defaults({**size, "channels": shape[0]}))
 
 
 def read_groups(path: str | Path) -> dict[int, str]:

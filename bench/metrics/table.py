@@ -12,6 +12,10 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
@@ -20,9 +24,10 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
 * ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
   that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
-* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not there; ``validity`` says how
-  to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+* ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
+  measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
+  ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -39,10 +44,12 @@ import pandas as pd
 from robench.metrics import (
     clean,
     compressed,
+    confidence,
     corrupted,
     cost,
     explained,
     groups,
+    ood,
     ranks,
     robust,
     scarcity,
@@ -156,8 +163,7 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
     "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
@@ -282,6 +288,7 @@ def _is_scarcity(condition: str) -> bool:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": _corruption,
     "disagreement": compressed.lines,
@@ -294,4 +301,5 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "shift": shifts.shift_lines,
     "spatial": shifts.spatial_lines,
     "twin": twins.lines,
+    "ood": ood.lines,
 }

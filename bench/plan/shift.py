@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 from robench import catalog
-from robench.data.subsets import fitted, positions, read_groups, read_reference
+from robench.data.subsets import positions, read_groups, read_reference
 from robench.plan.attacks import attacked, require_norms
 from robench.plan.draft import Draft
+from robench.plan.ood import read_as
 from robench.plan.plain import measured
 from robench.spec import Artifact, Cell, Ref
 from robench.suite import Shift
@@ -62,7 +63,7 @@ def shifted_images(draft: Draft, name: str, shift: Shift) -> Artifact:
     sources = draft.sources
     if shift.data in sources.names:
         positions(sources.names[shift.data], sources.names[sources.data], of=name)
-    source = fitted(shift.data, sources.shape)
+    source = read_as(shift.data, sources.shape)
     ref = catalog.BUILDERS.resolve(Ref.of("images", source=source, split="test", limit=None, seed=draft.seed))
     return Artifact("data", ref, sources.files[shift.data], label=name)
 

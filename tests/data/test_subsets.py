@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from robench.data.subsets import fitted, positions, read_groups, read_reference
+from robench.data.subsets import positions, read_groups, read_reference
 from robench.errors import DataError
 
 
@@ -12,13 +12,6 @@ def test_classes_are_matched_by_name():
         positions(("cat", "brid"), ("cat", "bird"), of="s")
     with pytest.raises(DataError, match="two or more"):
         positions(("cat",), ("cat", "bird"), of="s")
-
-
-def test_a_folder_is_read_in_the_data_sets_size_unless_it_says_its_own():
-    assert fitted("folder:a", (1, 28, 28)) == "folder:a(channels=1, size=28)"
-    assert fitted("folder:a(size=32)", (3, 28, 28)) == "folder:a(channels=3, size=32)"
-    assert fitted("folder:a", (3, 20, 30)) == "folder:a(channels=3)"
-    assert fitted("npz:a", (1, 28, 28)) == "npz:a" and fitted("folder:a", None) == "folder:a"
 
 
 def test_groups_and_reference_models_are_read(tmp_path):

@@ -138,7 +138,9 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
         board = leaderboard(same.assign(model=names, condition=""), threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
-        boards.append(board.drop(columns=["rank", "_changed"]).assign(model=str(model), condition=shown))
+        boards.append(
+            board.drop(columns=["rank", "rank_low", "rank_high", "_changed"]).assign(model=str(model), condition=shown)
+        )
     if not boards:
         return {"columns": [], "values": [], "verdicts": []}
     whole = pd.concat(boards, ignore_index=True)

@@ -19,6 +19,11 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
+  is the group or ``worst``; a group of fewer than 50 samples has the status ``insufficient``. ``spatial``: ``threat`` is
+  the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
+* ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
+  that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
@@ -36,7 +41,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, confidence, corrupted, cost, explained, ood, robust, scarcity, transfer, twins
+from robench.metrics import (
+    clean,
+    compressed,
+    confidence,
+    corrupted,
+    cost,
+    explained,
+    groups,
+    ood,
+    ranks,
+    robust,
+    scarcity,
+    shifts,
+    transfer,
+    twins,
+)
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -84,6 +104,7 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     if "clean" in frames and len(frames["clean"]):
         rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    rows += list(ranks.lines(rows, frames))
     rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
 
@@ -144,6 +165,7 @@ _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
     **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
+    "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
 _EXPLAINED: dict[str, Metric] = {
@@ -272,8 +294,12 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
+    "evasion_train": shifts.train_lines,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "groups": groups.lines,
+    "shift": shifts.shift_lines,
+    "spatial": shifts.spatial_lines,
     "twin": twins.lines,
     "ood": ood.lines,
 }

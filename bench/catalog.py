@@ -9,6 +9,7 @@ ATTACKS = Table("attacks", attacks.TABLE, attacks.PREFIXES)
 DATA = Table("data", data.TABLE, data.PREFIXES)
 ARCHITECTURES = Table("architectures", models.TABLE)
 RECIPES = Table("recipes", defenses.TABLE_RECIPES)
+AUGMENTATIONS = Table("augmentations", defenses.TABLE_AUGMENTATIONS)
 DEFENSES = Table("defenses", defenses.TABLE)
 COMPRESSIONS = Table("compressions", compress.TABLE)
 CORRUPTIONS = Table("corruptions", corrupt.TABLE)
@@ -45,6 +46,7 @@ TABLES = {
         DATA,
         ARCHITECTURES,
         RECIPES,
+        AUGMENTATIONS,
         DEFENSES,
         COMPRESSIONS,
         CORRUPTIONS,

@@ -13,6 +13,11 @@ TABLE_RECIPES: dict[str, str] = {
 }
 """Name of a recipe -> ``module:function``, a batch loss ``f(model, x, y, *, draws, step, ...)``."""
 
+TABLE_AUGMENTATIONS: dict[str, str] = {
+    "flip_crop": "robench.defenses._flip_crop:flip_crop",
+}
+"""Name of an augmentation -> ``module:function``, ``f(x, y, *, draws, step, ...) -> (x, y)`` on a batch of a training."""
+
 TABLE: dict[str, str] = {
     "bit_depth": "robench.defenses._bit_depth:bit_depth",
     "jpeg": "robench.defenses._jpeg:jpeg",

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robench.defenses import TABLE_RECIPES
-from robench.errors import DataError, ModelError, must
+from robench.defenses import TABLE_AUGMENTATIONS, TABLE_RECIPES
+from robench.errors import ConfigError, DataError, ModelError, must
 from robench.files import write_atomically
 from robench.models.weights import DAMAGED, weights_sha256
 from robench.ops.random import Draws, permutation
@@ -23,6 +23,9 @@ from robench.spec import Ref
 
 RECIPES = Table("recipes", TABLE_RECIPES)
 """Our recipes and those of the entry-point group ``robench.recipes``."""
+AUGMENTATIONS = Table("augmentations", TABLE_AUGMENTATIONS)
+"""Our augmentations and those of the entry-point group ``robench.augmentations``."""
+TRAIN_PRECISIONS = ("float32", "bfloat16")
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, loss of the batch)."""
@@ -71,6 +74,8 @@ def train(
     seed: int,
     batch_size: int = 64,
     lr: float = 3e-3,
+    augment: Ref | str = "",
+    precision: str = "float32",
     ids: Tensor | None = None,
     checkpoint: Path | None = None,
     every: int = 50,
@@ -90,6 +95,8 @@ def train(
         seed: Seed of batches and of the recipe's draws.
         batch_size: Images per step; all of them where there are fewer.
         lr: Highest rate of the one-cycle schedule.
+        augment: Entry of the augmentation table with its arguments, done to each batch before the recipe; empty: none.
+        precision: ``bfloat16`` computes the loss under autocast, on channels-last images; the weights stay float32.
         ids: Sample ids, int64 (N,), of a tensor ``x``; default 0..N-1.
         checkpoint: File that holds the state every ``every`` steps; if it is there, training goes on from it.
         every: Steps between checkpoints.
@@ -98,18 +105,20 @@ def train(
     Raises:
         DataError: No images, or labels that do not fit them.
         ModelError: The loss is not finite, or the checkpoint is of another training or damaged.
+        ConfigError: Unknown recipe, augmentation or precision.
         StoreError: The checkpoint cannot be written.
     """
     source = _source(x, y, ids)
-    ref = RECIPES.resolve(recipe)
+    loss = _Loss.of(recipe, augment, precision=precision, seed=seed)
+    if precision == "bfloat16":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = _State(model, lr)
-    identity = _identity(model, source, plan=(str(ref), steps, seed, batch_size, lr)) if checkpoint else ""
+    identity = _identity(model, source, plan=(*loss.told, steps, seed, batch_size, lr)) if checkpoint else ""
     first = state.restore(checkpoint, identity) if checkpoint else 0
-    loss = RECIPES[ref.name].load()
     model.train()
     for step in range(first, steps):
-        value = _step(state, source, loss, rows=batch_rows(len(source), batch_size, seed=seed, step=step),
-                      plan=(ref, step, steps, seed))  # fmt: skip
+        rows = batch_rows(len(source), batch_size, seed=seed, step=step)
+        value = _step(state, source, loss, rows=rows, rate=learning_rate(step, steps, lr), step=step)
         if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
             state.save(checkpoint, identity, step + 1)
         if progress:
@@ -150,18 +159,48 @@ def _source(x: Tensor | Images, y: Tensor | None, ids: Tensor | None) -> _Source
     return found
 
 
-def _step(
-    state: _State, source: _Source, loss: Callable[..., Tensor], *, rows: Tensor, plan: tuple[Ref, int, int, int]
-) -> float:
-    ref, step, steps, seed = plan
+@dataclass(frozen=True)
+class _Loss:
+    """A recipe's loss on augmented batches, in one precision."""
+
+    recipe: Ref
+    augment: Ref | None
+    precision: str
+    seed: int
+
+    @classmethod
+    def of(cls, recipe: Ref | str, augment: Ref | str, *, precision: str, seed: int) -> _Loss:
+        """Check the names and fill in their defaults."""
+        if precision not in TRAIN_PRECISIONS:
+            expected = "one of " + ", ".join(TRAIN_PRECISIONS)
+            raise ConfigError(must("the precision of a training", expected, precision, "use float32"))
+        return cls(RECIPES.resolve(recipe), AUGMENTATIONS.resolve(augment) if augment else None, precision, seed)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What names the loss in a checkpoint."""
+        return (str(self.recipe), str(self.augment or ""), self.precision)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, draws: Draws, step: int) -> Tensor:
+        known = self.recipe.kwargs
+        if self.augment is not None:
+            changed = AUGMENTATIONS[self.augment.name].load()
+            x, y = changed(x, y, draws=draws, step=step, **self.augment.kwargs)
+        low = self.precision == "bfloat16"
+        x = x.contiguous(memory_format=torch.channels_last) if low and x.dim() == 4 else x
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            value: Tensor = RECIPES[self.recipe.name].load()(model, x, y, draws=draws, step=step, **known)
+        return value
+
+
+def _step(state: _State, source: _Source, loss: _Loss, *, rows: Tensor, rate: float, step: int) -> float:
     device = state.device
     x, y = source.images(rows).to(device), source.labels[rows].to(device)
-    draws = Draws(seed, source.ids[rows].to(device))
-    value = loss(state.model, x, y, draws=draws, step=step, **ref.kwargs)
+    value = loss(state.model, x, y, draws=Draws(loss.seed, source.ids[rows].to(device)), step=step)
     if not bool(value.isfinite()):
         got = f"{value.item()} at step {step}"
         raise ModelError(must("the training loss", "finite", got, "lower lr, or check the images"))
-    state.descend(value, learning_rate(step, steps, state.lr))
+    state.descend(value, rate)
     return float(value.item())
 
 

@@ -30,9 +30,7 @@ def rotation(
 
 
 @facts(version=1)
-def cutout(
-    x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int, size: int = 16
-) -> tuple[Tensor, Tensor]:
+def cutout(x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int, size: int = 16) -> tuple[Tensor, Tensor]:
     """Each image with one black square about a point of its own, cut off at the borders; the labels as they are.
 
     Args:

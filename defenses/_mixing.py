@@ -14,9 +14,7 @@ from robench.registry import facts
 
 
 @facts(version=1)
-def mixup(
-    x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int, alpha: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def mixup(x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
     """Each image and its one-hot label averaged with those of another image of the batch.
 
     The weight is drawn for every image, from Beta(alpha, alpha).

@@ -16,7 +16,21 @@ _GROUPS = 8
 """Parts of a batch that draw their operations apart: kornia draws them for a whole batch, the papers for each image."""
 
 
-@facts(version=1, needs="kornia", overlaps=("rotation", "contrast", "brightness", "saturate"))
+@facts(
+    version=1,
+    needs="kornia",
+    overlaps=(
+        "rotation",
+        "brightness",
+        "contrast",
+        "saturate",
+        "defocus_blur",
+        "gaussian_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+    ),
+)
 def randaugment(
     x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int, n: int = 2, m: int = 9
 ) -> tuple[Tensor, Tensor]:
@@ -43,7 +57,21 @@ def randaugment(
     return _by_groups(_auto().RandAugment(n=n, m=m), x, draws.seed, f"randaugment/{step}"), y
 
 
-@facts(version=1, needs="kornia", overlaps=("rotation", "contrast", "brightness", "saturate"))
+@facts(
+    version=1,
+    needs="kornia",
+    overlaps=(
+        "rotation",
+        "brightness",
+        "contrast",
+        "saturate",
+        "defocus_blur",
+        "gaussian_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+    ),
+)
 def trivialaugment(x: Tensor, y: Tensor, *, num_classes: int, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
     """Images after one operation of random strength out of kornia's list; the labels as they are.
 

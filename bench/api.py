@@ -66,6 +66,11 @@ def _narrowed(suite: Suite, labels: set[str]) -> dict[str, Any]:
     return {
         "compression": suite.compression.model_copy(update={"models": kept}),
         "defenses": [d for d in suite.defenses if d.model in labels],
+        "chains": [
+            c.model_copy(update={"models": [m for m in c.models if m in labels]})
+            for c in suite.chains
+            if not c.models or set(c.models) & labels
+        ],
     }
 
 
@@ -103,10 +108,14 @@ def run(
     context = Context(str(folder), where, batch_size, trust=trust, sources=paths)
     count = workers or (usable_cores() if where == "cpu" else 1)
     store = Store(folder)
-    _announce(plan, context, announce or _say_nothing)
+    say = announce or _say_nothing
+    for note in plan.notes:
+        say(f"left out: {note}")
+    _announce(plan, context, say)
     with store.locked():
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
+        header["left_out"] = list(plan.notes)
         planned = {c.digest: _planned(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
         told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}

@@ -29,13 +29,16 @@ SCENARIOS = Table(
 BUILDERS = Table(
     "builders",
     {
-        "zoo": "robench.workshop:zoo",
-        "file": "robench.workshop:file",
-        "trained": "robench.workshop:trained",
-        "compressed": "robench.workshop:compressed",
-        "defended": "robench.workshop:defended",
-        "images": "robench.workshop:images",
-        "corrupted": "robench.workshop:corrupted",
+        "zoo": "robench.builders.models:zoo",
+        "file": "robench.builders.models:file",
+        "defended": "robench.builders.models:defended",
+        "trained": "robench.builders.training:trained",
+        "compressed": "robench.builders.compression:compressed",
+        "images": "robench.builders.images:images",
+        "corrupted": "robench.builders.images:corrupted",
+        "severity": "robench.builders.images:severity",
+        "predictions": "robench.builders.predictions:predictions",
+        "part": "robench.builders.predictions:part",
     },
 )
 

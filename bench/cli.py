@@ -63,6 +63,9 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--attack", "attacks", multiple=True, help="Replace the suite's attacks, e.g. 'pgd(steps=100)'.")
 @click.option("--threat", "threats", multiple=True, help="Replace the suite's threats, e.g. 'linf(8/255)'.")
 @click.option("--defense", "defenses", multiple=True, help="Add each model behind an inference-time defence.")
+@click.option(
+    "--chain", "chains", multiple=True, help="Add a crossing, e.g. 'prune(0.7) | corruption(fog, 3) | attack(fgsm)'."
+)
 @click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
 @click.option("--limit", type=click.IntRange(1), help="Test images (marks the run as limited).")
@@ -134,7 +137,7 @@ def _models(options: dict[str, Any]) -> list[Any]:
 def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The suite, and the parts of it that options replace."""
     from robench.errors import suggestion
-    from robench.suite import Corruption, Defended, Scarcity, read_suite
+    from robench.suite import Corruption, Crossing, Defended, Scarcity, read_suite
 
     suite = read_suite(options["suite"])
     changes: dict[str, Any] = {}
@@ -146,6 +149,10 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         *suite.defenses,
         *(Defended(model=Path(m).name, defense=d) for d in options["defenses"] for m in models),
     ]
+    changes["chains"] = [
+        *suite.chains,
+        *(Crossing(chain=text, models=list(options["models"])) for text in options["chains"]),
+    ]
     parts: dict[str, dict[str, Any]] = {
         "evasion": {"attacks": [], "curves": [], "defenses": []},
         "corruption": {"corruption": Corruption()},
@@ -154,6 +161,7 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "explanation": {"explainers": []},
         "efficiency": {"efficiency": False},
         "clean": {},
+        "crossing": {"chains": changes["chains"][len(suite.chains) :]},
     }
     for name in options["scenarios"]:
         if name not in parts:

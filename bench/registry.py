@@ -116,6 +116,9 @@ class Table(Mapping[str, Entry]):
             raise ConfigError(must(f"a name of {self.kind}", "a known one", name, suggestion(name, self._entries)))
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or (":" in str(name) and str(name).partition(":")[0] in self.prefixes)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -60,7 +60,8 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    return Sources(data, label, splits, artifacts, classes), tuple(paths)
+    shape = read_split(data, "test").spec.shape
+    return Sources(data, label, splits, artifacts, classes, shape), tuple(paths)
 
 
 def _splits(data: str) -> tuple[str, ...]:

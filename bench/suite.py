@@ -61,6 +61,13 @@ class Defended(_Strict):
     threats: list[str] = []
 
 
+class Crossing(_Strict):
+    """A chain of conditions (see ``robench.plan.chains``) on some models, by default all of the suite's."""
+
+    chain: str
+    models: list[str] = []
+
+
 class Suite(_Strict):
     """One suite."""
 
@@ -80,6 +87,7 @@ class Suite(_Strict):
     scarcity: Scarcity = Scarcity()
     compression: Compression = Compression()
     defenses: list[Defended] = []
+    chains: list[Crossing] = []
     explainers: list[str] = []
     explain_limit: int = Field(default=100, ge=1)
     efficiency: bool = False

@@ -38,6 +38,10 @@ def plan(suite: Suite | str, **more) -> Plan:
     return expand(parse_suite(suite) if isinstance(suite, str) else suite, SOURCES, **more)
 
 
+def lineage(artifact: Artifact) -> list[Artifact]:
+    return [artifact, *(a for i in artifact.inputs for a in lineage(i))]
+
+
 def digests(suite: Suite | str, **more) -> set[str]:
     return {cell.digest for cell in plan(suite, **more).cells}
 
@@ -52,7 +56,8 @@ def test_counts_of_a_small_suite_in_closed_form():
     found = plan(SMALL)
     # two models: clean on both splits, 2 attacks and a sentinel each, 2 corruptions; 2 fractions x 2 seeds of one recipe
     assert found.counts() == {
-        "build corrupted": 2, "build trained": 4, "clean": 2 * 2 + 4, "evasion": 4, "sentinel": 2, "corruption": 4,
+        "build corrupted": 2, "build trained": 4, "build predictions": 2 * 2 + 4 + 2 * 2,
+        "clean": 2 * 2 + 4, "evasion": 4, "sentinel": 2, "corruption": 4,
     }  # fmt: skip
 
 
@@ -90,12 +95,12 @@ def test_levels_hold_each_stored_artifact_once():
         found = plan(read_suite(name))
         built = [a.digest for level in found.levels for a in level]
         assert len(built) == len(set(built))
-        needed = {a.digest for c in found.cells for a in c.artifacts() if a.stored}
-        assert needed == set(built)
+        below = [a for c in found.cells for start in c.artifacts() for a in lineage(start)]
+        assert {a.digest for a in below if a.stored} == set(built)
 
 
 def test_stored_inputs_come_on_an_earlier_level():
-    from robench.plan import _levels
+    from robench.plan import levels as _levels
     from robench.spec import Cell
 
     data = Artifact("data", Ref.of("images"))
@@ -160,7 +165,8 @@ def test_versions_of_what_an_artifact_is_made_of_change_it(monkeypatch, kind):
     monkeypatch.setitem(entry.__dict__, "facts", {**entry.facts, "version": 99})
     after = {a.digest for level in plan(SMALL).levels for a in level}
     changed = before - after
-    assert len(changed) == {"CORRUPTIONS": 1, "RECIPES": 4, "ARCHITECTURES": 4}[kind]
+    # one set of images and the predictions of two models on it; four trainings and their predictions
+    assert len(changed) == {"CORRUPTIONS": 1 + 2, "RECIPES": 2 * 4, "ARCHITECTURES": 2 * 4}[kind]
 
 
 @pytest.fixture

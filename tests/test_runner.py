@@ -21,7 +21,7 @@ TOP = Artifact("model", Ref.of("trained", seed=2), inputs=(BASE,), label="top", 
 
 
 def plan(*models: Artifact) -> Plan:
-    from robench.plan import _levels
+    from robench.plan import levels as _levels
 
     cells = tuple(Cell(Ref("clean"), "1", model, DATA) for model in models)
     return Plan(parse_suite("name: s"), _levels(cells), cells)
@@ -110,9 +110,10 @@ def test_perform_turns_any_failure_into_a_value():
     assert "nosuch" in outcome.error.splitlines()[0]
 
 
-def test_perform_runs_a_cell_of_the_zoo():
+def test_perform_runs_a_cell_of_the_zoo(tmp_path):
     data = Artifact("data", Ref.of("images", source="digits", limit=12), label="digits")
-    outcome = perform(Job(Cell(Ref.of("clean"), "1", ZOO, data), Context("")))
+    seen = Artifact("predictions", Ref.of("predictions"), inputs=(ZOO, data), stored=True)
+    outcome = perform(Job(Cell(Ref.of("clean"), "1", ZOO, data, extra=(seen,)), Context(str(tmp_path))))
     assert outcome.error == "" and len(outcome.rows) == 12
     assert set(outcome.header) == {"seconds", "device", "threads"}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from robench import workshop
+from robench.builders import images, training
 from robench.errors import RobenchError, StoreError
 from robench.spec import Artifact, Context, Ref
 
@@ -33,12 +34,12 @@ def context(tmp_path) -> Context:
 
 
 def test_images_are_a_stratified_part_that_repeats(context):
-    one, two = (workshop.images(TEST, context, limit=30, seed=0) for _ in range(2))
+    one, two = (images.images(TEST, context, limit=30, seed=0) for _ in range(2))
     assert len(one) == 30 and torch.equal(one.ids, two.ids)
     assert torch.bincount(one.labels, minlength=10).min() >= 2
-    other = workshop.images(TEST, context, limit=30, seed=1)
+    other = images.images(TEST, context, limit=30, seed=1)
     assert not torch.equal(one.ids, other.ids)
-    assert len(workshop.images(TEST, context, limit=10**6)) == len(workshop.images(TEST, context))
+    assert len(images.images(TEST, context, limit=10**6)) == len(images.images(TEST, context))
 
 
 def test_trained_model_is_stored_once_and_comes_back_bit_by_bit(context, monkeypatch):
@@ -49,7 +50,7 @@ def test_trained_model_is_stored_once_and_comes_back_bit_by_bit(context, monkeyp
     assert workshop.is_built(artifact, context)
     assert first.made["train_n"] == 60 and first.made["steps"] == 3 and first.made["fraction"] == 0.5
     assert not first.net.training
-    monkeypatch.setattr(workshop, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "_train", lambda *a, **k: pytest.fail("trained again"))
     workshop.load.cache_clear()
     workshop.build(artifact, context)
     again = workshop.load_model(artifact, context)
@@ -119,7 +120,7 @@ def test_corrupted_images_are_made_once_and_are_worse_each_time(context, monkeyp
         x = level.images(rows)
         assert x.min() >= 0 and x.max() <= 1
         assert torch.equal((x * 255).round() / 255, x)
-    monkeypatch.setattr(workshop, "_corrupt", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(images, "_corrupt", lambda *a: pytest.fail("made again"))
     workshop.load.cache_clear()
     again = workshop.load(corrupted(), context)
     assert all(torch.equal(a.images(rows), b.images(rows)) for a, b in zip(levels, again, strict=True))

@@ -17,7 +17,6 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
 
@@ -43,10 +43,6 @@ SIMULATED = "simulated"
 
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
-_SHOWN = 12
-"""Digits of a cell's digest that the table shows."""
-
-Metric = Callable[[pd.DataFrame], Estimate]
 
 
 def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.DataFrame:
@@ -114,28 +110,6 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
     return row
 
 
-def _row(metric: str, estimate: Estimate, rows: pd.DataFrame, **more: Any) -> dict[str, Any]:
-    """Columns that every estimate has."""
-    cells = "+".join(sorted({str(c)[:_SHOWN] for c in rows["cell"].unique()})) if "cell" in rows else ""
-    exact = estimate.kind == "exact"
-    return {
-        "metric": metric,
-        "value": estimate.value,
-        "ci_low": math.nan if exact else estimate.low,
-        "ci_high": math.nan if exact else estimate.high,
-        "n": estimate.n,
-        "cell": cells,
-        **more,
-    }
-
-
-def _all(metrics: Mapping[str, Metric], rows: pd.DataFrame, **more: Any) -> Iterator[dict[str, Any]]:
-    for name, metric in metrics.items():
-        estimate = metric(rows)
-        if estimate.n:
-            yield _row(name, estimate, rows, **more)
-
-
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
     "brier": clean.brier,
@@ -160,27 +134,27 @@ _COST: dict[str, Metric] = {
 
 def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     correct = int((clean.split(rows, "test")["score"] > 0).sum())
-    yield from _all(_CLEAN, rows, n_clean_correct=correct)
+    yield from each(_CLEAN, rows, n_clean_correct=correct)
 
 
 def _corruption(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     only = {"corrupted_accuracy": corrupted.corrupted_accuracy}
     correct = int((rows.groupby("sample")["score_clean"].min() > 0).sum())
-    yield from _all(only, rows, threat="mean", n_clean_correct=correct)
+    yield from each(only, rows, threat="mean", n_clean_correct=correct)
     for severity, part in rows.groupby("severity"):
-        yield from _all(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
+        yield from each(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
     for (name, severity), part in rows.groupby(["corruption", "severity"]):
-        yield from _all(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
+        yield from each(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
 
 
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     for explainer, part in rows.groupby("explainer"):
-        yield from _all(_EXPLAINED, part, attack=explainer)
+        yield from each(_EXPLAINED, part, attack=explainer)
 
 
 def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
-    yield from _all(_COST, rows, **simulated)
+    yield from each(_COST, rows, **simulated)
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -195,7 +169,7 @@ def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator
         finite = same.loc[np.isfinite(same["eps"]) & (same["eps"] > 0), "eps"].nunique()
         if finite > 1:
             area = {"security_curve_area": robust.security_curve_area}
-            yield from _all(area, same, threat=norm, attack="curve", validity=_joined(verdicts), **_counts(same))
+            yield from each(area, same, threat=norm, attack="curve", validity=_joined(verdicts), **_counts(same))
 
 
 def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[str, Any]]:
@@ -203,7 +177,7 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
     for attack, part in rows.groupby("attack"):
         moved: dict[str, Metric] = {"transfer_success": transfer.transfer_success} if transfer.is_transfer(attack) else {}
-        yield from _all({**only, **moved}, part, attack=attack, **more, **_counts(part))
+        yield from each({**only, **moved}, part, attack=attack, **more, **_counts(part))
     worst: dict[str, Metric] = {
         **only,
         "robust_accuracy_8bit": robust.robust_accuracy_8bit,
@@ -213,7 +187,7 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     }
     more["escalated"] = "; ".join(note.removeprefix(ESCALATED) for note in found.notes if note.startswith(ESCALATED))
     more["excludes"] = "; ".join(note for note in found.notes if not note.startswith(ESCALATED))
-    yield from _all(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
+    yield from each(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:
@@ -252,10 +226,10 @@ def _scarcity(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if rows["fraction"].nunique() < 2:
             continue
         key = {"model": model, "dataset": dataset, "condition": "", "threat": "fraction"}
-        for row in _all({"data_efficiency_auc": scarcity.data_efficiency_auc}, rows, attack="curve"):
+        for row in each({"data_efficiency_auc": scarcity.data_efficiency_auc}, rows, attack="curve"):
             yield {**row, **key}
         for fraction, part in rows.groupby("fraction"):
-            for row in _all({"accuracy_at_fraction": _over_trainings}, part, eps=float(fraction)):
+            for row in each({"accuracy_at_fraction": _over_trainings}, part, eps=float(fraction)):
                 yield {**row, **key}
 
 

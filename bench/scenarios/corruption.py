@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from robench.inference import predict, untouched
 from robench.registry import facts
-from robench.scenarios.objects import Hold, Objects, columns, walk
+from robench.scenarios.objects import Objects, columns
 from robench.task import CLASSIFICATION
 
 
-@facts(version=1)
+@facts(version=2)
 def corruption(objects: Objects, *, corruption: str = "", table: str = "digits-v1") -> list[dict[str, Any]]:
-    """One row per sample and severity; the images are the cell's first further artifact, shared by all models.
+    """One row per sample and severity.
+
+    The cell's further artifacts are the model's predictions on the five severities and on the clean images.
 
     Source: Hendrycks & Dietterich, ICLR 2019.
     """
-
-    def scores(hold: Hold) -> list[dict[str, Any]]:
-        logits = predict(objects.net, hold.x, width=hold.width)
-        return columns(sample=hold.ids, label=hold.y, pred=logits.argmax(1), score=CLASSIFICATION.score(logits, hold.y))
-
-    levels = objects.extra(0)
-    index, count = objects.cell.shard
-    with untouched(objects.net):
-        clean = {row["sample"]: row["score"] for row in walk(objects.holds(), scores)}
-        rows = []
-        for severity, data in enumerate(levels, start=1):
-            part = data.take(torch.arange(index, len(data), count))
-            for row in walk(objects.holds(part), scores):
-                facts_ = {"corruption": corruption, "severity": severity, "table": table}
-                rows.append({**row, **facts_, "score_clean": clean[row["sample"]]})
+    clean = objects.sharded(objects.extra(1))
+    before = CLASSIFICATION.score(clean.logits, clean.labels)
+    rows = []
+    for severity, whole in enumerate(objects.extra(0), start=1):
+        seen = objects.sharded(whole)
+        rows += columns(
+            sample=seen.ids,
+            label=seen.labels,
+            pred=seen.logits.argmax(1),
+            score=CLASSIFICATION.score(seen.logits, seen.labels),
+            corruption=corruption,
+            severity=severity,
+            table=table,
+            score_clean=before,
+        )
     return rows

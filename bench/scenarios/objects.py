@@ -50,10 +50,15 @@ class Objects:
         """One of the cell's further artifacts, loaded."""
         return load(self.cell.extra[position], self.context)
 
+    def sharded(self, whole: Any) -> Any:
+        """The cell's slice of something that has the cell's samples in order, and ``take``."""
+        index, count = self.cell.shard
+        return whole.take(torch.arange(index, len(whole), count)) if count > 1 else whole
+
     def shard(self) -> Dataset:
         """The cell's slice of the samples."""
-        index, count = self.cell.shard
-        return self.data.take(torch.arange(index, len(self.data), count)) if count > 1 else self.data
+        part: Dataset = self.sharded(self.data)
+        return part
 
     def holds(self, data: Dataset | None = None, *, size: int | None = None) -> Iterator[Hold]:
         """The samples, ``batch_size`` at a time, or ``size`` where the numbers would depend on their company."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from robench.builders.predictions import forward_pass
 from robench.data.dataset import Dataset
 from robench.errors import ModelError
-from robench.scenarios.clean import clean
+from robench.scenarios.clean import clean as clean_rows
 from robench.scenarios.evasion import attack_hold, evasion
 from robench.scenarios.objects import Hold, Objects, columns, walk
 from robench.scenarios.sentinel import sentinel
@@ -41,6 +42,22 @@ def objects(net: nn.Module, *, batch_size: int = 256, shard: tuple[int, int] = (
     nothing = Artifact("model", Ref("memory"))
     cell = Cell(Ref("x"), "1", nothing, nothing, shard=shard)
     return Objects(cell, Context("", batch_size=batch_size), Model(net, {}), data)
+
+
+class Predicted(Objects):
+    """Objects whose further artifacts are the predictions of their own model."""
+
+    def extra(self, position: int):
+        return forward_pass(self.net, self.data, self.context)
+
+
+def clean(given: Objects) -> list[dict]:
+    return clean_rows(Predicted(given.cell, given.context, given.model, given.data))
+
+
+def test_clean_rows_of_shards_together_are_the_whole():
+    parts = [row for index in range(3) for row in clean(objects(Linear(), shard=(index, 3)))]
+    assert sorted(parts, key=lambda r: r["sample"]) == clean(objects(Linear()))
 
 
 def test_clean_rows_agree_with_a_slow_twin():

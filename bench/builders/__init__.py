@@ -1,0 +1,1 @@
+"""Builders of artifacts: from a lineage to the model, images or predictions it names."""

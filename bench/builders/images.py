@@ -1,0 +1,81 @@
+"""Images: parts of data sets, and corrupted ones at five severities."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.data.dataset import Dataset
+from robench.errors import ModelError, must
+from robench.files import write_atomically
+from robench.registry import facts
+from robench.spec import Artifact, Context
+from robench.workshop import folder, is_built, load, read_split
+
+
+@facts(version=1, kind="data")
+def images(
+    artifact: Artifact,
+    context: Context,
+    *,
+    source: str = "digits",
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """A split of a data set, or a seeded stratified part of it."""
+    from robench.data.dataset import subset
+
+    data = read_split(source, split)
+    return data if limit is None or limit >= len(data) else subset(data, limit, seed=seed)
+
+
+@facts(version=1, kind="data")
+def corrupted(
+    artifact: Artifact, context: Context, *, corruption: str = "", table: str = "digits-v1", seed: int = 0
+) -> tuple[Dataset, ...]:
+    """Five data sets of rising severity from the first input; made once for all models, stored as 8-bit images."""
+    data: Dataset = load(artifact.inputs[0], context)
+    place = folder(artifact, context)
+    if not is_built(artifact, context):
+        buffer = io.BytesIO()
+        np.savez(buffer, **_corrupt(data, corruption, table, seed))
+        write_atomically(place / "images.npz", buffer.getvalue())
+        write_atomically(place / "header.json", json.dumps({"builder": str(artifact.builder)}).encode())
+    try:
+        with np.load(place / "images.npz") as stored:
+            levels = [torch.from_numpy(stored[f"severity{s}"]) for s in range(1, 6)]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise ModelError(must(str(place), "readable", str(error), "remove that folder and run again")) from error
+    return tuple(replace(data, reader=_reader(level)) for level in levels)
+
+
+def _corrupt(data: Dataset, corruption: str, table: str, seed: int) -> dict[str, Any]:
+    from robench.corrupt.apply import corrupt
+
+    found = {}
+    for severity in range(1, 6):
+        parts = [
+            corrupt(x, corruption, severity=severity, table=table, ids=ids, seed=seed) for x, _, ids in data.batches(256)
+        ]
+        found[f"severity{severity}"] = (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
+    return found
+
+
+def _reader(stored: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda rows: stored[rows].float() / 255
+
+
+@facts(version=1, kind="data")
+def severity(artifact: Artifact, context: Context, *, severity: int = 1) -> Dataset:
+    """One of the five severities of the first input, 1 to 5."""
+    levels: tuple[Dataset, ...] = load(artifact.inputs[0], context)
+    return levels[severity - 1]

@@ -1,0 +1,48 @@
+"""Models as they come: of the zoo, of the user's files, behind a defence."""
+
+from __future__ import annotations
+
+from robench import catalog
+from robench.registry import facts
+from robench.spec import Artifact, Context
+from robench.workshop import Model, load_model
+
+
+@facts(version=1, kind="model")
+def zoo(artifact: Artifact, context: Context, *, name: str = "") -> Model:
+    """A model of the embedded zoo."""
+    from robench import zoo as embedded
+
+    return Model(embedded.load(name).to(context.device), {})
+
+
+@facts(version=1, kind="model")
+def file(
+    artifact: Artifact,
+    context: Context,
+    *,
+    sha256: str = "",
+    arch: str = "",
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    low: float = 0.0,
+    high: float = 1.0,
+    num_classes: int = 10,
+) -> Model:
+    """A user's model file or factory, found by the hash of its content."""
+    from robench.models.load import load_model as read
+
+    path = dict(context.sources).get(sha256, artifact.label)
+    net, _ = read(
+        path, arch=arch or None, mean=mean, std=std, input_range=(low, high), num_classes=num_classes, trust=context.trust
+    )
+    return Model(net.to(context.device), {})
+
+
+@facts(version=1, kind="model")
+def defended(artifact: Artifact, context: Context, *, defense: str = "") -> Model:
+    """The first input behind an inference-time defence."""
+    parent = load_model(artifact.inputs[0], context)
+    ref = catalog.DEFENSES.resolve(defense)
+    net = catalog.DEFENSES[ref.name].load()(parent.net, **ref.kwargs)
+    return Model(net.eval(), parent.made, task=parent.task)

@@ -1,0 +1,31 @@
+"""Suite → graph: what must be built, and the cells that need it. Imports no torch, runs no model.
+
+``draft`` names artifacts and cells; every section of a suite has a module of its own with ``section(draft)``.
+"""
+
+from __future__ import annotations
+
+from robench.plan import attacks, chains, compression, corruption, plain, scarcity
+from robench.plan.draft import Draft, Plan, Sources, levels, made_of
+from robench.spec import Settings
+from robench.suite import Suite
+
+__all__ = ["Plan", "Sources", "expand", "levels", "made_of"]
+
+SECTIONS = (plain, attacks, corruption, compression, scarcity, chains)
+"""Modules whose ``section(draft)`` draws a part of the graph, in the order of cells."""
+
+
+def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings | None = None) -> Plan:
+    """The graph of a suite.
+
+    Raises:
+        ConfigError: An unknown name, argument, threat or eps anywhere in the suite.
+    """
+    draft = Draft(suite, sources, seed, settings or Settings())
+    for name in suite.models:
+        draft.model(name)
+    for section in SECTIONS:
+        section.section(draft)
+    cells = tuple(draft.cells.values())
+    return Plan(suite, levels(cells), cells, tuple(draft.notes))

@@ -35,6 +35,7 @@ BUILDERS = Table(
         "trained": "robench.builders.training:trained",
         "compressed": "robench.builders.compression:compressed",
         "images": "robench.builders.images:images",
+        "sampled": "robench.builders.images:sampled",
         "corrupted": "robench.builders.images:corrupted",
         "severity": "robench.builders.images:severity",
         "predictions": "robench.builders.predictions:predictions",

@@ -182,7 +182,7 @@ MODELS = ("plain", "trained", "masked")
 
 def frames() -> dict[str, pd.DataFrame]:
     """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
-    scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
+    scarce = [clean("plain", f"scarcity(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5, 1.0) for s in (0, 1)]
     return {
         "clean": pd.concat([*(clean(m) for m in MODELS), *scarce], ignore_index=True),
         "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),

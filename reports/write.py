@@ -13,13 +13,12 @@ from robench.files import write_atomically
 from robench.metrics.table import tidy
 from robench.metrics.transfer import matrix
 from robench.registry import facts
-from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
+from robench.reports.curves import image
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
+from robench.reports.pictures import PICTURES
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
-
-_CURVES = {"security_curve": security_curve, "corruption_curve": corruption_curve, "scarcity_curve": scarcity_curve}
 
 
 @facts(version=1)
@@ -54,7 +53,7 @@ def write_reports(
     if len(moved):
         files["transfer.csv"] = render(moved, format="csv").encode()
         files["transfer.md"] = render(transfer_matrix(table), format="md").encode()
-    for name, draw in _CURVES.items():
+    for name, draw in PICTURES.items():
         figure = draw(table)
         if figure is not None:
             files |= {f"{name}.png": image(figure), f"{name}.svg": image(figure, "svg")}

@@ -327,6 +327,12 @@ def test_a_surrogate_of_another_class_count_is_refused_before_anything_is_comput
         expand(suite, known)
 
 
+def test_zoo_nets_come_with_data_of_their_channels_only():
+    assert set(resolve_sources("digits", [])[0].models) == set(ZOO)
+    with pytest.raises(ConfigError, match=r"of 3 channel\(s\), as of cifar10, got 1; use --data cifar10"):
+        resolve_sources("digits", ["cifar10-standard"])
+
+
 def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):
     (tmp_path / "net.safetensors").write_bytes(b"weights")
     (tmp_path / "made.py").write_text("def make(): ...")

@@ -25,5 +25,5 @@ def crossings(table: pd.DataFrame) -> Section | None:
     cells = long.pivot_table(
         index=["dataset", "model", "chain", "n"], columns="what", values="text", aggfunc="first", sort=False
     )
-    note = "A line is one model after all steps of its chain, from left to right. Percent with 95 % intervals over the same images."
+    note = "A line is one model after all steps of its chain, from left to right. Percent with 95 % intervals over images."
     return Section("Crossed conditions", cells.fillna("").reset_index().rename_axis(columns=None), note)

@@ -15,8 +15,8 @@ from robench.plan import Plan, Sources, expand
 from robench.sources import UserModel, resolve_sources
 from robench.spec import Artifact, Context, Ref, Settings
 from robench.suite import PACKAGED, Suite, parse_suite, read_suite
+from robench.zoo.entries import ZOO
 
-ZOO = ("digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades", "digits-vit", "digits-mlp", "digits-trap")
 SOURCES = Sources(
     "digits",
     "digits",

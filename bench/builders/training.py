@@ -89,8 +89,9 @@ def _train(artifact: Artifact, context: Context, place: Path) -> dict[str, Any]:
     known = _known(artifact)
     named = ("recipe", "steps", "seed", "batch_size", "lr", "augment", "precision")
     plan = {key: known[key] for key in named} | {"checkpoint": place / "checkpoint.pt"}
+    more: dict[str, Any] = {}
     if known["transfer"]:
-        net, report, more = *_adapted(artifact, context, data, plan), {}
+        net, report = _adapted(artifact, context, data, plan)
     else:
         net = _fresh(artifact, context).to(context.device)
         report, more = _fitted(net, data, known["validation"], plan)

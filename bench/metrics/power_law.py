@@ -47,7 +47,7 @@ def fit(n: Any, errors: Any) -> Law:
     """
     sizes, rows = np.asarray(n, dtype=np.float64), np.atleast_2d(np.asarray(errors, dtype=np.float64))
     logs = np.log(sizes / sizes.min())
-    grid = np.exp(np.linspace(*np.log(EXPONENTS), _GRID))
+    grid = np.geomspace(*EXPONENTS, _GRID)
     losses = np.stack([_best(np.full(len(rows), b), logs, rows)[2] for b in grid])
     at = losses.argmin(0)
     low, high = grid[np.maximum(at - 1, 0)], grid[np.minimum(at + 1, _GRID - 1)]

@@ -46,8 +46,8 @@ def cube(frame: pd.DataFrame, axis: str = "fraction") -> tuple[Floats, Floats]:
     rows = rows if "seed" in rows else rows.assign(seed=0)
     whole = rows.pivot_table(index=["seed", "sample"], columns=axis, values="score", aggfunc="mean").dropna()
     layers = [whole[position].unstack("sample") for position in whole]
-    kept = ~layers[0].isna().any() if layers and not layers[0].empty else []
-    if not len(kept) or not kept.any():
+    kept = ~layers[0].isna().any() if layers else pd.Series(dtype=bool)
+    if not kept.any():
         return np.empty(0), np.empty((0, 0, 0))
     stacked = np.stack([layer.loc[:, kept].to_numpy(np.float64) for layer in layers])
     return whole.columns.to_numpy(np.float64), stacked
@@ -110,14 +110,14 @@ def _sized(frame: pd.DataFrame) -> tuple[Floats, Floats]:
     return sizes[known], scores[known]
 
 
-@facts(version=1, unit="number", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
+@facts(version=1, unit="count", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
 def samples_for_target(frame: pd.DataFrame, *, target: float = 0.9) -> Estimate:
     """Training images at which mean accuracy reaches ``target``, read between the sizes, never beyond them.
 
     Returns:
-        With an interval over trainings and images. Where the target is not reached at any size the value is missing, the low
-        end is the largest size and the high end is infinite; where the smallest size reaches it, the value is missing and the
-        low end is 0. Both are censored: see ``is_censored``. Empty below two sizes.
+        With an interval over trainings and images. Where the target is not reached at any size the value is missing, the
+        low end is at most the largest size and the high end is infinite; where the smallest size reaches it, the value is
+        missing and the low end is 0. Both are censored: see ``is_censored``. Empty below two sizes.
     """
     sizes, scores = _sized(frame)
     if len(sizes) < 2:
@@ -261,9 +261,7 @@ def pairs(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
             yield condition, plain[base]
 
 
-def _points(
-    frames: Mapping[str, pd.DataFrame], rows: list[dict[str, Any]]
-) -> Iterator[tuple[tuple[str, str], Points]]:
+def _points(frames: Mapping[str, pd.DataFrame], rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Points]]:
     kept = {name: _scarce(frames[name]) for name in ("clean", "evasion", "corruption") if name in frames}
     if "clean" not in kept or kept["clean"].empty:
         return
@@ -310,7 +308,12 @@ def _doubts(rows: list[dict[str, Any]], model: str, dataset: str) -> dict[tuple[
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for line in rows:
         told = str(line.get("validity", ""))
-        if line["model"] == model and line["dataset"] == dataset and line.get("attack") == "worst" and told not in ("", "sound"):
+        if (
+            line["model"] == model
+            and line["dataset"] == dataset
+            and line.get("attack") == "worst"
+            and told not in ("", "sound")
+        ):
             place = str(line["condition"]).rpartition(" seed=")[0] or str(line["condition"]), str(line["threat"])
             found[place] = (*found.get(place, ()), told)
     return found
@@ -343,7 +346,9 @@ def _curve(points: Points, measure: str, axis: str, members: Mapping[float, str]
         part = rows[rows["condition"] == condition]
         found = crossed.rate(cube(part, axis)[1][0]) if len(part) else stats.EMPTY
         if found.n:
-            yield row(f"{_prefix(measure)}accuracy_at_{axis}", found, part, eps=value, **_validity(points, measure, [condition]))
+            yield row(
+                f"{_prefix(measure)}accuracy_at_{axis}", found, part, eps=value, **_validity(points, measure, [condition])
+            )
             if measure == CLEAN:
                 yield row(f"trainings_at_{axis}", Estimate.exact(part["seed"].nunique()), part, eps=value)
     if axis == "fraction":

@@ -29,7 +29,6 @@ import pandas as pd
 from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
-from robench.spec import Estimate
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",

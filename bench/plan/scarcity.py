@@ -96,16 +96,16 @@ def _swept(draft: Draft, recipe: str) -> Iterator[Arm]:
 def _measured(draft: Draft, arm: Arm, seed: int) -> None:
     """One training, and what the section measures of it."""
     plan = draft.suite.scarcity
-    common = {
+    common: dict[str, Any] = {
         "steps": plan.steps, "batch_size": plan.batch_size, "lr": plan.lr, "precision": plan.precision, "seed": seed,
         "validation": 0.0 if "transfer" in arm.training else plan.validation,
     }  # fmt: skip
     classes = {"classes": TARGET} if arm.half else {}
-    source = ()
+    source: tuple[Artifact, ...] = ()
     if "transfer" in arm.training:
         source = (trained(draft, plan.arch, arm.recipe, classes=SOURCE, **common),)
     built = trained(draft, plan.arch, arm.recipe, source=source, **common, **classes, **arm.sample, **arm.training)
-    more = {"condition": arm.condition, "seed": seed, "data": _tested(draft, arm)}
+    more: dict[str, Any] = {"condition": arm.condition, "seed": seed, "data": _tested(draft, arm)}
     draft.clean(built, **more)
     attacked(draft, built, plan.threats, plan.attacks, **more)
     for name in plan.corruptions:

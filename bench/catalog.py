@@ -24,6 +24,8 @@ SCENARIOS = Table(
         "corruption": "robench.scenarios.corruption:corruption",
         "explanation": "robench.scenarios.explanation:explanation",
         "efficiency": "robench.scenarios.efficiency:efficiency",
+        "disagreement": "robench.scenarios.disagreement:disagreement",
+        "explanation_change": "robench.scenarios.explanation_change:explanation_change",
     },
 )
 BUILDERS = Table(
@@ -34,6 +36,7 @@ BUILDERS = Table(
         "defended": "robench.builders.models:defended",
         "trained": "robench.builders.training:trained",
         "compressed": "robench.builders.compression:compressed",
+        "tuned": "robench.builders.tuning:tuned",
         "images": "robench.builders.images:images",
         "sampled": "robench.builders.images:sampled",
         "corrupted": "robench.builders.images:corrupted",

@@ -60,7 +60,7 @@ def estimate_seconds(
 
 
 def _base(artifact: Artifact) -> Artifact:
-    while artifact.builder.name in ("compressed", "defended"):
+    while artifact.builder.name in ("compressed", "defended", "tuned"):
         artifact = artifact.inputs[0]
     return artifact
 
@@ -117,4 +117,7 @@ def _building(artifact: Artifact, forward: float) -> float:
         arguments = artifact.builder.kwargs
         inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
         return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    if artifact.builder.name == "tuned":
+        arguments = catalog.COMPRESSIONS.resolve(artifact.builder.kwargs["method"]).kwargs
+        return float(arguments["steps"]) * arguments.get("batch_size", 64) * 5 * forward
     return 0.5

@@ -17,6 +17,7 @@ import pandas as pd
 
 from robench.errors import StoreError, must
 from robench.files import write_atomically
+from robench.metrics.table import MEASURED
 from robench.spec import SCHEMA, Cell, canonical, sha256
 
 LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
@@ -257,7 +258,7 @@ def _same_numbers(one: Finished, other: Finished) -> bool:
 
 def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows without what differs between runs."""
-    return rows.drop(columns=["seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"], errors="ignore")
+    return rows.drop(columns=list(MEASURED), errors="ignore")
 
 
 def _names_a_file(header: Path) -> bool:

@@ -67,12 +67,19 @@ class Scarcity(_Strict):
 
 
 class Compression(_Strict):
-    """Compressed copies of models, attacked directly and from their float parent."""
+    """Compressed copies of models, compared with their parent, and attacked directly and from it."""
 
     models: list[str] = []
     arms: list[str] = []
+    """Compressions, or chains of them: ``prune(amount=0.9) | finetune(steps=200)``."""
     threats: list[str] = []
     attacks: list[str] = []
+    corruptions: list[str] = []
+    """Corruptions that the copies and their parents are measured on, from the suite's severity table."""
+    explainers: list[str] = []
+    """Explainers whose maps of the copy and of its parent are compared on ``explain_limit`` images."""
+    calibration: str = "train"
+    """Split of the images that a compression looks at; never ``test``."""
 
 
 class Defended(_Strict):

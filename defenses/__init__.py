@@ -8,6 +8,7 @@ from typing import Any
 TABLE_RECIPES: dict[str, str] = {
     "augmented": "robench.defenses._augmented:augmented",
     "augmix_jsd": "robench.defenses._augmix:augmix_jsd",
+    "distilled": "robench.defenses._distilled:distilled",
     "pgd_at": "robench.defenses._adversarial:pgd_at",
     "standard": "robench.defenses._standard:standard",
     "trades": "robench.defenses._adversarial:trades",

@@ -15,7 +15,7 @@ FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robenc
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metrics", "robench.reports")
 LAYERS = [
     ("errors", "spec", "registry"),
-    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
+    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "efficiency"),
     ("defenses",),
     ("zoo",),

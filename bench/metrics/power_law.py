@@ -16,8 +16,8 @@ EXPONENTS = (0.02, 4.0)
 """Smallest and largest exponent that is looked for."""
 POINTS = 4
 """Fewest sizes that are fitted: three numbers of a law pass through any three."""
-_GRID = 120
-_REFINEMENTS = 40
+_GRID = 60
+_REFINEMENTS = 30
 _UNTOLD = 0.025
 """Share of replicates without a law above which there is no interval."""
 

@@ -352,21 +352,20 @@ def _curve(points: Points, measure: str, axis: str, members: Mapping[float, str]
             if measure == CLEAN:
                 yield row(f"trainings_at_{axis}", Estimate.exact(part["seed"].nunique()), part, eps=value)
     if axis == "fraction":
-        for name, metric in _ON_FRACTIONS.items():
-            if (found := metric(rows)).n:
+        law = _law(rows)
+        told = {
+            "data_efficiency_auc": data_efficiency_auc(rows),
+            "power_law_exponent": law["exponent"],
+            "power_law_floor": law["floor"],
+            "scarce_accuracy_ratio": scarce_accuracy_ratio(rows),
+        }
+        for name, found in told.items():
+            if found.n:
                 yield row(_prefix(measure) + name, found, rows, **whole)
         for target in TARGETS:
             if (found := samples_for_target(rows, target=target)).n:
                 status = {"status": "censored"} if is_censored(found) else {}
                 yield row(f"{_prefix(measure)}samples_for_target", found, rows, eps=target, **whole, **status)
-
-
-_ON_FRACTIONS = {
-    "data_efficiency_auc": data_efficiency_auc,
-    "power_law_exponent": power_law_exponent,
-    "power_law_floor": power_law_floor,
-    "scarce_accuracy_ratio": scarce_accuracy_ratio,
-}
 
 
 def _gain(points: Points, measure: str, arm: str, plain: str) -> Iterator[dict[str, Any]]:

@@ -6,10 +6,13 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``scarcity`` rows join trainings (see ``metrics/scarcity.py``): ``threat`` is what a curve runs over (``fraction``,
   ``shots``, ``imbalance``, ``label_noise``) or ``gain``; ``eps`` the value on it, or the target of ``samples_for_target``;
   ``attack`` what was measured (``clean``, ``corruption`` or a threat); ``condition`` what else was changed.
-* ``explanation`` rows: ``attack`` is the explainer.
+* ``explanation`` and ``explanation_change`` rows: ``attack`` is the explainer.
+* ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
+* ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
+  ``mean`` (over corruptions) or the threat at which both were attacked.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
-* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
+* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``censored`` (the sizes that were tried only bound the number),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
@@ -26,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
@@ -37,7 +40,10 @@ COLUMNS = (
 )  # fmt: skip
 """The tidy table's columns, in order."""
 
-MEASURED = ("seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes")
+MEASURED = (
+    "seconds", "latency_p50_ms", "latency_p95_ms", "latency_large_p50_ms", "latency_large_p95_ms", "throughput",
+    "throughput_batch", "peak_memory_bytes",
+)  # fmt: skip
 """What differs between runs: the column ``seconds`` and the rows of these metrics. ``unmeasured`` leaves them out."""
 
 SIMULATED = "simulated"
@@ -125,14 +131,6 @@ _EXPLAINED: dict[str, Metric] = {
     "insertion_deletion_gap": explained.insertion_deletion_gap,
     "max_sensitivity": explained.max_sensitivity,
 }
-_COST: dict[str, Metric] = {
-    "latency_p50_ms": cost.latency_p50_ms,
-    "latency_p95_ms": cost.latency_p95_ms,
-    "macs": cost.macs,
-    "parameters": cost.parameters,
-    "peak_memory_bytes": cost.peak_memory_bytes,
-    "stored_bytes": cost.stored_bytes,
-}
 
 
 def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -157,7 +155,9 @@ def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iter
 
 def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
-    yield from each(_COST, rows, **simulated)
+    for name, metric in cost.METRICS.items():
+        large = f"batch={rows['large_batch'].iloc[0]}" if "_large_" in name and "large_batch" in rows else ""
+        yield from each({name: metric}, rows, threat=large, **simulated)
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -223,7 +223,9 @@ def _joined(verdicts: list[Verdict]) -> str:
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
     "clean": _clean,
     "corruption": _corruption,
+    "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
     "explanation": _explanation,
+    "explanation_change": compressed.changed,
 }

@@ -180,8 +180,41 @@ def efficiency(model: str) -> pd.DataFrame:
         "stored_bytes": 4000,
         "latency_p50_ms": 1.5,
         "latency_p95_ms": 2.5,
+        "latency_large_p50_ms": 20.0,
+        "latency_large_p95_ms": 30.0,
+        "large_batch": 32,
+        "throughput": 1600.0,
+        "throughput_batch": 32,
+        "nominal_bytes": 3600,
+        "peak_tensor_bytes": 9000,
     }
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
+
+
+def disagreement(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
+    ids = np.arange(N)
+    pred, parent = (ids + (ids % 9 == 0)) % 4, (ids + (ids % 10 == 0)) % 4
+    return pd.DataFrame(
+        {
+            **cell(model, "disagreement", condition),
+            "sample": ids,
+            "label": ids % 4,
+            "parent": "",
+            "pred": pred,
+            "pred_parent": parent,
+            "score": (pred == ids % 4).astype(float),
+            "score_parent": (parent == ids % 4).astype(float),
+            "confidence": 0.7 + 0.002 * ids,
+            "confidence_parent": 0.8 + 0.002 * ids,
+            "kl": 0.001 * ids,
+        }
+    )
+
+
+def explanation_change(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
+    rows = {"sample": np.arange(N), "label": np.arange(N) % 4, "parent": "", "explainer": "saliency"}
+    measured = {"rank_correlation": np.cos(np.arange(N)), "top_intersection": 0.5, "degenerate": False}
+    return pd.DataFrame({**cell(model, "explanation_change", condition), **rows, **measured})
 
 
 MODELS = ("plain", "trained", "masked")
@@ -197,4 +230,6 @@ def frames() -> dict[str, pd.DataFrame]:
         "corruption": pd.concat([corruption(m) for m in MODELS], ignore_index=True),
         "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
         "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
+        "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
+        "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
     }

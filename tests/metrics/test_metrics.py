@@ -9,8 +9,8 @@ import pytest
 from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, scarcity
 from robench.registry import Table
 
-GROUPS = {"robustness", "generalization", "interpretability", "efficiency"}
-SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency"}
+GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
+SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change"}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -21,6 +21,8 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
     frame = synthetic.frames()[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
+    if facts["group"] == "compression" and facts["needs"] in ("corruption", "evasion"):
+        rows = rows.assign(score=rows["score_clean"], score_parent=1.0)
     if facts["needs"] == "evasion":
         rows = rows.assign(draws=50, score_mean=0.75 * rows["score_adv"], score_worst=0.0)
     estimate = entry.load()(rows)

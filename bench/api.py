@@ -197,14 +197,16 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
-    """Per-sample frames of a run by scenario.
+    """Per-sample frames of a run by scenario; ``skipped`` holds a row per cell that needs a library which is not there.
 
     Raises:
         StoreError: No run directory, or damaged results.
     """
     store = Store(run_directory)
     planned = store.read_run()["cells"]
-    return _with_missing(store.frames(planned), planned)
+    skipped = store.skipped(planned)
+    frames = _with_missing(store.frames(planned), planned)
+    return {**frames, "skipped": skipped} if len(skipped) else frames
 
 
 def _planned(cell: Cell) -> dict[str, Any]:

@@ -24,6 +24,7 @@ SCENARIOS = Table(
         "corruption": "robench.scenarios.corruption:corruption",
         "explanation": "robench.scenarios.explanation:explanation",
         "efficiency": "robench.scenarios.efficiency:efficiency",
+        "twin": "robench.scenarios.twin:twin",
         "disagreement": "robench.scenarios.disagreement:disagreement",
         "explanation_change": "robench.scenarios.explanation_change:explanation_change",
     },

@@ -112,6 +112,9 @@ def run(**options: Any) -> None:
     click.echo(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
     for what, error in done.summary.failures:
         click.echo(f"failed: {what}: {error.splitlines()[0]}", err=True)
+    for reason in dict.fromkeys(reason for _, reason in done.summary.skipped):
+        count = sum(reason == other for _, other in done.summary.skipped)
+        click.echo(f"skipped: {count} cells: {reason}", err=True)
     unknown = _report(done.out, options["form"])
     click.echo(f"report: {done.out / 'report.html'}", err=True)
     if done.summary.failures or unknown:

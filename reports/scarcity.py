@@ -188,7 +188,7 @@ def _where(rows: pd.DataFrame, table: pd.DataFrame) -> str:
 def _figure(title: str, count: int, *, height: float = 4.4) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(7.5, 3.9 * count), height), layout="constrained")
     axes = [figure.add_subplot(1, count, i + 1) for i in range(count)]
-    axes[0].set_title(title, loc="left", fontsize=12, pad=22)
+    axes[0].set_title(f"{title}\n", loc="left", fontsize=12)  # a line above the panels' own titles
     return figure, axes
 
 

@@ -10,12 +10,16 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
 * ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
   ``mean`` (over corruptions) or the threat at which both were attacked.
+* ``twin`` rows (a deployed model against the twin that lends it gradients): ``threat`` is the kind of images (``clean``, a
+  corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``censored`` (the sizes that were tried only bound the number),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not there; ``validity`` says how
+  to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
@@ -23,13 +27,14 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer, twins
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
@@ -48,6 +53,9 @@ MEASURED = (
 
 SIMULATED = "simulated"
 """Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
+
+SKIPPED = "skipped"
+"""Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
 
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
@@ -74,7 +82,18 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
     limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
     ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
     rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
+    rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
+
+
+def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """A line per cell that needs a library which is not installed; no line of another metric stands for it."""
+    if frame is None or frame.empty:
+        return
+    for cell in frame.to_dict("records"):
+        kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
+        told = {"metric": SKIPPED, "n": 0, "status": SKIPPED, "validity": f"{SKIPPED}: {cell['error']}"}
+        yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
 
 
 def unmeasured(table: pd.DataFrame) -> pd.DataFrame:
@@ -228,4 +247,5 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "evasion": _evasion,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "twin": twins.lines,
 }

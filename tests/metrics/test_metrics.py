@@ -10,7 +10,7 @@ from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, sc
 from robench.registry import Table
 
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
-SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change"}
+SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change", "twin"}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

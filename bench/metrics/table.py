@@ -2,7 +2,11 @@
 
 Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds besides its name:
 
-* ``corruption`` rows: ``threat`` is the corruption (``mean`` over all of them), ``eps`` the severity (missing over all).
+* ``corruption`` rows: ``threat`` is the corruption, a family of them, ``mean`` (over all of the suite) or ``benchmark``
+  (exactly the published 15), ``eps`` the severity (missing over all), ``attack`` where the images come from:
+  ``robench-C (regenerated, TABLE)`` or ``published(FOLDER)``, for ratios followed by ``over`` the reference model.
+* ``flips`` rows: ``threat`` is the perturbation (``mean`` over all), ``attack`` names the sequences and what frames are
+  compared with.
 * scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
 * ``explanation`` rows: ``attack`` is the explainer.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
@@ -23,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, corrupted, cost, explained, flips, robust, scarcity, transfer
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -137,16 +141,6 @@ def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[d
     yield from each(_CLEAN, rows, n_clean_correct=correct)
 
 
-def _corruption(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    only = {"corrupted_accuracy": corrupted.corrupted_accuracy}
-    correct = int((rows.groupby("sample")["score_clean"].min() > 0).sum())
-    yield from each(only, rows, threat="mean", n_clean_correct=correct)
-    for severity, part in rows.groupby("severity"):
-        yield from each(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
-    for (name, severity), part in rows.groupby(["corruption", "severity"]):
-        yield from each(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
-
-
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     for explainer, part in rows.groupby("explainer"):
         yield from each(_EXPLAINED, part, attack=explainer)
@@ -244,8 +238,9 @@ def _is_scarcity(condition: str) -> bool:
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
     "clean": _clean,
-    "corruption": _corruption,
+    "corruption": corrupted.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
     "explanation": _explanation,
+    "flips": flips.lines,
 }

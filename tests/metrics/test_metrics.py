@@ -10,7 +10,7 @@ from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, sc
 from robench.registry import Table
 
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency"}
-SCENARIOS = {"clean", "evasion", "corruption", "explanation", "efficiency"}
+SCENARIOS = {"clean", "evasion", "corruption", "flips", "explanation", "efficiency"}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -21,6 +21,8 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
     frame = synthetic.frames()[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
+    if facts["needs"] == "corruption":
+        rows = synthetic.benchmark("plain")
     if facts["needs"] == "evasion":
         rows = rows.assign(draws=50, score_mean=0.75 * rows["score_adv"], score_worst=0.0)
     estimate = entry.load()(rows)

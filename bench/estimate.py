@@ -21,6 +21,7 @@ PROTOCOLS = {
     "autoattack-standard": 11_600.0,
     "autoattack-plus": 24_300.0,
     "autoattack-rand": 12_000.0,
+    "compressed-union": 3200.0,
     "robench-standard": 1700.0,
     "robench-deep": 11_300.0,
     "robench-l0": 5500.0,
@@ -34,6 +35,8 @@ BROKEN = 0.6
 """What is left of an attack's passes on average, since broken samples leave early."""
 SENTINEL = (30.0, 64, 350.0)
 """Passes' worth of the sentinel's cheap looks at each sample, and the few samples that get this many more."""
+TURN = 2.0
+"""Passes' worth of one rotated image: to turn it takes about as long as to look at it."""
 LOOPS = ("steps", "queries", "draws", "max_iter")
 """Arguments that count an attack's steps; the first one it has."""
 TIMES = ("restarts", "targets", "searches")
@@ -60,7 +63,7 @@ def estimate_seconds(
 
 
 def _base(artifact: Artifact) -> Artifact:
-    while artifact.builder.name in ("compressed", "defended"):
+    while artifact.builder.name in ("compressed", "defended", "tuned"):
         artifact = artifact.inputs[0]
     return artifact
 
@@ -83,11 +86,18 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     """Forward passes of a cell over all samples; a gradient counts as two more."""
     samples = plan.suite.limit or 1000
     name = cell.scenario.name
+    if name == "evasion_train":
+        return plan.suite.robust_gap.limit * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
+    if name == "spatial":
+        grid = cell.scenario.kwargs
+        return samples * TURN * len(grid["angles"]) * len(grid["shifts"]) ** 2
     if name == "evasion":
         return samples * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
     if name == "sentinel":
         every, few, more = SENTINEL
         return samples * every + min(samples, few) * more
+    if name == "twin":
+        return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
     per_sample = {"clean": 1.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
@@ -99,6 +109,8 @@ def _attack_passes(attack: str) -> float:
     ref = catalog.ATTACKS.resolve(attack)
     if ref.name in PROTOCOLS:
         return PROTOCOLS[ref.name]
+    if ref.name == "through":
+        return 2 * _attack_passes(str(ref.kwargs["attack"]))
     entry = catalog.ATTACKS[ref.name]
     steps = next((float(ref.kwargs[name]) for name in LOOPS if name in ref.kwargs), 100.0 if ":" in ref.name else 1.0)
     for name in TIMES:
@@ -117,4 +129,7 @@ def _building(artifact: Artifact, forward: float) -> float:
         arguments = artifact.builder.kwargs
         inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
         return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    if artifact.builder.name == "tuned":
+        arguments = catalog.COMPRESSIONS.resolve(artifact.builder.kwargs["method"]).kwargs
+        return float(arguments["steps"]) * arguments.get("batch_size", 64) * 5 * forward
     return 0.5

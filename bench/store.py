@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 
 from robench.errors import StoreError, must
 from robench.files import write_atomically
+from robench.metrics.table import MEASURED
 from robench.spec import SCHEMA, Cell, canonical, sha256
 
 LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
@@ -139,11 +140,22 @@ class Store:
         """Files of images of a cell, with or without a header."""
         return sorted(self.evidence.glob(f"{digest}.*.safetensors"))
 
-    def put_failure(self, cell: Cell, error: str) -> None:
-        """Keep what is known of an attempt that failed; the cell stays to do."""
+    def put_failure(self, cell: Cell, error: str, *, skipped: bool = False) -> None:
+        """Keep what is known of an attempt that failed, or was skipped; the cell stays to do."""
         lead = dict(zip(LEAD, _lead(cell), strict=True))
-        text = json.dumps({**lead, "error": error, "time": time.time()}, indent=1)
+        text = json.dumps({**lead, "error": error, "skipped": skipped, "time": time.time()}, indent=1)
         write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
+
+    def skipped(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+        """The planned cells that were skipped and are still to do: the cell's columns, ``threat``, ``attack``, ``error``."""
+        done, rows = self.finished(), []
+        for digest, about in sorted(planned.items()):
+            path = self.root / "failed" / f"{digest}.json"
+            told = _told(path) if digest not in done and path.is_file() else {}
+            if told.get("skipped"):
+                more = {name: str(about.get(name, "")) for name in ("threat", "attack")}
+                rows.append({**{name: told.get(name, "") for name in LEAD}, **more, "error": str(told.get("error", ""))})
+        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "error"])
 
     def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.
@@ -195,6 +207,15 @@ class Store:
         """Remove what a killed run left half-written."""
         for path in self.root.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What is kept of an attempt; nothing where the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lead(cell: Cell) -> tuple[Any, ...]:
@@ -257,7 +278,7 @@ def _same_numbers(one: Finished, other: Finished) -> bool:
 
 def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows without what differs between runs."""
-    return rows.drop(columns=["seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"], errors="ignore")
+    return rows.drop(columns=list(MEASURED), errors="ignore")
 
 
 def _names_a_file(header: Path) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption")
 """Suites inside the package."""
 
 
@@ -53,12 +53,19 @@ class Scarcity(_Strict):
 
 
 class Compression(_Strict):
-    """Compressed copies of models, attacked directly and from their float parent."""
+    """Compressed copies of models, compared with their parent, and attacked directly and from it."""
 
     models: list[str] = []
     arms: list[str] = []
+    """Compressions, or chains of them: ``prune(amount=0.9) | finetune(steps=200)``."""
     threats: list[str] = []
     attacks: list[str] = []
+    corruptions: list[str] = []
+    """Corruptions that the copies and their parents are measured on, from the suite's severity table."""
+    explainers: list[str] = []
+    """Explainers whose maps of the copy and of its parent are compared on ``explain_limit`` images."""
+    calibration: str = "train"
+    """Split of the images that a compression looks at; never ``test``."""
 
 
 class Defended(_Strict):
@@ -74,6 +81,59 @@ class Crossing(_Strict):
 
     chain: str
     models: list[str] = []
+
+
+class Spatial(_Strict):
+    """A grid of rotations (degrees) and translations (parts of the side) of every test image; none without angles."""
+
+    angles: list[float] = []
+    shifts: list[float] = [0.0]
+    padding: str = "zeros"
+
+
+class Shift(_Strict):
+    """A shifted test set, with reference models (a CSV file ``clean,shifted``) and a model to compare with where wanted."""
+
+    data: str
+    reference: str = ""
+    baseline: str = ""
+
+
+class RobustGap(_Strict):
+    """Attacks on this many training images, for robust accuracy on training images minus that on test images."""
+
+    limit: int = Field(default=300, ge=1)
+    threats: list[str] = []
+    attacks: list[str] = []
+
+
+class Ood(_Strict):
+    """Images of other kinds that a model's outputs are to tell from the data set's own."""
+
+    sources: list[str] = []
+    """``glyphs(detail=8)`` and other drawn ones, or ``NAME=folder:PATH`` and other data of the user."""
+    detectors: list[str] = []
+    """All by default."""
+    attack: str = ""
+    """Attack whose successes are a further source; empty: none."""
+    threat: str = ""
+    """Threat of that attack, by default the suite's first."""
+    train_limit: int = Field(default=10_000, ge=1)
+    """Training images that detectors are fitted on, at most."""
+
+
+class Calibration(_Strict):
+    """Confidence before and after temperature scaling, on clean, corrupted and adversarial images."""
+
+    split: str = ""
+    """Where the temperature is fitted: ``validation`` or ``train``; empty: no such measurement."""
+    corruptions: list[str] = []
+    severity: int = Field(default=3, ge=1, le=5)
+    attack: str = ""
+    threat: str = ""
+    """By default the suite's first."""
+    limit: int = Field(default=1000, ge=1)
+    """Images that the temperature is fitted on, at most."""
 
 
 class Suite(_Strict):
@@ -96,9 +156,27 @@ class Suite(_Strict):
     compression: Compression = Compression()
     defenses: list[Defended] = []
     chains: list[Crossing] = []
+    ood: Ood = Ood()
+    calibration: Calibration = Calibration()
     explainers: list[str] = []
     explain_limit: int = Field(default=100, ge=1)
     efficiency: bool = False
+    spatial: Spatial = Spatial()
+    shifts: dict[str, Shift] = {}
+    """Name → shifted test set, or only its data."""
+    groups: str = ""
+    """A CSV file ``sample,group`` of the test images."""
+    robust_gap: RobustGap = RobustGap()
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A shift may be written as its data alone."""
+        return {k: {"data": v} if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    def files(self) -> list[str]:
+        """Further data sets that the suite names, besides ``data``."""
+        return [shift.data for shift in self.shifts.values()]
 
 
 def packaged(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 TABLE_RECIPES: dict[str, str] = {
     "augmented": "robench.defenses._augmented:augmented",
+    "distilled": "robench.defenses._distilled:distilled",
     "pgd_at": "robench.defenses._adversarial:pgd_at",
     "standard": "robench.defenses._standard:standard",
     "trades": "robench.defenses._adversarial:trades",

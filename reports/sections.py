@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+
+from robench.registry import Table
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,16 @@ class Section:
     """How to read it, in a sentence or two."""
 
 
-Maker = Callable[[pd.DataFrame], Section | None]
-
-SECTIONS: tuple[Maker, ...] = ()
-"""Makers in the order of the page; one that finds nothing in the table gives None."""
+TABLE: dict[str, str] = {
+    "crossings": "robench.reports.crossings:crossings",
+    "detection": "robench.reports.confidence:detection",
+    "confidence": "robench.reports.confidence:confidence",
+}
+"""Name → maker, in the order of the page; one that finds nothing in the table gives None."""
 
 
 def sections(table: pd.DataFrame) -> list[Section]:
     """What the makers find in a tidy table."""
-    found = (make(table) for make in SECTIONS)
+    makers = Table("sections", TABLE)
+    found = (makers[name].load()(table) for name in makers)
     return [section for section in found if section is not None and len(section.cells)]

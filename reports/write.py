@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robench.files import write_atomically
+from robench.metrics.pareto import pareto
 from robench.metrics.table import tidy
 from robench.metrics.transfer import matrix
 from robench.registry import facts
@@ -53,6 +54,9 @@ def write_reports(
     if len(moved):
         files["transfer.csv"] = render(moved, format="csv").encode()
         files["transfer.md"] = render(transfer_matrix(table), format="md").encode()
+    costs = pareto(table)
+    if len(costs):
+        files["pareto.csv"] = costs.to_csv(index=False).encode()
     for name, draw in PICTURES.items():
         figure = draw(table)
         if figure is not None:

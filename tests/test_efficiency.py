@@ -1,17 +1,19 @@
 """Costs of nets whose costs are known by hand."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from robench.compress._prune import prune
-from robench.efficiency import macs, measure, peak_bytes, stored_bytes
+from robench.efficiency import Form, macs, measure, peak_bytes, stored_bytes
 from robench.errors import ConfigError
 
-COLUMNS = [
-    "parameters", "nonzero", "macs", "stored_bytes", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes", "threads",
-    "device", "simulated",
-]  # fmt: skip
+COLUMNS = {
+    "parameters", "nonzero", "macs", "stored_bytes", "nominal_bytes", "latency_p50_ms", "latency_p95_ms",
+    "latency_large_p50_ms", "latency_large_p95_ms", "large_batch", "throughput", "throughput_batch", "peak_memory_bytes",
+    "peak_tensor_bytes", "threads", "device", "simulated", "note",
+}  # fmt: skip
 
 
 def net():
@@ -21,13 +23,22 @@ def net():
 def test_the_row_of_a_small_net():
     model = net()
     row = measure(model, (2, 5, 5), runs=5)
-    assert list(row) == COLUMNS
+    assert set(row) == COLUMNS
     assert row["parameters"] == 2 * 4 * 9 + 4 + 300 + 3 == row["nonzero"]
     assert row["macs"] == 25 * 2 * 4 * 9 + 300
     assert 4 * row["parameters"] < row["stored_bytes"] < 4 * row["parameters"] + 1000
-    assert 0 < row["latency_p50_ms"] <= row["latency_p95_ms"]
+    assert row["nominal_bytes"] == 4 * row["parameters"]
+    assert 0 < row["latency_p50_ms"] <= row["latency_p95_ms"] and row["latency_large_p50_ms"] > 0
+    assert row["large_batch"] == 32 and row["throughput_batch"] in (1, 8, 32, 128)
+    assert row["throughput"] >= 1e3 / row["latency_p50_ms"]
     assert row["threads"] == torch.get_num_threads() and row["device"] == "cpu"
+    assert row["note"] == "" and row["peak_memory_bytes"] >= 0 and row["peak_tensor_bytes"] > 4 * row["parameters"]
     assert model.training
+
+
+def test_a_batch_of_ones_own():
+    row = measure(net(), (2, 5, 5), runs=1, batch=4)
+    assert row["large_batch"] == 4 and row["throughput_batch"] in (1, 4, 16)
 
 
 def test_pruning_shows_in_the_nonzero_weights_only():
@@ -36,12 +47,71 @@ def test_pruning_shows_in_the_nonzero_weights_only():
         nn.init.constant_(p, 0.1)
     row = measure(prune(dense, amount=0.5), (2, 5, 5), runs=1)
     assert row["nonzero"] == 7 + 372 - 186 and row["stored_bytes"] == measure(dense, (2, 5, 5), runs=1)["stored_bytes"]
+    assert row["nominal_bytes"] == 4 * row["nonzero"]
 
 
-def test_a_simulated_model_has_no_bytes_time_or_memory():
-    row = measure(net(), (2, 5, 5), simulated=True)
+def test_a_simulated_model_has_no_time_or_memory_and_the_bytes_of_its_file():
+    row = measure(net(), (2, 5, 5), form=Form(simulated=True))
     absent = {k for k in COLUMNS if row[k] is None}
-    assert absent == {"stored_bytes", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes"}
+    times = {k for k in COLUMNS if k.startswith(("latency", "throughput", "peak"))}
+    assert absent == times | {"stored_bytes"} and row["simulated"]
+    told = measure(net(), (2, 5, 5), form=Form({"a": 7, "b": 5}, bits={"0.weight": 4, "3.weight": 1}, simulated=True))
+    assert told["stored_bytes"] == 12 and told["nominal_bytes"] == (72 * 4 + 300 + 7 * 32 + 7) // 8
+    assert {k for k in COLUMNS if told[k] is None} == times
+
+
+class Session:
+    """An interpreter that torch does not see into."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def run(self, x):
+        return torch.from_numpy(x.reshape(len(x), -1).numpy() @ self.weight)
+
+
+class Shipped(nn.Module):
+    """A model that ships as two files."""
+
+    def __init__(self):
+        super().__init__()
+        self.session = Session(numpy.eye(50, 3, dtype="float32"))
+
+    @property
+    def files(self):
+        return {"model.onnx": b"x" * 30, "model.onnx.data": b"y" * 600}
+
+    def tensors(self):
+        yield self.session.weight
+        yield numpy.zeros(3, dtype="int8")
+
+    def twin(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(50, 3))
+
+    def forward(self, x):
+        return self.session.run(x)
+
+
+def test_a_deployed_form_tells_its_files_and_what_it_stores():
+    row = measure(Shipped(), (2, 5, 5), runs=2)
+    assert row["stored_bytes"] == 630 and row["parameters"] == 153 and row["nonzero"] == 3
+    assert row["nominal_bytes"] == 12 and row["macs"] == 150
+    assert row["latency_p50_ms"] > 0 and not row["simulated"]
+
+
+def test_attention_in_fused_kernels_is_counted():
+    layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True, dropout=0.0).eval()
+    t, d = 10, 16
+    assert macs(layer, torch.zeros(1, t, d)) == t * d * 3 * d + 2 * t * t * d + t * d * d + 2 * t * d * 32
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_model_that_cannot_travel_says_so():
+    class Local(nn.Sequential):
+        pass
+
+    row = measure(Local(nn.Flatten(), nn.Linear(50, 3)), (2, 5, 5), runs=1)
+    assert row["peak_memory_bytes"] is None and "picklable" in row["note"] and row["peak_tensor_bytes"] > 0
 
 
 class Chain(nn.Module):

@@ -15,8 +15,8 @@ FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robenc
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metrics", "robench.reports")
 LAYERS = [
     ("errors", "spec", "registry"),
-    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
-    ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "efficiency"),
+    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
+    ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),
     ("zoo",),
     ("catalog",),

@@ -17,11 +17,12 @@ from robench.spec import Artifact, Context, Ref, Settings
 from robench.suite import PACKAGED, Suite, parse_suite, read_suite
 
 ZOO = ("digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades", "digits-vit", "digits-mlp", "digits-trap")
+COLOUR = ("cifar10-standard", "cifar10-pgd-at")
 SOURCES = Sources(
     "digits",
     "digits",
     {"train": "hash-of-train", "test": "hash-of-test"},
-    {name: Artifact("model", Ref.of("zoo", name=name), f"1|{name}", label=name) for name in ZOO},
+    {name: Artifact("model", Ref.of("zoo", name=name), f"1|{name}", label=name) for name in (*ZOO, *COLOUR)},
 )
 SMALL = """
 name: small

@@ -41,10 +41,10 @@ def trained(
         made = _train(artifact, context, arch, recipe=recipe, fraction=fraction, seed=seed, plan=plan)
         write_atomically(place / "header.json", json.dumps(made, indent=1, sort_keys=True).encode())
     net = _fresh(artifact, context, arch, seed)
-    return Model(net.eval().to(context.device), _stored_weights(net, place))
+    return Model(net.eval().to(context.device), stored_weights(net, place))
 
 
-def _stored_weights(net: nn.Module, place: Path) -> dict[str, Any]:
+def stored_weights(net: nn.Module, place: Path) -> dict[str, Any]:
     """Fill the network from its folder; returns the facts that were stored with the weights."""
     from robench.models.load import read_weights
     from robench.models.weights import weights_sha256
@@ -62,7 +62,11 @@ def _stored_weights(net: nn.Module, place: Path) -> dict[str, Any]:
 
 
 def _fresh(artifact: Artifact, context: Context, arch: str, seed: int) -> nn.Module:
-    data: Dataset = load(artifact.inputs[0], context)
+    return fresh_network(load(artifact.inputs[0], context), arch, seed=seed)
+
+
+def fresh_network(data: Dataset, arch: str, *, seed: int) -> nn.Module:
+    """An untrained network for the images and classes of a data set."""
     ref = Ref.parse(arch)
     known = {"num_classes": len(data.spec.classes), "in_channels": data.spec.shape[0], "size": data.spec.shape[1]}
     taken = catalog.ARCHITECTURES[ref.name].parameters

@@ -8,26 +8,60 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``flips`` rows: ``threat`` is the perturbation (``mean`` over all), ``attack`` names the sequences and what frames are
   compared with.
 * scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
-* ``explanation`` rows: ``attack`` is the explainer.
+* ``explanation`` and ``explanation_change`` rows: ``attack`` is the explainer.
+* ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
+* ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
+  ``mean`` (over corruptions) or the threat at which both were attacked.
+* ``twin`` rows (a deployed model against the twin that lends it gradients): ``threat`` is the kind of images (``clean``, a
+  corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
-* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose bytes and latency are left out),
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
+* ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+* ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
+  is the group or ``worst``; a group of fewer than 50 samples has the status ``insufficient``. ``spatial``: ``threat`` is
+  the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
+* ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
+  that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
+* ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
+  measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
+  ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, corrupted, cost, explained, flips, robust, scarcity, transfer
+from robench.metrics import (
+    clean,
+    compressed,
+    confidence,
+    corrupted,
+    cost,
+    explained,
+    flips,
+    groups,
+    ood,
+    ranks,
+    robust,
+    scarcity,
+    shifts,
+    transfer,
+    twins,
+)
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -39,11 +73,17 @@ COLUMNS = (
 )  # fmt: skip
 """The tidy table's columns, in order."""
 
-MEASURED = ("seconds", "latency_p50_ms", "latency_p95_ms", "peak_memory_bytes")
+MEASURED = (
+    "seconds", "latency_p50_ms", "latency_p95_ms", "latency_large_p50_ms", "latency_large_p95_ms", "throughput",
+    "throughput_batch", "peak_memory_bytes",
+)  # fmt: skip
 """What differs between runs: the column ``seconds`` and the rows of these metrics. ``unmeasured`` leaves them out."""
 
 SIMULATED = "simulated"
 """Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
+
+SKIPPED = "skipped"
+"""Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
 
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
@@ -69,7 +109,19 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     if "clean" in frames and len(frames["clean"]):
         rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    rows += list(ranks.lines(rows, frames))
+    rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
+
+
+def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """A line per cell that needs a library which is not installed; no line of another metric stands for it."""
+    if frame is None or frame.empty:
+        return
+    for cell in frame.to_dict("records"):
+        kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
+        told = {"metric": SKIPPED, "n": 0, "status": SKIPPED, "validity": f"{SKIPPED}: {cell['error']}"}
+        yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
 
 
 def unmeasured(table: pd.DataFrame) -> pd.DataFrame:
@@ -116,23 +168,15 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
+    "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
 _EXPLAINED: dict[str, Metric] = {
     "infidelity": explained.infidelity,
     "insertion_deletion_gap": explained.insertion_deletion_gap,
     "max_sensitivity": explained.max_sensitivity,
-}
-_COST: dict[str, Metric] = {
-    "latency_p50_ms": cost.latency_p50_ms,
-    "latency_p95_ms": cost.latency_p95_ms,
-    "macs": cost.macs,
-    "parameters": cost.parameters,
-    "peak_memory_bytes": cost.peak_memory_bytes,
-    "stored_bytes": cost.stored_bytes,
 }
 
 
@@ -148,7 +192,9 @@ def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iter
 
 def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
-    yield from each(_COST, rows, **simulated)
+    for name, metric in cost.METRICS.items():
+        large = f"batch={rows['large_batch'].iloc[0]}" if "_large_" in name and "large_batch" in rows else ""
+        yield from each({name: metric}, rows, threat=large, **simulated)
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -237,10 +283,19 @@ def _is_scarcity(condition: str) -> bool:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": corrupted.lines,
+    "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
+    "evasion_train": shifts.train_lines,
     "explanation": _explanation,
+    "explanation_change": compressed.changed,
     "flips": flips.lines,
+    "groups": groups.lines,
+    "shift": shifts.shift_lines,
+    "spatial": shifts.spatial_lines,
+    "twin": twins.lines,
+    "ood": ood.lines,
 }

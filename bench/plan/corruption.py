@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from robench import catalog
 from robench.corrupt.perturbations import PERTURBATIONS
@@ -25,7 +25,7 @@ def section(draft: Draft) -> None:
     if draft.suite.corruption.reference:
         draft.model(draft.suite.corruption.reference)
     models = list(measured(draft))
-    names = list(_names(draft)) if models else []
+    names = list(names_of(draft, draft.suite.corruption.names)) if models else []
     for model in models:
         for name in names:
             corruption_cell(draft, model, name)
@@ -92,14 +92,14 @@ def severity(draft: Draft, name: str, level: int) -> Artifact:
     return Artifact("data", Ref.of("severity", severity=level), version, (corrupted(draft, name),), label=draft.data_label)
 
 
-def _names(draft: Draft) -> Iterator[str]:
-    """The suite's corruptions that apply; what does not is noted, never counted.
+def names_of(draft: Draft, asked_for: Iterable[str]) -> Iterator[str]:
+    """The corruptions of names and groups that apply to the data; what does not is noted, never counted.
 
     Raises:
         ConfigError: An unknown name, or a corruption named by itself that the table lacks.
     """
     levels = table_of(table(draft))
-    for asked in draft.suite.corruption.names:
+    for asked in asked_for:
         for name in dict.fromkeys(GROUPS.get(asked, (asked,))):
             reason = _unfit(draft, name)
             if reason:

@@ -11,6 +11,9 @@ from robench.errors import ConfigError, must, suggestion
 from robench.spec import Artifact, Cell, Ref, Settings
 from robench.suite import Suite
 
+TRAIN = 5000
+"""Training images, stratified, that predictions on the training split are made of; all where there are fewer."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -29,6 +32,8 @@ class Sources:
     """(channels, height, width) of the data's images, where it is known."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further data sets of the user, as named → content hash of their test split."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Data set as named → names of its classes, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,14 @@ class Draft:
     def test(self) -> Artifact:
         """The test images of the run."""
         return self.images("test", self.suite.limit)
+
+    def train(self) -> Artifact:
+        """Training images to look at, at most ``TRAIN``: for gaps to the test images, and to fit detectors on.
+
+        Raises:
+            ConfigError: The data set has no training split.
+        """
+        return self.images("train", TRAIN)
 
     def model(self, name: str) -> Artifact:
         """A source model by its name.

@@ -100,6 +100,7 @@ def _facts(model: nn.Module, test: Dataset, report: TrainReport) -> dict[str, fl
         "accuracy": right / len(test),
         "n": len(test),
         "train_accuracy": report.train_accuracy,
+        "train_n": report.n,
     }
 
 

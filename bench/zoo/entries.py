@@ -50,6 +50,8 @@ class ZooEntry:
     n: int = 0
     """Test images that the accuracy was measured on."""
     train_accuracy: float = math.nan
+    train_n: int = 0
+    """Training images; 0 where they were not counted: all of the split."""
 
     @property
     def spec(self) -> ModelSpec:

@@ -149,6 +149,10 @@ def test_refusals(toy):
 
 def test_facts_say_what_is_simulated():
     table = Table("compressions", TABLE)
-    assert {name: table[name].facts["simulated"] for name in table} == {"float": False, "prune": False, "int8": True}
+    simulated = {name for name in table if table[name].facts["simulated"]}
+    assert simulated == {"int8", "int8_weights", "int4_weights"}
+    assert {name for name in table if table[name].facts.get("trainable")} == {
+        "float", "prune", "prune_2_4", "prune_channels", "finetune", "distill",
+    }  # fmt: skip
     assert table["int8"].facts["needs"] == "calibration"
     assert dict(table["int8"].parameters) == {"bits": 8}

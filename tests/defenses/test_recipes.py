@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from robench.defenses import TABLE_RECIPES
 from robench.defenses._adversarial import ascend, divergence, frozen_statistics, pgd_at, trades
 from robench.defenses._augmented import augmented, moved
+from robench.defenses._distilled import Student, distilled
 from robench.defenses.training import RECIPES
+from robench.errors import ConfigError, ModelError
 from robench.models import fresh
 from robench.ops.random import Draws
 
@@ -30,25 +32,31 @@ def normed() -> nn.Module:
     return fresh("resnet18(num_classes=3, width=2)", seed=1).train()
 
 
+def pupil(name: str, model: nn.Module) -> nn.Module:
+    """The model as a recipe takes it: distillation wants one with a teacher."""
+    return Student(model, linear().eval()) if name == "distilled" else model
+
+
 @pytest.mark.parametrize("name", TABLE_RECIPES)
 def test_losses_are_scalars_that_reach_the_weights_and_repeat(name: str) -> None:
     recipe = RECIPES[name].load()
     values = []
     for _ in range(2):
         model = normed()
-        loss = recipe(model, X, Y, draws=DRAWS, step=4)
+        loss = recipe(pupil(name, model), X, Y, draws=DRAWS, step=4)
         loss.backward()
         assert loss.ndim == 0 and all(p.grad is not None for p in model.parameters())
         values.append(loss.item())
     assert values[0] == values[1]
-    assert name == "standard" or recipe(normed(), X, Y, draws=DRAWS, step=5).item() != values[0]
+    again = recipe(pupil(name, normed()), X, Y, draws=DRAWS, step=5).item()
+    assert name in ("standard", "distilled") or again != values[0]
 
 
 @pytest.mark.parametrize("name", TABLE_RECIPES)
 def test_the_search_leaves_mode_gradients_and_one_update_of_statistics(name: str) -> None:
     model = normed()
     model[1][0].norm1.eval()
-    RECIPES[name].load()(model, X, Y, draws=DRAWS, step=0)
+    RECIPES[name].load()(pupil(name, model), X, Y, draws=DRAWS, step=0)
     assert model.training and not model[1][0].norm1.training
     assert all(p.grad is None for p in model.parameters())
     assert int(model[2][0].norm1.num_batches_tracked) == (2 if name == "trades" else 1)
@@ -162,3 +170,36 @@ def test_augmentation_of_nothing_is_standard_training() -> None:
     model = linear()
     plain = augmented(model, X, Y, draws=DRAWS, step=0, rotation=0.0, shift=0.0, noise=0.0)
     assert plain.item() == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+
+
+def test_distillation_is_the_formula_of_its_paper() -> None:
+    student, teacher = linear(), fresh("mlp(num_classes=3, depth=1, size=8)", seed=4).eval()
+    found = distilled(Student(student, teacher), X, Y, draws=DRAWS, step=0, temperature=3.0, alpha=0.7)
+    total = 0.0
+    for x, y in zip(X, Y, strict=True):
+        own, soft = student(x[None])[0].tolist(), teacher(x[None])[0].tolist()
+        p = [math.exp(v / 3) for v in soft]
+        q = [math.exp(v / 3) for v in own]
+        p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+        plain = math.log(sum(math.exp(v) for v in own)) - own[int(y)]
+        total += 0.7 * 9 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) + 0.3 * plain
+    assert found.item() == pytest.approx(total / len(X), rel=1e-5)
+    found.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
+    assert not [name for name, _ in Student(student, teacher).named_parameters() if "teacher" in name]
+
+
+def test_distillation_without_weight_on_the_teacher_is_plain_training() -> None:
+    model = linear()
+    plain = F.cross_entropy(model(X), Y)
+    assert torch.equal(distilled(Student(model, normed().eval()), X, Y, draws=DRAWS, step=0, alpha=0.0), plain)
+    same = distilled(Student(model, model), X, Y, draws=DRAWS, step=0, alpha=1.0)
+    assert abs(same.item()) < 1e-6
+
+
+def test_distillation_refuses_what_it_cannot_use() -> None:
+    for change in ({"temperature": 0.0}, {"alpha": 1.5}, {"alpha": -0.1}):
+        with pytest.raises(ConfigError, match="temperature and alpha must be"):
+            distilled(Student(linear(), linear()), X, Y, draws=DRAWS, step=0, **change)
+    with pytest.raises(ModelError, match="with a teacher"):
+        distilled(linear(), X, Y, draws=DRAWS, step=0)

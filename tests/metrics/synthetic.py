@@ -197,11 +197,68 @@ def efficiency(model: str) -> pd.DataFrame:
         "stored_bytes": 4000,
         "latency_p50_ms": 1.5,
         "latency_p95_ms": 2.5,
+        "latency_large_p50_ms": 20.0,
+        "latency_large_p95_ms": 30.0,
+        "large_batch": 32,
+        "throughput": 1600.0,
+        "throughput_batch": 32,
+        "nominal_bytes": 3600,
+        "peak_tensor_bytes": 9000,
     }
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
 
 
+def shifts() -> dict[str, pd.DataFrame]:
+    """Frames of ``plain`` on a shifted set with a reference line, on a grid of rotations, and in two groups."""
+    ids = np.arange(N)
+    base = {"sample": ids, "label": ids % 4, "score": (ids % 5 > 0).astype(float)}
+    one = pd.DataFrame(
+        {**cell("plain", "shift"), **base, "shift": "sketch", "split": "shifted", "baseline": "", "masked": 0}
+    )
+    both = pd.concat([one, one.assign(split="clean", score=(ids % 10 > 0).astype(float))], ignore_index=True)
+    worst = (ids % 3 > 0).astype(float)
+    turned = {"grid": "grid", "score_worst": worst, "score_mean": (1 + worst) / 2, "score_clean": 1.0}
+    return {
+        "shift": both.assign(slope=0.9, intercept=-0.5, references=20),
+        "spatial": pd.DataFrame({**cell("plain", "spatial"), "sample": ids, **turned}),
+        "groups": pd.DataFrame({**cell("plain", "groups"), **base, "group": np.where(ids < 52, "day", "night")}),
+    }
+
+
+def disagreement(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
+    ids = np.arange(N)
+    pred, parent = (ids + (ids % 9 == 0)) % 4, (ids + (ids % 10 == 0)) % 4
+    return pd.DataFrame(
+        {
+            **cell(model, "disagreement", condition),
+            "sample": ids,
+            "label": ids % 4,
+            "parent": "",
+            "pred": pred,
+            "pred_parent": parent,
+            "score": (pred == ids % 4).astype(float),
+            "score_parent": (parent == ids % 4).astype(float),
+            "confidence": 0.7 + 0.002 * ids,
+            "confidence_parent": 0.8 + 0.002 * ids,
+            "kl": 0.001 * ids,
+        }
+    )
+
+
+def explanation_change(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
+    rows = {"sample": np.arange(N), "label": np.arange(N) % 4, "parent": "", "explainer": "saliency"}
+    measured = {"rank_correlation": np.cos(np.arange(N)), "top_intersection": 0.5, "degenerate": False}
+    return pd.DataFrame({**cell(model, "explanation_change", condition), **rows, **measured})
+
+
 MODELS = ("plain", "trained", "masked")
+
+
+def twin(model: str) -> pd.DataFrame:
+    apart = np.random.default_rng(hash_of(model + "twin")).uniform(0, 0.1, 50)
+    told = {"sample": np.arange(50), "label": np.arange(50) % 10, "images": "clean", "severity": 0}
+    differences = {"difference_mean": apart, "difference_max": 2 * apart, "relative": apart / 9}
+    return pd.DataFrame({**cell(model, "twin"), **told, "agrees": (apart < 0.095).astype(int), **differences})
 
 
 def frames() -> dict[str, pd.DataFrame]:
@@ -215,4 +272,7 @@ def frames() -> dict[str, pd.DataFrame]:
         "flips": pd.concat([flips(m) for m in MODELS], ignore_index=True),
         "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
         "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
+        "twin": twin("plain"),
+        "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
+        "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
     }

@@ -87,7 +87,7 @@ def test_scarcity_has_conditions_seeds_fractions_and_an_area(table):
 def test_explanations_and_costs_are_there(table):
     assert set(pick(table, metric="insertion_deletion_gap")["attack"]) == {"saliency", "smoothgrad"}
     cost = pick(table, model="plain", scenario="efficiency")
-    assert len(cost) == 6 and cost["ci_low"].isna().all()
+    assert len(cost) == 13 and cost["ci_low"].isna().all()
 
 
 def test_order_of_the_rows_in_the_frames_does_not_matter(synthetic, table):

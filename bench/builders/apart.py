@@ -1,0 +1,47 @@
+"""Images that a compression may look at: none of them a test image."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from robench.data.dataset import Dataset
+from robench.data.overlap import image_hashes
+from robench.errors import DataError, must
+from robench.spec import Artifact, Context
+from robench.workshop import load, read_split
+
+_WHAT = "images that a compression calibrates or trains on"
+_EXPECTED = "apart from the test images"
+
+
+def apart_from_test(artifact: Artifact, context: Context) -> Dataset:
+    """The images of an artifact, once it is known that none of them is a test image of the same source.
+
+    Checked by lineage (the split they are taken from) and by content (8-bit pixels).
+
+    Raises:
+        DataError: They are of the test split, or share images with it.
+    """
+    source = _source_of(artifact)
+    if source.get("split") == "test":
+        raise DataError(must(_WHAT, _EXPECTED, "the split 'test'", "use the training split"))
+    data: Dataset = load(artifact, context)
+    if "test" in data.spec.splits and "source" in source:
+        shared = image_hashes(data) & _test_hashes(str(source["source"]))
+        if shared:
+            got = f"{len(shared)} that are also in the test split of {source['source']}"
+            raise DataError(must(_WHAT, _EXPECTED, got, "remove them from the training split"))
+    return data
+
+
+def _source_of(artifact: Artifact) -> dict[str, Any]:
+    """Arguments of the ``images`` artifact that data come from."""
+    while artifact.builder.name != "images" and artifact.inputs:
+        artifact = artifact.inputs[0]
+    return artifact.builder.kwargs
+
+
+@lru_cache(maxsize=2)
+def _test_hashes(source: str) -> frozenset[bytes]:
+    return image_hashes(read_split(source, "test"))

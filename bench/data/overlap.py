@@ -1,0 +1,18 @@
+"""Whether two sets share images."""
+
+from __future__ import annotations
+
+import hashlib
+
+from robench.data.dataset import Dataset
+
+_AT_ONCE = 512
+
+
+def image_hashes(data: Dataset) -> frozenset[bytes]:
+    """SHA-256 of every distinct image of a data set, of its shape and 8-bit pixels."""
+    found = set()
+    for x, _, _ in data.batches(_AT_ONCE):
+        for image in (x * 255).round().byte().numpy():
+            found.add(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest())
+    return frozenset(found)

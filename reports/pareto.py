@@ -1,0 +1,89 @@
+"""Pictures of cost against quality: what each compression costs, and which are worth it."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+from robench.metrics.pareto import COSTS, pareto
+from robench.registry import facts
+from robench.reports.curves import COLOURS
+
+_MARKERS = "os^Dvp*"
+_NAMES = {
+    "accuracy": "clean accuracy", "robust_accuracy": "robust accuracy", "corrupted_accuracy": "corrupted accuracy",
+    "stored_bytes": "stored bytes", "latency_p50_ms": "latency of one image (ms)",
+}  # fmt: skip
+
+
+@facts(version=1)
+def pareto_picture(table: pd.DataFrame, *, dataset: str | None = None) -> Figure | None:
+    """Quality against stored bytes and latency (log scales), one panel for each; the Pareto set is joined and named.
+
+    Args:
+        table: A tidy table.
+        dataset: Data set to draw; by default the first.
+
+    Returns:
+        A figure, or None when no compressed model has a cost.
+    """
+    points = pareto(table)
+    points = points[points["left_out"] == ""]
+    if points.empty:
+        return None
+    points = points[points["dataset"] == (dataset or points["dataset"].iloc[0])]
+    points = points[points.groupby(["quality", "threat"])["condition"].transform(lambda c: (c != "").any())]
+    if points.empty:
+        return None
+    qualities = list(points.groupby(["quality", "threat"], sort=True))
+    models = sorted(set(table["model"]))
+    figure = Figure(figsize=(11, 1.2 + 3.1 * len(qualities)), layout="constrained")
+    grid = figure.subplots(len(qualities), len(COSTS), squeeze=False)
+    for line, ((quality, threat), part) in zip(grid, qualities, strict=True):
+        for axes, cost in zip(line, COSTS, strict=True):
+            _panel(axes, part[part["cost"] == cost], models)
+            axes.set_xlabel(_NAMES[cost])
+        line[0].set_ylabel(_NAMES[str(quality)] + (f" at {threat}" if quality == "robust_accuracy" else ""))
+    where = f"{points['dataset'].iloc[0]}, n = {int(points['n'].max())}"
+    grid[0, 0].set_title(f"Cost against quality ({where})", loc="left", fontsize=12)
+    _legend(figure, [m for m in models if m in set(points["model"])], models)
+    return figure
+
+
+def _panel(axes: Axes, points: pd.DataFrame, models: list[str]) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e3 else f"{v / 1e3:g} k"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for model, rows in points.groupby("model"):
+        i = models.index(str(model))
+        colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
+        errors = [
+            rows["value"] - rows["ci_low"].fillna(rows["value"]),
+            rows["ci_high"].fillna(rows["value"]) - rows["value"],
+        ]
+        axes.errorbar(rows["cost_value"], rows["value"], yerr=errors, fmt="none", ecolor=colour, alpha=0.3, linewidth=0.8)
+        for row in rows.itertuples():
+            style = "full" if row.front else "none"
+            axes.plot(row.cost_value, row.value, marker=marker, color=colour, fillstyle=style, linestyle="", markersize=6)
+    best = points[points["front"]].sort_values("cost_value")
+    axes.step(best["cost_value"], best["value"], where="post", color="#888888", linewidth=0.9, zorder=0)
+    for row in best.drop_duplicates(["cost_value", "value"]).itertuples():
+        name = row.condition or "as it is"
+        axes.annotate(name, (row.cost_value, row.value), xytext=(4, -9), textcoords="offset points", fontsize=6.5)
+
+
+def _legend(figure: Figure, shown: list[str], models: list[str]) -> None:
+    """Which colour and marker is which model, under the panels."""
+    axes = figure.axes[-1]
+    handles = []
+    for model in shown:
+        i = models.index(model)
+        handles += axes.plot([], [], marker=_MARKERS[i % len(_MARKERS)], color=COLOURS[i % len(COLOURS)], linestyle="",
+                             label=model)  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9,
+                  title="filled: nothing else is as good and as cheap", title_fontsize=8)  # fmt: skip

@@ -73,7 +73,7 @@ def mean_corruption_error(frame: pd.DataFrame) -> Estimate:
 
 
 @facts(version=1, unit="ratio", higher_is_better=False, bounds=(0, None), needs="corruption", group="robustness")
-def mce(frame: pd.DataFrame) -> Estimate:
+def mce_alexnet(frame: pd.DataFrame) -> Estimate:
     """Mean corruption error over AlexNet's: 1 is AlexNet's; nothing unless the images are ImageNet's at 224 pixels.
 
     Needs all 15 corruptions at five severities, 1000 classes, and the table for 224 pixels (or published images): AlexNet's
@@ -88,8 +88,8 @@ def mce(frame: pd.DataFrame) -> Estimate:
 
 
 @facts(version=1, unit="ratio", higher_is_better=False, bounds=(-100, None), needs="corruption", group="robustness")
-def relative_mce(frame: pd.DataFrame) -> Estimate:
-    """Mean over corruptions of the rise of the error over AlexNet's rise; nothing unless ``mce`` has a value.
+def relative_mce_alexnet(frame: pd.DataFrame) -> Estimate:
+    """Mean over corruptions of the rise of the error over AlexNet's rise; nothing unless ``mce_alexnet`` has a value.
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4, equation of relative CE.
     """
@@ -101,7 +101,7 @@ def relative_mce(frame: pd.DataFrame) -> Estimate:
 
 
 @facts(version=1, unit="ratio", higher_is_better=False, bounds=(0, None), needs="corruption", group="robustness")
-def reference_mce(frame: pd.DataFrame) -> Estimate:
+def mce_reference(frame: pd.DataFrame) -> Estimate:
     """Mean over corruptions of the error over a reference model's on the same images; 1 is the reference's.
 
     The frame has the reference's scores as ``reference_score``. Nothing where the reference makes no error on a corruption.
@@ -113,8 +113,8 @@ def reference_mce(frame: pd.DataFrame) -> Estimate:
 
 
 @facts(version=1, unit="ratio", higher_is_better=False, bounds=(-100, None), needs="corruption", group="robustness")
-def relative_reference_mce(frame: pd.DataFrame) -> Estimate:
-    """As ``reference_mce``, of the rises of the error over the clean error; nothing where the reference's does not rise.
+def relative_mce_reference(frame: pd.DataFrame) -> Estimate:
+    """As ``mce_reference``, of the rises of the error over the clean error; nothing where the reference's does not rise.
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4, with another reference than AlexNet.
     """
@@ -175,10 +175,10 @@ def _ratio(own: Floats, other: Floats) -> Estimate:
 _MEANS: dict[str, Metric] = {"corrupted_accuracy": corrupted_accuracy, "corruption_drop": corruption_drop}
 _BENCHMARK: dict[str, Metric] = {
     "mean_corruption_error": mean_corruption_error,
-    "mce": mce,
-    "relative_mce": relative_mce,
+    "mce_alexnet": mce_alexnet,
+    "relative_mce_alexnet": relative_mce_alexnet,
 }
-_REFERENCE: dict[str, Metric] = {"reference_mce": reference_mce, "relative_reference_mce": relative_reference_mce}
+_REFERENCE: dict[str, Metric] = {"mce_reference": mce_reference, "relative_mce_reference": relative_mce_reference}
 _ACCURACY: dict[str, Metric] = {"corrupted_accuracy": corrupted_accuracy}
 _FAMILY: dict[str, Metric] = {"family_corrupted_accuracy": family_corrupted_accuracy}
 

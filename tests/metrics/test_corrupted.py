@@ -35,18 +35,18 @@ def random_errors(n: int, seed: int = 0, rate: float = 0.4) -> np.ndarray:
 
 def test_alexnet_itself_has_an_mce_of_one() -> None:
     errors = np.broadcast_to(np.array(list(ALEXNET.values()))[None, :, None], (4, 15, 5))
-    e = corrupted.mce(frame(errors))
+    e = corrupted.mce_alexnet(frame(errors))
     assert (e.value, e.low, e.high, e.n) == (pytest.approx(1), pytest.approx(1), pytest.approx(1), 4)
-    e = corrupted.relative_mce(frame(errors, clean=1 - ALEXNET_CLEAN))
+    e = corrupted.relative_mce_alexnet(frame(errors, clean=1 - ALEXNET_CLEAN))
     assert e.value == pytest.approx(1)
 
 
 def test_mce_equals_the_published_loop() -> None:
     errors = random_errors(50)
     per_corruption = [100 * errors[:, i].mean(0).sum() / (5 * ALEXNET[name]) for i, name in enumerate(NAMES)]
-    assert 100 * corrupted.mce(frame(errors)).value == pytest.approx(np.mean(per_corruption))
+    assert 100 * corrupted.mce_alexnet(frame(errors)).value == pytest.approx(np.mean(per_corruption))
     rises = [(errors[:, i].mean(0) - 0.25).sum() / (5 * (ALEXNET[name] - ALEXNET_CLEAN)) for i, name in enumerate(NAMES)]
-    assert corrupted.relative_mce(frame(errors, clean=0.75)).value == pytest.approx(np.mean(rises))
+    assert corrupted.relative_mce_alexnet(frame(errors, clean=0.75)).value == pytest.approx(np.mean(rises))
     assert corrupted.mean_corruption_error(frame(errors)).value == pytest.approx(errors.mean())
     assert corrupted.corruption_drop(frame(errors, clean=0.75)).value == pytest.approx(errors.mean() - 0.25)
 
@@ -63,12 +63,14 @@ def test_mce_equals_the_published_loop() -> None:
 )
 def test_mce_says_nothing_beside_other_data(spoilt) -> None:
     rows = spoilt(frame(random_errors(6)))
-    assert corrupted.mce(rows).n == corrupted.relative_mce(rows).n == 0
-    assert not {"mce", "relative_mce"} & {line["metric"] for line in corrupted.lines(rows, {"corruption": rows})}
+    assert corrupted.mce_alexnet(rows).n == corrupted.relative_mce_alexnet(rows).n == 0
+    assert not {"mce_alexnet", "relative_mce_alexnet"} & {
+        line["metric"] for line in corrupted.lines(rows, {"corruption": rows})
+    }
 
 
 def test_published_folders_have_an_mce() -> None:
-    assert corrupted.mce(frame(random_errors(6)).assign(table="published(ImageNet-C)")).n == 6
+    assert corrupted.mce_alexnet(frame(random_errors(6)).assign(table="published(ImageNet-C)")).n == 6
 
 
 def test_a_missing_corruption_leaves_no_benchmark_mean() -> None:
@@ -79,7 +81,7 @@ def test_a_missing_corruption_leaves_no_benchmark_mean() -> None:
 
 def test_interval_of_mce_is_that_of_a_slow_bootstrap() -> None:
     errors = random_errors(80, seed=3)
-    e = corrupted.mce(frame(errors))
+    e = corrupted.mce_alexnet(frame(errors))
     per_image = (errors.mean(2) / np.array(list(ALEXNET.values()))).mean(1)
     rng = np.random.default_rng(1)
     means = [per_image[rng.integers(0, 80, 80)].mean() for _ in range(4000)]
@@ -89,40 +91,40 @@ def test_interval_of_mce_is_that_of_a_slow_bootstrap() -> None:
 def test_ratio_to_a_reference_and_its_interval() -> None:
     own, other = random_errors(60, 1, 0.3), random_errors(60, 2, 0.6)
     rows = frame(own).assign(reference_score=frame(other)["score"], reference_score_clean=0.9, score_clean=0.95)
-    e = corrupted.reference_mce(rows)
+    e = corrupted.mce_reference(rows)
     ratio = lambda i: (own[i].mean((0, 2)) / other[i].mean((0, 2))).mean()  # noqa: E731
     assert e.value == pytest.approx(ratio(np.arange(60)))
     rng = np.random.default_rng(1)
     found = [ratio(rng.integers(0, 60, 60)) for _ in range(3000)]
     assert (e.low, e.high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.02)
     rises = ((own.mean((0, 2)) - 0.05) / (other.mean((0, 2)) - 0.1)).mean()
-    assert corrupted.relative_reference_mce(rows).value == pytest.approx(rises)
+    assert corrupted.relative_mce_reference(rows).value == pytest.approx(rises)
 
 
 def test_a_model_is_its_own_reference_with_one_exactly() -> None:
     rows = frame(random_errors(20))
     found = {line["metric"]: line for line in corrupted.lines(rows, {"corruption": rows})}
-    assert found["reference_mce"]["value"] == found["reference_mce"]["ci_low"] == found["reference_mce"]["ci_high"] == 1
-    assert found["reference_mce"]["attack"] == "robench-C (regenerated, imagenet-v1) over m"
+    assert found["mce_reference"]["value"] == found["mce_reference"]["ci_low"] == found["mce_reference"]["ci_high"] == 1
+    assert found["mce_reference"]["attack"] == "robench-C (regenerated, imagenet-v1) over m"
 
 
 def test_a_reference_without_errors_gives_nothing() -> None:
     rows = frame(random_errors(6)).assign(reference_score=1.0, reference_score_clean=1.0)
-    assert corrupted.reference_mce(rows).n == corrupted.relative_reference_mce(rows).n == 0
+    assert corrupted.mce_reference(rows).n == corrupted.relative_mce_reference(rows).n == 0
 
 
 def test_a_reference_on_other_images_or_sources_is_none() -> None:
     rows, other = frame(random_errors(6), reference="ref"), frame(random_errors(6), model="ref")
     metrics = lambda reference: {m["metric"] for m in corrupted.lines(rows, {"corruption": pd.concat([rows, reference])})}  # noqa: E731
-    assert "reference_mce" in metrics(other)
-    assert "reference_mce" not in metrics(other[other["sample"] < 5])
-    assert "reference_mce" not in metrics(other.assign(source="published(X)", table="published(X)"))
-    assert "reference_mce" not in metrics(other.assign(condition="prune(amount=0.5)"))
+    assert "mce_reference" in metrics(other)
+    assert "mce_reference" not in metrics(other[other["sample"] < 5])
+    assert "mce_reference" not in metrics(other.assign(source="published(X)", table="published(X)"))
+    assert "mce_reference" not in metrics(other.assign(condition="prune(amount=0.5)"))
 
 
 def test_one_image_has_no_interval() -> None:
     rows = frame(random_errors(1)).assign(reference_score=0.0, reference_score_clean=0.5)
-    for metric in (corrupted.mce, corrupted.reference_mce, corrupted.corruption_drop):
+    for metric in (corrupted.mce_alexnet, corrupted.mce_reference, corrupted.corruption_drop):
         e = metric(rows)
         assert e.n == 1 and math.isnan(e.low) and math.isfinite(e.value)
 

@@ -7,6 +7,7 @@ TABLE: dict[str, str] = {
     "text": "robench.reports.text:render",
     "security_curve": "robench.reports.curves:security_curve",
     "corruption_curve": "robench.reports.curves:corruption_curve",
+    "corruption_families": "robench.reports.corruptions:family_curves",
     "scarcity_curve": "robench.reports.curves:scarcity_curve",
     "transfers": "robench.reports.transfers:transfer_matrix",
     "page": "robench.reports.page:page",

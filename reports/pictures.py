@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
+from robench.reports.corruptions import family_curves
 from robench.reports.curves import corruption_curve, scarcity_curve, security_curve
 from robench.reports.pareto import pareto_picture
 from robench.reports.reliability import reliability_diagram, risk_coverage
@@ -13,6 +14,7 @@ from robench.reports.reliability import reliability_diagram, risk_coverage
 PICTURES: Mapping[str, Callable[..., Figure | None]] = {
     "security_curve": security_curve,
     "corruption_curve": corruption_curve,
+    "corruption_families": family_curves,
     "scarcity_curve": scarcity_curve,
     "pareto": pareto_picture,
     "reliability_diagram": reliability_diagram,

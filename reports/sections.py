@@ -21,6 +21,7 @@ class Section:
 
 
 TABLE: dict[str, str] = {
+    "corruptions": "robench.reports.corruptions:corruptions",
     "crossings": "robench.reports.crossings:crossings",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",

@@ -258,7 +258,7 @@ def changed(**update) -> Suite:
         (SMALL + "compression: {models: [digits-standard], arms: [prun]}", "prun", "prune"),
         (SMALL + "compression: {models: [digits-standart], arms: [int8]}", "digits-standart", "digits-standard"),
         (SMALL + "curves: [{norm: linff, eps: ['0.1'], attacks: [fgsm]}]", "linff(0.1)", "linf"),
-        (SMALL.replace("names: [gaussian", "table: digits-v2, names: [gaussian"), "digits-v2", "digits-v1"),
+        (SMALL.replace("names: [gaussian", "table: digits-w1, names: [gaussian"), "digits-w1", "digits-v1"),
     ],
 )
 def test_unknown_names_anywhere_are_refused_with_what_was_meant(text, wrong, hint):

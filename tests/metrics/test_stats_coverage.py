@@ -9,11 +9,12 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, ndtr
 from scipy.stats import binom
 
-from robench.metrics import comparisons, stats
+from robench.metrics import comparisons, shifts, stats
 from robench.spec import Estimate
 
 N = 300
@@ -269,3 +270,17 @@ def test_bootstrap_ranks_of_several_equal_models_are_too_narrow_and_the_docstrin
         hits += all((e.low, e.high) == (1, 6) for e in comparisons.bootstrap_ranks((own < 0.6).astype(float)))
     assert hits / 500 < 0.5
     assert "promises no coverage" in (comparisons.bootstrap_ranks.__doc__ or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("clean", "shifted"), [(0.9, 0.7), (0.6, 0.3), (0.97, 0.9)])
+def test_effective_robustness_covers_95_percent_of_the_images(clean, shifted):
+    line = (0.8, -0.6, 25)
+    truth = shifted - shifts.expected_accuracy(line, clean, 10**9)
+    draws, parts = np.random.default_rng(11), np.repeat(["clean", "shifted"], N)
+    told, hits = {"slope": line[0], "intercept": line[1], "references": line[2]}, 0
+    for _ in range(1500):
+        scores = np.concatenate([draws.random(N) < clean, draws.random(N) < shifted]).astype(float)
+        e = shifts.effective_robustness(pd.DataFrame({"split": parts, "score": scores, **told}))
+        hits += e.low <= truth <= e.high
+    assert LOW <= hits / 1500 <= HIGH, hits / 1500

@@ -47,6 +47,7 @@ BUILDERS = Table(
         "compressed": "robench.builders.compression:compressed",
         "tuned": "robench.builders.tuning:tuned",
         "images": "robench.builders.images:images",
+        "sampled": "robench.builders.images:sampled",
         "corrupted": "robench.builders.images:corrupted",
         "severity": "robench.builders.images:severity",
         "predictions": "robench.builders.predictions:predictions",

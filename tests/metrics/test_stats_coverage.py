@@ -233,9 +233,9 @@ def test_a_planted_90_percent_interval_fails_the_same_check(simulation):
 
 @pytest.mark.slow
 def test_resampling_few_trainings_covers_too_seldom_and_students_quantile_does_not():
-    assert trainings(2000, 0.95, by_training=1.0, naive=True) < 0.85
+    assert trainings(600, 0.95, by_training=1.0, naive=True) < 0.85
     assert trainings(2000, 0.95, by_training=1.0) > 0.92
-    assert trainings(2000, 0.95, count=20, by_training=0.4, naive=True) > LOW
+    assert trainings(600, 0.95, count=20, by_training=0.4, naive=True) > LOW
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install run test test-slow bench-attacks lint types clean
+.PHONY: install run test test-slow bench-attacks bench-corruptions lint types clean
 
 install: $(STAMP)
 
@@ -21,6 +21,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 		|| $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@# tests compare with it; what it asks for besides (a windowed OpenCV) is replaced by the headless one of [dev]
+	-$(BIN)/python -m pip install -q --no-deps imagecorruptions==1.1.2
 	@touch $@
 
 run: install
@@ -34,6 +36,9 @@ test-slow: install
 
 bench-attacks: install
 	$(BIN)/python -m robench.benchmark
+
+bench-corruptions: install
+	$(BIN)/python -m robench.corruptbench
 
 types: install
 	$(BIN)/python tests/types_tree.py

@@ -380,11 +380,12 @@ def zoo() -> None:
 @zoo.command()
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("zoo-weights"), show_default=True)
-def build(name: str, out: Path) -> None:
+@click.option("--data", default="", help="Where its images are, e.g. cifar10(root='data'); digits need none.")
+def build(name: str, out: Path, data: str) -> None:
     """Train a model of the zoo again from its recorded recipe and seed."""
     from robench.zoo.building import build as rebuild
 
-    click.echo(rebuild(name, out, progress=_training()))
+    click.echo(rebuild(name, out, data=data, progress=_training()))
 
 
 def _training() -> Any:

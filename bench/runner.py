@@ -110,24 +110,47 @@ def run_plan(
 ) -> Summary:
     """Compute what the store does not hold yet; a finished cell is never run again.
 
-    Artifacts are built level by level, each once, then the cells that need them; cells whose artifact failed fail too.
+    Every artifact is built once, before what needs it; what needs an artifact that failed fails without being tried.
     With ``images`` the broken images are kept; then a finished attack that lacks them is run again, and its rows stay.
     """
     todo = store.todo(plan.cells, images=images)
     missing = {cell.digest for cell in store.todo(todo)}
-    needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
+    built = _needed(plan, todo)
+    jobs = [*(Job(a, context) for a in built), *_ordered([Job(cell, context, images) for cell in todo])]
     failures: list[tuple[str, str]] = []
-    for number, level in enumerate(plan.levels):
-        jobs = [Job(a, context) for a in level if a.digest in needed]
-        for done, (job, outcome) in enumerate(execute(perform, jobs, workers=min(workers, len(jobs))), start=1):
-            progress(f"artifacts {number + 1}/{len(plan.levels)}", done, len(jobs))
-            if outcome.error:
-                failures.append((str(job.work.builder), outcome.error))  # type: ignore[union-attr]
-    jobs = [Job(cell, context, images) for cell in todo]
-    for done, (job, outcome) in enumerate(execute(perform, _ordered(jobs), workers=min(workers, len(jobs))), start=1):
-        failures.extend(_keep(store, job.work, outcome, again=job.work.digest not in missing))  # type: ignore[arg-type]
-        progress("cells", done, len(jobs))
-    return Summary(len(jobs), len(plan.cells) - len(jobs), tuple(failures))
+    done = {"artifacts": 0, "cells": 0}
+    waits = _needs(jobs)
+    for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost):
+        if isinstance(job.work, Cell):
+            failures.extend(_keep(store, job.work, outcome, again=job.work.digest not in missing))
+        elif outcome.error:
+            failures.append((str(job.work.builder), outcome.error))
+        what = "cells" if isinstance(job.work, Cell) else "artifacts"
+        done[what] += 1
+        progress(what, done[what], len(todo) if what == "cells" else len(built))
+    return Summary(len(todo), len(plan.cells) - len(todo), tuple(failures))
+
+
+def _needed(plan: Plan, todo: Sequence[Cell]) -> list[Artifact]:
+    """Stored artifacts of what is to do, level by level."""
+    needed = {a.digest for cell in todo for start in cell.artifacts() for a in _lineage(start)}
+    return [a for level in plan.levels for a in level if a.digest in needed]
+
+
+def _needs(jobs: Sequence[Job]) -> list[set[int]]:
+    """Per job the positions of the artifacts that it is made from."""
+    place = {job.work.digest: i for i, job in enumerate(jobs) if isinstance(job.work, Artifact)}
+    found = []
+    for job in jobs:
+        starts = job.work.artifacts() if isinstance(job.work, Cell) else job.work.inputs
+        found.append({place[a.digest] for start in starts for a in _lineage(start) if a.digest in place})
+    return found
+
+
+def _lost(job: Job, needed: list[Outcome]) -> Outcome | None:
+    """The outcome of a job that is made from an artifact that failed; it is not tried."""
+    error = next((outcome.error for outcome in needed if outcome.error), "")
+    return Outcome(None, {}, error) if error else None
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:

@@ -42,11 +42,14 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     for split in ("train", "test"):
         if split in _splits(data):
             splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
-    artifacts = {name: _zoo(name) for name in ZOO}
-    classes = {name: entry.spec.num_classes for name, entry in ZOO.items()}
+    shape = read_split(data, "test").spec.shape
+    fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
+    artifacts = {name: _zoo(name) for name in fitting}
+    classes = {name: ZOO[name].spec.num_classes for name in fitting}
     paths = []
     for model in models:
         if isinstance(model, str) and model in ZOO:
+            _require_shape(model, data, shape)
             continue
         if isinstance(model, str) and model.startswith("trained("):
             artifacts[model] = _trained(model, data, splits)
@@ -60,8 +63,19 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    shape = read_split(data, "test").spec.shape
     return Sources(data, label, splits, artifacts, classes, shape), tuple(paths)
+
+
+def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
+    """Refuse a zoo net on images of other channels than those it was trained on.
+
+    Raises:
+        ConfigError: Names the net's data set.
+    """
+    own = ZOO[name]
+    if own.spec.shape[0] != shape[0]:
+        expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
+        raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "compression")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "compression")
 """Suites inside the package."""
 
 

@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
+from robench.reports.curves import image
 from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
-from robench.reports.pareto import pareto_picture
+from robench.reports.pictures import PICTURES
+from robench.reports.sections import sections
 from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
-_DRAWN = (security_curve, corruption_curve, scarcity_curve, pareto_picture)
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
 
@@ -28,8 +28,8 @@ _PLAIN = "(as it is)"
 def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title: str = "robench report") -> str:
     """The page as text; it loads nothing from elsewhere.
 
-    From top to bottom: who leads and who is not to be believed, the leaderboard, red flags, pictures, compressed and
-    defended models, which model's images break which other, all numbers, the run.
+    From top to bottom: who leads and who is not to be believed, the leaderboard, red flags, pictures, tables by subject,
+    compressed and defended models, which model's images break which other, what was left out, all numbers, the run.
 
     Args:
         table: A tidy table.
@@ -42,7 +42,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
     environment = Environment(loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,
-        header={k: v for k, v in facts_of_run.items() if not k.startswith("suite.") or k in _SUITE},
+        header={k: v for k, v in facts_of_run.items() if k != "left_out" and (not k.startswith("suite.") or k in _SUITE)},
         suite={k: v for k, v in facts_of_run.items() if k.startswith("suite.") and k not in _SUITE},
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
@@ -54,6 +54,8 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         exclusions=exclusions(table),
         pictures=_pictures(table),
         conditions=_conditions(table, threats, ranked),
+        sections=[{"title": s.title, "note": s.note, **_rows(s.cells)} for s in sections(table)],
+        left_out=list((header or {}).get("left_out", ())),
         transfers=_rows(transfer_matrix(table)),
         rows=_rows(tidy_cells(table)),
         limited=bool((table["status"] == "limited").any()),
@@ -158,7 +160,7 @@ def _rows(cells: pd.DataFrame) -> dict[str, Any]:
 def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
     found = []
     for dataset in sorted(set(table["dataset"])):
-        for draw in _DRAWN:
+        for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
                 title = figure.axes[0].get_title(loc="left")

@@ -14,19 +14,12 @@ from robench.metrics.pareto import pareto
 from robench.metrics.table import tidy
 from robench.metrics.transfer import matrix
 from robench.registry import facts
-from robench.reports.curves import corruption_curve, image, scarcity_curve, security_curve
+from robench.reports.curves import image
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
-from robench.reports.pareto import pareto_picture
+from robench.reports.pictures import PICTURES
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
-
-_CURVES = {
-    "security_curve": security_curve,
-    "corruption_curve": corruption_curve,
-    "scarcity_curve": scarcity_curve,
-    "pareto": pareto_picture,
-}
 
 
 @facts(version=1)
@@ -64,7 +57,7 @@ def write_reports(
     costs = pareto(table)
     if len(costs):
         files["pareto.csv"] = costs.to_csv(index=False).encode()
-    for name, draw in _CURVES.items():
+    for name, draw in PICTURES.items():
         figure = draw(table)
         if figure is not None:
             files |= {f"{name}.png": image(figure), f"{name}.svg": image(figure, "svg")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -25,6 +26,19 @@ def test_one_worker_runs_here_lazily_and_in_order():
     assert next(results) == (1, (os.getpid(), 1))
     assert seen == [1]
     assert [job for job, _ in results] == [2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_needed_comes_first_and_a_lost_job_is_not_run(workers):
+    needs = [(), (), (0,), (2, 1), (), (4,)]
+
+    def instead(job, results):
+        return -1.0 if job < 0 or -1.0 in results else None
+
+    found = list(execute(math.sqrt, [4, 9, 16, 25, -1, 36], workers=workers, needs=needs, instead=instead))
+    order = [job for job, _ in found]
+    assert sorted(found) == [(-1, -1.0), (4, 2.0), (9, 3.0), (16, 4.0), (25, 5.0), (36, -1.0)]
+    assert order.index(4) < order.index(16) < order.index(25) > order.index(9) and order.index(-1) < order.index(36)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -11,7 +11,7 @@ import pytest
 import robench
 from robench.metrics.stats import paired_difference
 from robench.metrics.table import tidy
-from robench.zoo import ZOO
+from robench.zoo.entries import DIGITS
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def test_no_worst_case_is_above_the_noise_floor_and_gradients_beat_it(table: pd.
     strong = each[each["attack"].str.startswith(("pgd", "worst"))]
     known = strong.merge(worst(table)[[*keys, "sound"]], on=keys)
     counted = known[(known["attack"] == "worst") | known["sound"]]
-    assert set(counted["model"]) >= set(ZOO) and counted["attack"].str.startswith("pgd").any()
+    assert set(counted["model"]) >= set(DIGITS) and counted["attack"].str.startswith("pgd").any()
     for row in counted.itertuples():
         assert row.value <= floor[(row.model, row.condition, row.threat)]
 
@@ -78,19 +78,19 @@ def test_robust_accuracy_never_rises_with_eps_and_ends_at_zero(table: pd.DataFra
         if curve["sound"].all():
             sound += 1
             assert curve["value"].iloc[-1] == 0 and curve["eps"].iloc[-1] == 1
-    assert sound == len(set(ZOO) - {"digits-trap"})
+    assert sound == len(set(DIGITS) - {"digits-trap"})
 
 
 def test_corrupted_accuracy_falls_with_severity(table: pd.DataFrame, frames: dict[str, pd.DataFrame]) -> None:
     means = table[(table["metric"] == "corrupted_accuracy") & (table["threat"] == "mean") & table["eps"].notna()]
-    assert set(means["model"]) >= set(ZOO)
+    assert set(means["model"]) >= set(DIGITS)
     for model, rows in means.sort_values("eps").groupby("model"):
         assert rows["value"].is_monotonic_decreasing, model
 
 
 def test_the_hardest_corruption_of_each_kind_costs_every_model_accuracy(frames: dict[str, pd.DataFrame]) -> None:
     hardest = frames["corruption"].query("severity == 5")
-    assert set(hardest["model"]) >= set(ZOO) and hardest["corruption"].nunique() == 8
+    assert set(hardest["model"]) >= set(DIGITS) and hardest["corruption"].nunique() == 8
     for which, rows in hardest.groupby(["model", "condition", "corruption"]):
         assert paired_difference(rows["score"], rows["score_clean"]).high < 0, which
 

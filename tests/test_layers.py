@@ -35,7 +35,7 @@ LAYERS = [
     ),
     ("runner", "api", "evaluation", "binarization"),
     ("reports",),
-    ("cli", "benchmark", "stepcost"),
+    ("cli", "benchmark", "corruptbench", "stepcost"),
 ]
 LAYER = {place: level for level, places in enumerate(LAYERS) for place in places}
 

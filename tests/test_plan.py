@@ -17,11 +17,12 @@ from robench.spec import Artifact, Context, Ref, Settings
 from robench.suite import PACKAGED, Suite, parse_suite, read_suite
 
 ZOO = ("digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades", "digits-vit", "digits-mlp", "digits-trap")
+COLOUR = ("cifar10-standard", "cifar10-pgd-at")
 SOURCES = Sources(
     "digits",
     "digits",
     {"train": "hash-of-train", "test": "hash-of-test"},
-    {name: Artifact("model", Ref.of("zoo", name=name), f"1|{name}", label=name) for name in ZOO},
+    {name: Artifact("model", Ref.of("zoo", name=name), f"1|{name}", label=name) for name in (*ZOO, *COLOUR)},
 )
 SMALL = """
 name: small
@@ -374,6 +375,12 @@ def test_a_surrogate_of_another_class_count_is_refused_before_anything_is_comput
     known = replace(SOURCES, classes={"digits-standard": 7, "digits-pgd-at": 10})
     with pytest.raises(ConfigError, match="the source digits-standard must be the 10 of digits-pgd-at, got 7"):
         expand(suite, known)
+
+
+def test_zoo_nets_come_with_data_of_their_channels_only():
+    assert set(resolve_sources("digits", [])[0].models) == set(ZOO)
+    with pytest.raises(ConfigError, match=r"of 3 channel\(s\), as of cifar10, got 1; use --data cifar10"):
+        resolve_sources("digits", ["cifar10-standard"])
 
 
 def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):

@@ -76,7 +76,8 @@ def arm(kind, number):
 
 
 def attempt(suite, out, log, kind, number):
-    from robench import api, runner, workshop
+    from robench import api, runner
+    from robench.builders import images, predictions, training
 
     arm(kind, number)
     perform, run_cell, current, opened = runner.perform, runner.run_cell, [""], [0]
@@ -89,9 +90,9 @@ def attempt(suite, out, log, kind, number):
             time.sleep(0.3)
 
     def noted(function):
-        def replaced(*args):
+        def replaced(*args, **more):
             note()
-            return function(*args)
+            return function(*args, **more)
 
         return replaced
 
@@ -100,7 +101,8 @@ def attempt(suite, out, log, kind, number):
         return perform(job)
 
     runner.perform, runner.run_cell = known, noted(run_cell)
-    workshop._train, workshop._corrupt = noted(workshop._train), noted(workshop._corrupt)
+    training._train, images._corrupt = noted(training._train), noted(images._corrupt)
+    predictions._arrays = noted(predictions._arrays)
     api.run(suite, out=out, device="cpu", workers=1)
 
 
@@ -135,7 +137,8 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    from robench import api, runner, workshop
+    from robench import api, runner
+    from robench.builders import images, predictions, training
     import robench.scenarios.evasion, robench.scenarios.corruption, robench.scenarios.sentinel, robench.defenses.training
 
     suite, out, kills = json.loads(sys.argv[1])

@@ -54,17 +54,24 @@ def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Pre
     sets = images if isinstance(images, tuple) else (images,)
     place = folder(artifact, context)
     if not is_built(artifact, context):
-        net = load_model(artifact.inputs[0], context).net
-        arrays: dict[str, np.ndarray] = {}
-        for i, data in enumerate(sets):
-            seen = forward_pass(net, data, context, width=width, features=not several)
-            arrays |= {f"logits{i}": seen.logits.numpy(), f"features{i}": seen.features.numpy()}
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **_arrays(artifact, sets, context, width=width, features=not several))
         write_atomically(place / "predictions.npz", buffer.getvalue())
         write_atomically(place / "header.json", json.dumps({"builder": str(artifact.builder)}).encode())
     found = tuple(_read(place / "predictions.npz", sets))
     return found if several else found[0]
+
+
+def _arrays(
+    artifact: Artifact, sets: tuple[Dataset, ...], context: Context, *, width: int, features: bool
+) -> dict[str, Any]:
+    """What is kept: ``logits0``, ``features0``, and so on for every set."""
+    net = load_model(artifact.inputs[0], context).net
+    arrays: dict[str, Any] = {}
+    for i, data in enumerate(sets):
+        seen = forward_pass(net, data, context, width=width, features=features)
+        arrays |= {f"logits{i}": seen.logits.numpy(), f"features{i}": seen.features.numpy()}
+    return arrays
 
 
 @facts(version=1, kind="predictions")

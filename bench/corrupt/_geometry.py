@@ -11,7 +11,7 @@ from robench.ops.random import Draws
 from robench.registry import facts
 
 
-@facts(version=1, level="degrees", harder="up")
+@facts(version=1, level="degrees", harder="up", family="geometry", own=True)
 def rotation(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images turned about their centre by +level or -level degrees, a fair coin per image; (N, C, H, W).
 

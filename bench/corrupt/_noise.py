@@ -1,28 +1,78 @@
-"""Noise of the sensor."""
+"""Noise of the sensor. Every pixel is drawn from one 16-bit word, which is finer than any step of an 8-bit image."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy import stats
 from torch import Tensor
 
-from robench.corrupt.poisson import poisson_inverse
+from robench.corrupt.words import LEVELS, normals
 from robench.ops.random import Draws
 from robench.registry import facts
 
+_PARTS = 2**14
+"""Equally likely parts of a photon count's distribution."""
 
-@facts(version=1, level="standard deviation", harder="up")
+
+@facts(version=2, level="standard deviation", harder="up", family="noise")
 def gaussian_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images plus normal noise of standard deviation ``level`` (pixels in [0, 1]), clipped; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
-    return (x + draws.normal("noise", x.shape[1:]) * level).clamp(0, 1)
+    return normals(draws, "noise", x.shape[1:]).mul_(level).add_(x).clamp_(0, 1)
 
 
-@facts(version=1, level="photons of a white pixel", harder="down")
+@facts(version=1, level="standard deviation of a white pixel", harder="up", family="noise", extra=True)
+def speckle_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
+    """Images plus normal noise in proportion to each pixel: x + x * N(0, level), clipped; (N, C, H, W).
+
+    Source: Hendrycks & Dietterich, ICLR 2019, extra corruptions and ``make_cifar_c.py``.
+    """
+    return normals(draws, "noise", x.shape[1:]).mul_(level).mul_(x).add_(x).clamp_(0, 1)
+
+
+@facts(version=1, level="share of the values that are lost", harder="up", family="noise")
+def impulse_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
+    """Images of which a share ``level`` of the values, channel by channel, becomes 0 or 1 in equal parts; (N, C, H, W).
+
+    Source: Hendrycks & Dietterich, ICLR 2019, section 4.1; ``skimage.util.random_noise(mode='s&p')``.
+    """
+    words = draws.shorts("impulse", x.shape[1:])
+    lost = round(level * LEVELS)
+    return x.masked_fill(words < lost, 1.0).masked_fill_(words < lost // 2, 0.0)
+
+
+@facts(version=2, level="photons of a white pixel", harder="down", family="noise")
 def shot_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
-    """Photon counts Poisson(x * level) / level, clipped to [0, 1]; (N, C, H, W).
+    """Photon counts Poisson(x * level) / level of the 8-bit pixels, clipped and on the 8-bit grid; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
-    u = (draws.bits("photons", x.shape[1:]).double() + 0.5) * 2.0**-32
-    return (poisson_inverse(x.double() * level, u) / level).clamp(0, 1).float()
+    rows = draws.shorts("photons", x.shape[1:]).div_(LEVELS // _PARTS, rounding_mode="floor")
+    rows += to_grey(x).to(torch.int32) * _PARTS
+    found = _photons(float(level)).to(x.device).index_select(0, rows.flatten())
+    return found.float().div_(255).reshape(x.shape)
+
+
+def to_grey(x: Tensor) -> Tensor:
+    """Pixels in [0, 1] rounded to whole numbers 0..255, float32."""
+    return (x * 255).round_().clamp_(0, 255)
+
+
+@lru_cache(maxsize=5)
+def _photons(level: float) -> Tensor:
+    """8-bit value (cut, not rounded) for each of 256 grey values and 2^14 equally likely parts, uint8 (256 * 2^14,).
+
+    Source: inversion of the distribution function (Devroye 1986, section III.2) at the parts' middles.
+    """
+    rates = np.arange(256) / 255 * level
+    counts = np.arange(int(level + 8 * np.sqrt(level) + 20))
+    below = stats.poisson.cdf(counts[None, :], rates[:, None])
+    ends = np.ceil(below * _PARTS - 0.5).clip(0, _PARTS).astype(np.int64)
+    ends[:, -1] = _PARTS
+    values = np.floor(np.minimum(counts / level, 1.0) * 255 + 1e-9).astype(np.uint8)
+    return torch.from_numpy(np.repeat(np.tile(values, 256), np.diff(ends, axis=1, prepend=0).ravel()))

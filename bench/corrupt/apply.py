@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.corrupt import TABLE
-from robench.corrupt.tables import level_of
+from robench.corrupt.tables import Level, level_of
 from robench.errors import DataError, must
 from robench.ops.random import Draws
 from robench.registry import Table
@@ -28,6 +28,10 @@ class StageDraws(Draws):
     def __getitem__(self, rows: Tensor | slice) -> StageDraws:
         return StageDraws(self.seed, self.ids[rows], self.prefix)
 
+    def shorts(self, stage: str, shape: Sequence[int]) -> Tensor:
+        """Uniform 16-bit words of the prefixed stage, int32 (N, *shape)."""
+        return super().shorts(f"{self.prefix}/{stage}", shape)
+
     def bits(self, stage: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """Uniform 32-bit words of the prefixed stage, int64 (N, *shape)."""
         return super().bits(f"{self.prefix}/{stage}", shape, step=step)
@@ -38,7 +42,7 @@ def corrupt(
     name: str,
     *,
     severity: int,
-    table: str | Mapping[str, Sequence[float]],
+    table: str | Mapping[str, Sequence[Level]],
     ids: Tensor,
     seed: int = 0,
 ) -> Tensor:
@@ -65,7 +69,7 @@ def corrupt(
     return corrupt_at(x, name, level_of(table, name, severity), severity=severity, ids=ids, seed=seed)
 
 
-def corrupt_at(x: Tensor, name: str, level: float, *, severity: int, ids: Tensor, seed: int = 0) -> Tensor:
+def corrupt_at(x: Tensor, name: str, level: Level, *, severity: int, ids: Tensor, seed: int = 0) -> Tensor:
     """Images corrupted at any level, with the random draws of ``severity``; shapes and errors as in ``corrupt``."""
     _check(x, ids)
     draws = StageDraws(seed, ids.to(x.device), f"{name}/{severity}")
@@ -74,7 +78,7 @@ def corrupt_at(x: Tensor, name: str, level: float, *, severity: int, ids: Tensor
 
 def truncated(x: Tensor) -> Tensor:
     """Pixels clipped to [0, 1] and cut (not rounded) to multiples of 1/255, as ``numpy.uint8`` does."""
-    return (x.float().clamp(0, 1) * 255 + _GUARD).floor() / 255
+    return x.float().clamp(0, 1).mul_(255).add_(_GUARD).floor_().div_(255)
 
 
 def _check(x: Tensor, ids: Tensor) -> None:

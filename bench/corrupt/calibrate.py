@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from robench.corrupt.apply import corrupt_at
+from robench.corrupt.tables import Level
 from robench.errors import ConfigError, must, suggestion
 from robench.inference import predict, untouched
 
@@ -20,7 +21,7 @@ def _steps(mild: float, hard: float, count: int = 400) -> tuple[float, ...]:
     return tuple(dict.fromkeys(float(f"{mild * (hard / mild) ** (i / (count - 1)):.3g}") for i in range(count)))
 
 
-LADDERS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+LADDERS: Mapping[str, tuple[Level, ...]] = MappingProxyType(
     {
         "gaussian_noise": _steps(0.02, 3.0),
         "shot_noise": _steps(500.0, 0.05),
@@ -32,6 +33,17 @@ LADDERS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "jpeg": tuple(float(quality) for quality in range(95, 0, -1)),
         "jpeg_thumbnail": tuple(float(quality) for quality in range(95, 0, -1)),
         "rotation": _steps(2.0, 90.0),
+        "impulse_noise": _steps(0.002, 0.9),
+        "speckle_noise": _steps(0.1, 100.0),
+        "defocus_blur": tuple((radius, 0.5) for radius in _steps(0.5, 12.0)),
+        "glass_blur": tuple((sigma, 1 + i // 40, 2) for i, sigma in enumerate(_steps(0.3, 3.0, 200))),
+        "motion_blur": tuple((min(3 * sigma, 25.0), sigma) for sigma in _steps(0.5, 30.0)),
+        "zoom_blur": tuple((1 + end, 0.02) for end in _steps(0.04, 3.0)),
+        "snow": tuple((0.2, 0.3, 1.5, round(1.2 - rest, 4), 12, 4, 0.85) for rest in _steps(0.02, 1.2)),
+        "frost": tuple((round(1 - min(rest, 1.9) / 2, 4), rest) for rest in _steps(0.05, 1.9)),
+        "fog": tuple((thickness, 2.0) for thickness in _steps(0.1, 40.0)),
+        "elastic_transform": tuple((strength, 0.05, 0.04) for strength in _steps(0.01, 3.0)),
+        "spatter": tuple((0.65, 0.3, 1.5, round(1.0 - rest, 4), 0.6, 1) for rest in _steps(0.05, 0.9)),
     }
 )
 """Levels that are tried, from mild to hard, for images of 32 x 32 pixels."""
@@ -45,8 +57,8 @@ def calibrate(
     ids: Tensor,
     name: str,
     targets: Sequence[float] = TARGETS,
-    ladder: Sequence[float] | None = None,
-) -> tuple[float, ...]:
+    ladder: Sequence[Level] | None = None,
+) -> tuple[Level, ...]:
     """One level per target: the first step of the ladder, by bisection, that costs at least so many points.
 
     Severity s is searched with the random draws that ``corrupt`` gives to severity s, so that the table measures what the
@@ -66,7 +78,7 @@ def calibrate(
         ConfigError: No ladder for this corruption, or its hardest step costs less than a target.
     """
     steps = _ladder(name) if ladder is None else tuple(ladder)
-    levels: list[float] = []
+    levels: list[Level] = []
     low = 0
     for severity, target in enumerate(targets, start=1):
         low = _first(model, x, y, ids=ids, name=name, severity=severity, steps=steps, low=low, target=target)
@@ -74,7 +86,7 @@ def calibrate(
     return tuple(levels)
 
 
-def cost(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, name: str, level: float, severity: int) -> float:
+def cost(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, name: str, level: Level, severity: int) -> float:
     """Points of accuracy (0 to 100) that a corruption at this level takes from the model; may be negative."""
     bad = corrupt_at(x, name, level, severity=severity, ids=ids)
     with untouched(model):
@@ -82,7 +94,7 @@ def cost(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, name: str, leve
     return 100 * (clean - hurt).item()
 
 
-def _ladder(name: str) -> tuple[float, ...]:
+def _ladder(name: str) -> tuple[Level, ...]:
     if name not in LADDERS:
         raise ConfigError(must("a corruption to calibrate", "one with a ladder", name, suggestion(name, LADDERS)))
     return LADDERS[name]
@@ -96,7 +108,7 @@ def _first(
     ids: Tensor,
     name: str,
     severity: int,
-    steps: Sequence[float],
+    steps: Sequence[Level],
     low: int,
     target: float,
 ) -> int:

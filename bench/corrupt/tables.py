@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,35 +10,147 @@ from robench.errors import ConfigError, must, suggestion
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-CIFAR: Mapping[str, tuple[float, ...]] = MappingProxyType(
+Level = float | tuple[float, ...]
+"""A strength in the corruption's own unit; several numbers where one does not say it (fact ``level`` names them)."""
+Levels = tuple[Level, ...]
+
+BENCHMARK = (
+    "gaussian_noise", "shot_noise", "impulse_noise",
+    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+    "snow", "frost", "fog", "brightness",
+    "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""The 15 corruptions over which means and mCE are taken, in the published order (Hendrycks & Dietterich, ICLR 2019)."""
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""The four that are meant for validation."""
+
+CIFAR: Mapping[str, Levels] = MappingProxyType(
     {
         "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
         "shot_noise": (500, 250, 100, 75, 50),
-        "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),
-        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+        "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+        "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+        "snow": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+        "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
         "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+        "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
         "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+        "jpeg_compression": (80, 65, 58, 50, 40),
+        "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),
+        "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),
+        "spatter": (
+            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+            (0.65, 0.3, 1, 0.69, 0.5, 0),
+            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+        ),
+        "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
         "jpeg": (80, 65, 58, 50, 40),
         "rotation": (5, 10, 15, 20, 30),
     }
 )
 """For 32 x 32 natural images: ``make_cifar_c.py`` of hendrycks/robustness; rotation is not in it and is our choice."""
 
-IMAGENET: Mapping[str, tuple[float, ...]] = MappingProxyType(
+TINY: Mapping[str, Levels] = MappingProxyType(
+    {
+        "gaussian_noise": (0.04, 0.08, 0.12, 0.15, 0.18),
+        "shot_noise": (250, 100, 50, 30, 15),
+        "impulse_noise": (0.01, 0.02, 0.05, 0.08, 0.14),
+        "defocus_blur": ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
+        "glass_blur": ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
+        "motion_blur": ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
+        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+        "snow": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
+        ),
+        "frost": ((1, 0.3), (0.9, 0.4), (0.8, 0.45), (0.75, 0.5), (0.7, 0.55)),
+        "fog": ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
+        "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "elastic_transform": ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+        "pixelate": (0.9, 0.8, 0.7, 0.6, 0.5),
+        "jpeg_compression": (65, 58, 50, 40, 25),
+        "speckle_noise": (0.15, 0.2, 0.25, 0.3, 0.35),
+        "gaussian_blur": (0.5, 0.75, 1, 1.25, 1.5),
+        "spatter": (
+            (0.62, 0.1, 0.7, 0.7, 0.6, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.6, 0),
+            (0.65, 0.3, 1, 0.69, 0.6, 0),
+            (0.65, 0.1, 0.7, 0.68, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.67, 0.6, 1),
+        ),
+        "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
+        "jpeg": (65, 58, 50, 40, 25),
+        "rotation": (5, 10, 15, 20, 30),
+    }
+)
+"""For 64 x 64 natural images: ``make_tinyimagenet_c.py`` of hendrycks/robustness; rotation is our choice."""
+
+_SLIP = 244 / 224
+"""``make_imagenet_c.py`` counts its elastic shares of 244 pixels, although its images have 224; so the published data do."""
+
+IMAGENET: Mapping[str, Levels] = MappingProxyType(
     {
         "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
         "shot_noise": (60, 25, 12, 5, 3),
-        "gaussian_blur": (1, 2, 3, 4, 6),
-        "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
+        "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+        "snow": (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+        "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+        "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
         "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "elastic_transform": (
+            (2 * _SLIP, 0.7 * _SLIP, 0.1 * _SLIP),
+            (2 * _SLIP, 0.08 * _SLIP, 0.2 * _SLIP),
+            (0.05 * _SLIP, 0.01 * _SLIP, 0.02 * _SLIP),
+            (0.07 * _SLIP, 0.01 * _SLIP, 0.02 * _SLIP),
+            (0.12 * _SLIP, 0.01 * _SLIP, 0.02 * _SLIP),
+        ),
         "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
+        "jpeg_compression": (25, 18, 15, 10, 7),
+        "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),
+        "gaussian_blur": (1, 2, 3, 4, 6),
+        "spatter": (
+            (0.65, 0.3, 4, 0.69, 0.6, 0),
+            (0.65, 0.3, 3, 0.68, 0.6, 0),
+            (0.65, 0.3, 2, 0.68, 0.5, 0),
+            (0.65, 0.3, 1, 0.65, 1.5, 1),
+            (0.67, 0.4, 1, 0.65, 1.5, 1),
+        ),
+        "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
         "jpeg": (25, 18, 15, 10, 7),
         "rotation": (5, 10, 15, 20, 30),
     }
 )
 """For 224 x 224 natural images: ``make_imagenet_c.py`` of hendrycks/robustness; rotation is not in it and is our choice."""
 
-DIGITS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+DIGITS: Mapping[str, Levels] = MappingProxyType(
     {
         "gaussian_noise": (0.108, 0.428, 0.498, 0.708, 0.933),
         "shot_noise": (4.11, 1.15, 0.648, 0.438, 0.324),
@@ -57,26 +170,67 @@ works on thumbnails (2.0, 9.6, 21.2, 32.4, 40.8 points), because on the enlarged
 quality costs 2.4 points.
 """
 
-TABLES: Mapping[str, Mapping[str, tuple[float, ...]]] = MappingProxyType(
-    {"cifar-v1": CIFAR, "imagenet-v1": IMAGENET, "digits-v1": DIGITS}
+TABLES: Mapping[str, Mapping[str, Levels]] = MappingProxyType(
+    {"cifar-v1": CIFAR, "tiny-v1": TINY, "imagenet-v1": IMAGENET, "digits-v1": DIGITS}
 )
 """Every severity table by name; a table's numbers never change, a better one gets a new name."""
 
+SIZES: Mapping[int, str] = MappingProxyType({32: "cifar-v1", 64: "tiny-v1", 224: "imagenet-v1"})
+"""Side in pixels → the published table for it."""
+_WHOLE = ("glass_blur", "spatter")
+"""Corruptions some of whose numbers are counts or flags; between tables they are the nearer table's."""
 
-def table_of(table: str | Mapping[str, Sequence[float]]) -> Mapping[str, Sequence[float]]:
-    """The severity table of that name; a mapping is returned as it is.
+
+def table_for(side: int) -> str:
+    """The name of the severity table for images of that side, which says when it is none of the published ones.
+
+    ``interpolated(cifar-v1,tiny-v1,48)`` lies between two tables, ``nearest(cifar-v1,28)`` is the table of another size.
+    """
+    if side in SIZES:
+        return SIZES[side]
+    below, above = [s for s in SIZES if s < side], [s for s in SIZES if s > side]
+    if below and above:
+        return f"interpolated({SIZES[max(below)]},{SIZES[min(above)]},{side})"
+    return f"nearest({SIZES[min(above) if above else max(below)]},{side})"
+
+
+def table_of(table: str | Mapping[str, Sequence[Level]]) -> Mapping[str, Sequence[Level]]:
+    """The severity table of that name (also one of ``table_for``); a mapping is returned as it is.
 
     Raises:
         ConfigError: Unknown name.
     """
     if not isinstance(table, str):
         return table
+    kind, _, inside = table.partition("(")
+    parts = inside.removesuffix(")").split(",")
+    if kind in ("interpolated", "nearest") and parts[-1].isdigit() and table == table_for(int(parts[-1])):
+        return _between(parts[0], parts[1], int(parts[-1])) if kind == "interpolated" else TABLES[parts[0]]
     if table not in TABLES:
         raise ConfigError(must("a severity table", "a known one", table, suggestion(table, TABLES)))
     return TABLES[table]
 
 
-def level_of(table: str | Mapping[str, Sequence[float]], name: str, severity: int) -> float:
+def _between(low: str, high: str, side: int) -> Mapping[str, Levels]:
+    """Levels in between, linear in the logarithm of the side; of counts and flags the nearer table's."""
+    ends = {name: size for size, name in SIZES.items()}
+    share = math.log(side / ends[low]) / math.log(ends[high] / ends[low])
+    nearer = TABLES[low if share < 0.5 else high]
+    return {
+        name: nearer[name]
+        if name in _WHOLE
+        else tuple(_mixed(a, b, share) for a, b in zip(TABLES[low][name], TABLES[high][name], strict=True))
+        for name in TABLES[low]
+    }
+
+
+def _mixed(a: Level, b: Level, share: float) -> Level:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))
+    return a + (b - a) * share  # type: ignore[operator]
+
+
+def level_of(table: str | Mapping[str, Sequence[Level]], name: str, severity: int) -> Level:
     """The level of a corruption at a severity, in the corruption's own unit.
 
     Raises:
@@ -87,4 +241,5 @@ def level_of(table: str | Mapping[str, Sequence[float]], name: str, severity: in
         raise ConfigError(must("a corruption of the severity table", "a known one", name, suggestion(name, levels)))
     if severity not in SEVERITIES or isinstance(severity, bool):
         raise ConfigError(must("severity", "1, 2, 3, 4 or 5", severity, "choose one of them"))
-    return float(levels[name][severity - 1])
+    found = levels[name][severity - 1]
+    return tuple(float(part) for part in found) if isinstance(found, tuple) else float(found)

@@ -51,15 +51,14 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
     changes = [step for step in steps if step.name != "attack"]
     for step in changes:
         subject = _step_of(step.name)(draft, subject, step)
-    more = {"data": subject.data, "condition": subject.condition}
-    draft.clean(subject.model, **more)
+    draft.clean(subject.model, data=subject.data, condition=subject.condition)
     for step in steps[len(changes) :]:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks
         attacks.require_norms(named, threats)
         if subject.compressed:
             named = [*named, attacks.transfer_from(subject.model.label)]
-        attacks.attacked(draft, subject.model, threats, named, **more)
+        attacks.attacked(draft, subject.model, threats, named, data=subject.data, condition=subject.condition)
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:

@@ -11,6 +11,9 @@ from robench.errors import ConfigError, must, suggestion
 from robench.spec import Artifact, Cell, Ref, Settings
 from robench.suite import Suite
 
+TRAIN = 5000
+"""Training images, stratified, that predictions on the training split are made of; all where there are fewer."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -89,6 +92,14 @@ class Draft:
     def test(self) -> Artifact:
         """The test images of the run."""
         return self.images("test", self.suite.limit)
+
+    def train(self) -> Artifact:
+        """Training images to look at, at most ``TRAIN``: for gaps to the test images, and to fit detectors on.
+
+        Raises:
+            ConfigError: The data set has no training split.
+        """
+        return self.images("train", TRAIN)
 
     def model(self, name: str) -> Artifact:
         """A source model by its name.

@@ -22,7 +22,7 @@ def entry(name: str) -> ZooEntry:
 
 
 def load(name: str) -> nn.Module:
-    """The zoo net ``name`` on the CPU, in eval mode; takes pixels (N, 1, 32, 32) in [0, 1], returns logits (N, 10).
+    """The zoo net ``name`` on the CPU, in eval mode; takes pixels in [0, 1], returns logits (N, 10).
 
     Raises:
         ConfigError: The zoo has no such net.

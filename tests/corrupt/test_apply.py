@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.corrupt import TABLE
-from robench.corrupt.apply import StageDraws, corrupt, truncated
+from robench.corrupt.apply import CORRUPTIONS, StageDraws, corrupt, truncated
 from robench.corrupt.tables import SEVERITIES, TABLES
 from robench.data._digits import digits
 from robench.errors import ConfigError, DataError
@@ -24,13 +24,17 @@ def _pictures(channels: int, side: int = 32) -> Tensor:
     return ((torch.sin(waves + phase) * torch.cos(waves[:, None] - phase) / 2 + 0.5) * 255).round() / 255
 
 
+SHAPES = [
+    (name, channels) for name in TABLE for channels in (1, 3) if channels >= CORRUPTIONS[name].facts.get("channels", 1)
+]
+
+
 def home(name: str) -> str:
     """The first table that has the corruption."""
     return next(t for t in TABLES if name in TABLES[t])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("name", "channels"), SHAPES)
 def test_result_does_not_depend_on_the_batch(name: str, channels: int) -> None:
     x = _pictures(channels)
     whole = corrupt(x, name, severity=3, table=home(name), ids=IDS)
@@ -41,8 +45,7 @@ def test_result_does_not_depend_on_the_batch(name: str, channels: int) -> None:
     assert torch.equal(whole, turned.flip(0))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("name", "channels"), SHAPES)
 def test_result_is_float32_in_range_on_the_grid(name: str, channels: int) -> None:
     x = _pictures(channels, side=20)
     for table in (t for t in TABLES if name in TABLES[t]):
@@ -64,8 +67,12 @@ def test_severity_moves_pixels_further(name: str, table: str) -> None:
     data = digits(split="validation")
     rows = torch.arange(64)
     x, ids = data.images(rows), data.ids[rows]
+    facts = CORRUPTIONS[name].facts
+    x = x.expand(-1, facts.get("channels", 1), -1, -1) * 0.9 + 0.05
     moved = [(corrupt(x, name, severity=s, table=table, ids=ids) - x).abs().mean().item() for s in SEVERITIES]
-    assert moved == sorted(moved) and moved[0] < moved[-1], moved
+    assert min(moved) > 0, moved
+    if facts["harder"] != "table":  # the published levels of the others are harder for models, not farther in pixels
+        assert moved == sorted(moved) and moved[0] < moved[-1], moved
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise"])
@@ -105,7 +112,7 @@ def test_refusals_name_the_remedy() -> None:
     for severity in (0, 6, 1.5, True):
         with pytest.raises(ConfigError, match="severity must be 1, 2, 3, 4 or 5"):
             corrupt(x, "jpeg", **{**good, "severity": severity})
-    with pytest.raises(ConfigError, match=r"a severity table must be a known one.*did you mean 'cifar-v1'"):
+    with pytest.raises(ConfigError, match=r"a severity table must be a known one.*did you mean"):
         corrupt(x, "jpeg", **{**good, "table": "cifar-v2"})
     with pytest.raises(ConfigError, match="a corruption of the severity table must be a known one"):
         corrupt(x, "jpeg", **{**good, "table": {"rotation": [1, 2, 3, 4, 5]}})
@@ -113,6 +120,8 @@ def test_refusals_name_the_remedy() -> None:
         corrupt(x * 255, "jpeg", **good)
     with pytest.raises(DataError, match="one id per image"):
         corrupt(x, "jpeg", **{**good, "ids": IDS[:2]})
+    with pytest.raises(DataError, match="images for saturate must be of 3 channels, got 1; leave saturate out"):
+        corrupt(x, "saturate", **good)
     with pytest.raises(DataError, match="1 or 3 channels"):
         corrupt(x.expand(-1, 2, -1, -1), "jpeg", **good)
     with pytest.raises(DataError, match="float32"):

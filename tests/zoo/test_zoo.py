@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import io
+import itertools
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.data._digits import digits
 from robench.errors import ConfigError, ModelError
 from robench.models import weights_sha256
-from robench.zoo import NAMES, ZOO, build, load
+from robench.zoo import ZOO, build, load
 from robench.zoo import building as building
 from robench.zoo import entries as entries
 from robench.zoo import loading as loading
+from robench.zoo.entries import DIGITS
 
 EPS = entries.EPS
 SHOWN = 300
@@ -62,15 +67,16 @@ def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def test_the_zoo_is_small_and_complete() -> None:
-    assert NAMES == (
+    assert DIGITS == (
         "digits-standard", "digits-augmented", "digits-pgd-at", "digits-trades", "digits-vit", "digits-mlp", "digits-trap",
     )  # fmt: skip
+    assert tuple(ZOO) == (*DIGITS, "cifar10-standard", "cifar10-pgd-at")
     files = [f for f in entries.WEIGHTS.iterdir() if not f.name.startswith(".")]
-    assert {f.name for f in files} == {f"{n}.{s}" for n in NAMES for s in ("json", "safetensors")}
-    assert sum(f.stat().st_size for f in files) < 3_000_000
+    assert {f.name for f in files} == {f"{n}.{s}" for n in ZOO for s in ("json", "safetensors")}
+    assert sum(f.stat().st_size for f in files) < 6_000_000 and max(f.stat().st_size for f in files) < 1_500_000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIGITS)
 def test_weights_are_the_recorded_ones_and_reach_the_recorded_accuracy(name: str) -> None:
     model, entry = load(name), ZOO[name]
     assert weights_sha256(model) == entry.sha256 and not model.training
@@ -78,8 +84,35 @@ def test_weights_are_the_recorded_ones_and_reach_the_recorded_accuracy(name: str
     assert entry.accuracy > 0.95 and entry.train_accuracy > 0.97
 
 
+@pytest.mark.parametrize("name", ["cifar10-standard", "cifar10-pgd-at"])
+def test_nets_on_cifar10_compute_in_float32_from_matrices_of_half_precision(name: str) -> None:
+    model, entry = load(name), ZOO[name]
+    assert weights_sha256(model) == entry.sha256 and entry.n == 10000 and entry.spec.shape == (3, 32, 32)
+    for value in model.state_dict().values():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert value.dim() < 2 or torch.equal(value, value.half().float())
+
+
+@pytest.mark.shared
+def test_nets_on_cifar10_reach_the_recorded_accuracy(shared_data: Path, tmp_path: Path) -> None:
+    with np.load(shared_data / "cifar10" / "test_jpegs.npz") as stored:
+        ends = [*stored["offset"].tolist()]
+        images = [stored["data"][a:b].tobytes() for a, b in itertools.pairwise(ends[:401])]
+        labels = torch.from_numpy(stored["label"][:400].astype("int64"))
+    x = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(i)))) for i in images]).permute(0, 3, 1, 2) / 255
+    for name in ("cifar10-standard", "cifar10-pgd-at"):
+        with torch.no_grad():
+            right = (load(name)(x).argmax(1) == labels).double().mean().item()
+        assert right == pytest.approx(ZOO[name].accuracy, abs=0.075)
+
+
+def test_a_net_is_not_rebuilt_from_other_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cifar10, which the net was trained on"):
+        build("cifar10-standard", tmp_path, data="digits")
+
+
 def test_adversarial_training_leads_at_the_house_s_radius_and_plain_nets_fall() -> None:
-    held = {name: accuracy(load(name), pgd(name, 10)) for name in NAMES if name != "digits-trap"}
+    held = {name: accuracy(load(name), pgd(name, 10)) for name in DIGITS if name != "digits-trap"}
     assert min(held["digits-pgd-at"], held["digits-trades"]) > 0.7
     assert max(held[n] for n in ("digits-standard", "digits-augmented", "digits-vit", "digits-mlp")) < 0.25
 
@@ -148,7 +181,7 @@ def test_threads_are_restored() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIGITS)
 def test_a_rebuild_reaches_the_recorded_accuracy_within_its_interval(name: str, tmp_path: Path) -> None:
     recorded = ZOO[name]
     built = build(name, tmp_path)

@@ -1,0 +1,114 @@
+"""Blur of a movement: of the camera, and of falling snow."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
+
+from robench.corrupt.fixed import Floats
+from robench.corrupt.words import angles
+from robench.ops.random import Draws
+from robench.registry import facts
+
+
+@facts(version=1, level="(radius, standard deviation) in pixels", harder="table", family="blur")
+def motion_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
+    """Images smeared one way along an angle drawn from -45 to 45 degrees, edges repeated; (N, C, H, W).
+
+    The published sets were made with ImageMagick's ``MagickMotionBlurImage``. The kernel and its steps are ImageMagick's
+    (``GetMotionBlurKernel``, steps rounded to whole pixels); the result is cut to 8 bits here as everything else is, where
+    ImageMagick rounds it.
+
+    Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
+    """
+    return smeared(x, angles(draws, "angle", -45.0, 45.0), radius=level[0], sigma=level[1]).clamp_(0, 1)
+
+
+def smeared(x: Tensor, degrees: Tensor, *, radius: float, sigma: float) -> Tensor:
+    """Images under a one-sided Gaussian along an angle each, float32 (N, C, H, W); edges repeated.
+
+    Args:
+        x: (N, C, H, W).
+        degrees: float64 (N,), on the CPU.
+        radius: The kernel has 2 * ceil(radius) + 1 steps of one pixel.
+        sigma: Standard deviation in pixels.
+    """
+    width = 2 * math.ceil(radius) + 1
+    weight = np.exp(-(np.arange(width) ** 2) / (2 * sigma * sigma))
+    weight /= weight.sum()
+    down, right = _steps(degrees.tolist(), width)
+    reach = width
+    padded = functional.pad(x, (reach,) * 4, mode="replicate") if len(x) else x
+    flat, wide = padded.flatten(2), x.shape[-1] + 2 * reach
+    rows = torch.arange(x.shape[-2], device=x.device)[:, None] + reach
+    start = (rows * wide + torch.arange(x.shape[-1], device=x.device) + reach).flatten()
+    total = torch.zeros_like(x).flatten(2)
+    for step in range(width):
+        moved = (down[:, step] * wide + right[:, step]).to(x.device)
+        places = (start + moved[:, None])[:, None].expand(-1, x.shape[1], -1)
+        total += flat.gather(2, places).mul_(float(weight[step]))
+    return total.reshape(x.shape)
+
+
+def _steps(degrees: list[float], width: int) -> tuple[Tensor, Tensor]:
+    """Whole pixels down and right at each step, int64 (N, width) each."""
+    found = torch.zeros(2, len(degrees), width, dtype=torch.int64)
+    for i, angle in enumerate(degrees):
+        for axis, part in enumerate((math.sin(math.radians(angle)), math.cos(math.radians(angle)))):
+            found[axis, i] = torch.from_numpy(np.ceil(np.arange(width) * part - 0.5).astype(np.int64))
+    return found[0], found[1]
+
+
+@facts(version=1, level="(end of the factors, their step)", harder="table", family="blur")
+def zoom_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
+    """The mean of the images and of enlargements about their centre, from 1 in steps up to an end; (N, C, H, W).
+
+    Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``scipy.ndimage.zoom``, order 1).
+    """
+    factors = np.arange(1, level[0], level[1])
+    places, parts = _taps(x.shape[-2], x.shape[-1], tuple(factors.tolist()))
+    pixels = x.flatten(0, 1).flatten(1).T.contiguous()
+    total = torch.zeros_like(pixels)
+    for tap in range(places.shape[1]):
+        total += pixels.index_select(0, places[:, tap].to(x.device)).mul_(parts[:, tap, None].to(x.device))
+    return total.T.reshape(x.shape).clamp_(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _taps(height: int, width: int, factors: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The blur as weighted pixels: positions int64 and weights float32, (H * W, T); weights of a pixel sum to 1."""
+    total = sparse.identity(height * width, format="csr")
+    for factor in factors:
+        axes = (sparse.csr_matrix(enlarged(size, factor)) for size in (height, width))
+        total = total + sparse.kron(*axes, format="csr")
+    total = sparse.csr_matrix(total / (len(factors) + 1))
+    counts = np.diff(total.indptr)
+    places = np.tile(np.arange(height * width)[:, None], (1, counts.max()))
+    parts = np.zeros(places.shape, np.float32)
+    filled = np.arange(counts.max())[None, :] < counts[:, None]
+    places[filled], parts[filled] = total.indices, total.data
+    return torch.from_numpy(places), torch.from_numpy(parts)
+
+
+def enlarged(size: int, factor: float) -> Floats:
+    """The matrix (size, size) that enlarges an axis about its centre, linearly between pixels.
+
+    The middle ceil(size / factor) pixels are spread over round(that * factor), of which the middle ``size`` are kept, as
+    in ``clipped_zoom`` of ``make_cifar_c.py``.
+    """
+    kept = math.ceil(size / factor)
+    spread = max(round(kept * factor), size)
+    places = (np.arange(size) + (spread - size) // 2) * ((kept - 1) / max(spread - 1, 1))
+    low = np.floor(places).astype(np.int64).clip(0, max(kept - 2, 0))
+    matrix = np.zeros((size, size))
+    first = (size - kept) // 2
+    here = np.arange(size)
+    matrix[here, first + low] += 1 - (places - low)
+    matrix[here, (first + low + 1).clip(max=size - 1)] += places - low
+    return matrix

@@ -1,0 +1,62 @@
+"""Drops of water and mud on the lens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robench.corrupt._weather import grey
+from robench.corrupt.edges import box, canny, distance, equalised
+from robench.corrupt.fixed import gaussian
+from robench.corrupt.words import normals
+from robench.ops.random import Draws
+from robench.registry import facts
+
+WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
+"""Pale turquoise and brown; a picture of one channel gets their luminance."""
+_FARTHEST = 20
+_RELIEF = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+
+
+@facts(version=1, level="(mean, deviation, smoothness, threshold, strength, 1 for mud)", harder="table", family="weather",
+       extra=True)  # fmt: skip
+def spatter(x: Tensor, level: tuple[float, ...], *, draws: Draws) -> Tensor:
+    """Images with drops of water (last number 0) or mud (1) on the lens; (N, C, H, W).
+
+    Source: Hendrycks & Dietterich, ICLR 2019, extra corruptions and ``make_cifar_c.py`` (OpenCV's edges and distances).
+    """
+    mean, deviation, smoothness, threshold, strength, mud = level
+    noise = normals(draws, "liquid", x.shape[-2:]).double() * deviation + mean
+    liquid = gaussian(noise.clamp_(-2, 2), smoothness)
+    liquid = liquid.masked_fill_(liquid < threshold, 0.0)
+    if mud:
+        cover = gaussian((liquid > threshold).double(), strength)
+        cover = cover.masked_fill_(cover < 0.8, 0.0).float()[:, None]
+        return (x * (1 - cover) + _coloured(cover, MUD, x.shape[1])).clamp_(0, 1)
+    return (x + _coloured(drops(liquid) * strength, WATER, x.shape[1])).clamp_(0, 1)
+
+
+def drops(liquid: Tensor) -> Tensor:
+    """How much each pixel shines, float32 (N, 1, H, W) in [0, 1], from the liquid's height (N, H, W) in [0, 1].
+
+    An image without a drop is all zero, where the published code divides zero by zero.
+    """
+    height = (liquid * 255).floor().clamp(0, 255).to(torch.int32)
+    away = distance(canny(height, 50, 150), most=_FARTHEST)
+    away = equalised((box(away) / 9 + 1e-5).floor(), levels=_FARTHEST + 1)
+    padded = functional.pad(away[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
+    rows, cols = away.shape[-2:]
+    relief = torch.zeros_like(away)
+    for i, line in enumerate(_RELIEF):
+        for j, weight in enumerate(line):
+            relief += padded[:, i : i + rows, j : j + cols] * weight
+    shine = height.float() * (box(relief.clamp_(0, 255)) / 9).round()
+    most = shine.amax((1, 2), keepdim=True) if len(shine) else shine[:, :1, :1]
+    return torch.where(most > 0, shine / most, 0.0)[:, None]
+
+
+def _coloured(cover: Tensor, colour: tuple[float, float, float], channels: int) -> Tensor:
+    """A cover (N, 1, H, W) in a colour, or in its luminance where the images have no colours."""
+    tone = torch.tensor(colour, device=cover.device)[None, :, None, None]
+    return cover * (tone if channels == 3 else grey(tone))

@@ -126,8 +126,9 @@ def _numbers(model: nn.Module, bits: Mapping[str, int]) -> Iterator[tuple[int, i
 
 def _shown(model: nn.Module) -> nn.Module:
     """The module whose operations torch can count."""
-    twin: nn.Module = model.twin() if isinstance(model, Deployed) and hasattr(model, "twin") else model
-    return twin
+    make = getattr(model, "twin", None) if isinstance(model, Deployed) else None
+    found: nn.Module = model if make is None else make()
+    return found
 
 
 def _stored(model: nn.Module, form: Form) -> int | None:

@@ -81,6 +81,8 @@ class Engine:
     """Whether searches ask the model with images that lie channels-last in memory."""
     prefix: str = ""
     """What the names of the stages begin with."""
+    surrogate: nn.Module | None = None
+    """A second model that the runner gives to protocols that transfer from one: the parent of a compressed model."""
 
     def __post_init__(self) -> None:
         self.books = {name: torch.zeros(len(self.x), dtype=torch.int64) for name in BOOKS}

@@ -115,6 +115,18 @@ def substitute(
     return Bridged(twin, {key: _stand_in(name, None) for key, name in functions.items()}) if functions else twin
 
 
+def differentiable(model: nn.Module) -> tuple[nn.Module, bool]:
+    """What has the model's outputs and a gradient, and whether that is a substitute's.
+
+    A module whose attribute ``gradient`` is False says that it has none of its own (an integer model of another runtime);
+    then it is a copy in which the declared substitutes give it. Any other model is returned itself, whatever its
+    gradient is worth.
+    """
+    if all(getattr(module, "gradient", True) is not False for module in model.modules()):
+        return model, False
+    return substitute(model), True
+
+
 def bridged(
     model: nn.Module, x: Tensor, *, stand_in: str | StandIn = "identity", thorough: bool = False, rounds: int = 8
 ) -> tuple[nn.Module, list[str]]:
@@ -141,7 +153,7 @@ def bridged(
         if not fresh:
             break
         names += fresh
-    told = sorted({*names, *_declared(twin)})
+    told = sorted({*names, *(path or type(model).__name__ for path in _declared(twin))})
     if not thorough and not _silent(twin, (x,), {}, 0):
         return twin, told
     met = _met(twin, x)

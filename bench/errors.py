@@ -33,6 +33,10 @@ class NoGradientError(AttackError):
     """The model returned no input gradient, so a gradient attack says nothing about it."""
 
 
+class NotInstalledError(RobenchError):
+    """An optional library that is not there; what needs it is skipped with the remedy, and the run goes on."""
+
+
 class StoreError(RobenchError):
     """A run directory that cannot be read or written."""
 

@@ -21,6 +21,7 @@ PROTOCOLS = {
     "autoattack-standard": 11_600.0,
     "autoattack-plus": 24_300.0,
     "autoattack-rand": 12_000.0,
+    "compressed-union": 3200.0,
     "robench-standard": 1700.0,
     "robench-deep": 11_300.0,
     "robench-l0": 5500.0,
@@ -88,6 +89,8 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     if name == "sentinel":
         every, few, more = SENTINEL
         return samples * every + min(samples, few) * more
+    if name == "twin":
+        return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
     per_sample = {"clean": 1.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
@@ -99,6 +102,8 @@ def _attack_passes(attack: str) -> float:
     ref = catalog.ATTACKS.resolve(attack)
     if ref.name in PROTOCOLS:
         return PROTOCOLS[ref.name]
+    if ref.name == "through":
+        return 2 * _attack_passes(str(ref.kwargs["attack"]))
     entry = catalog.ATTACKS[ref.name]
     steps = next((float(ref.kwargs[name]) for name in LOOPS if name in ref.kwargs), 100.0 if ":" in ref.name else 1.0)
     for name in TIMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -81,7 +81,7 @@ def padded(points: Tensor, width: int, *, grey: bool = False) -> Tensor:
     return torch.cat([points, last.expand(missing, *points.shape[1:])])
 
 
-def predict(model: nn.Module, x: Tensor, *, width: int, grey: bool = False) -> Tensor:
+def predict(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor, *, width: int, grey: bool = False) -> Tensor:
     """Outputs of the model on x (N, ...) without gradients, in batches padded to ``width`` as ``padded`` does."""
     with torch.no_grad():
         return torch.cat([model(padded(x[a:b], width, grey=grey))[: b - a] for a, b in chunks(len(x), width)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
-from robench.errors import must
+from robench.errors import NotInstalledError, must
 from robench.executors import execute
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context
@@ -44,6 +44,8 @@ class Outcome:
     header: dict[str, Any]
     error: str = ""
     evidence: Evidence | None = None
+    skipped: bool = False
+    """Whether the error only is that an optional library is not installed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Summary:
     kept: int
     failures: tuple[tuple[str, str], ...]
     """(what, error) of every artifact or cell that failed."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(what, how to get it) of every cell that needs a library which is not installed; they stay to do."""
 
 
 def perform(job: Job) -> Outcome:
@@ -64,6 +68,8 @@ def perform(job: Job) -> Outcome:
     try:
         with exact_arithmetic(job.context.threads):
             rows, evidence = _done(job)
+    except NotInstalledError as error:
+        return Outcome(None, {}, str(error), skipped=True)
     except Exception as error:  # noqa: BLE001  a failed cell is a stored finding; the run goes on
         return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
@@ -118,17 +124,19 @@ def run_plan(
     built = _needed(plan, todo)
     jobs = [*(Job(a, context) for a in built), *_ordered([Job(cell, context, images) for cell in todo])]
     failures: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     done = {"artifacts": 0, "cells": 0}
     waits = _needs(jobs)
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost):
         if isinstance(job.work, Cell):
-            failures.extend(_keep(store, job.work, outcome, again=job.work.digest not in missing))
-        elif outcome.error:
+            told = _keep(store, job.work, outcome, again=job.work.digest not in missing)
+            (skipped if outcome.skipped else failures).extend(told)
+        elif outcome.error and not outcome.skipped:  # the cells that need it say so
             failures.append((str(job.work.builder), outcome.error))
         what = "cells" if isinstance(job.work, Cell) else "artifacts"
         done[what] += 1
         progress(what, done[what], len(todo) if what == "cells" else len(built))
-    return Summary(len(todo), len(plan.cells) - len(todo), tuple(failures))
+    return Summary(len(todo) - len(skipped), len(plan.cells) - len(todo), tuple(failures), tuple(skipped))
 
 
 def _needed(plan: Plan, todo: Sequence[Cell]) -> list[Artifact]:
@@ -148,9 +156,9 @@ def _needs(jobs: Sequence[Job]) -> list[set[int]]:
 
 
 def _lost(job: Job, needed: list[Outcome]) -> Outcome | None:
-    """The outcome of a job that is made from an artifact that failed; it is not tried."""
-    error = next((outcome.error for outcome in needed if outcome.error), "")
-    return Outcome(None, {}, error) if error else None
+    """The outcome of a job that is made from an artifact that failed or was skipped; it is not tried."""
+    errors = sorted((outcome for outcome in needed if outcome.error), key=lambda outcome: outcome.skipped)
+    return Outcome(None, {}, errors[0].error, skipped=errors[0].skipped) if errors else None
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:
@@ -172,7 +180,7 @@ def _keep(store: Store, cell: Cell, outcome: Outcome, *, again: bool) -> list[tu
         remedy = f"remove cells/{cell.digest[:12]}*"
         error = must("a cell that is run again for its images", "of the same numbers as before", "others", remedy)
     if error or outcome.rows is None:
-        store.put_failure(cell, error)
+        store.put_failure(cell, error, skipped=outcome.skipped)
         return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), error)]
     if outcome.evidence is not None:
         store.put_images(cell.digest, outcome.evidence.images, outcome.evidence.header)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,11 +140,22 @@ class Store:
         """Files of images of a cell, with or without a header."""
         return sorted(self.evidence.glob(f"{digest}.*.safetensors"))
 
-    def put_failure(self, cell: Cell, error: str) -> None:
-        """Keep what is known of an attempt that failed; the cell stays to do."""
+    def put_failure(self, cell: Cell, error: str, *, skipped: bool = False) -> None:
+        """Keep what is known of an attempt that failed, or was skipped; the cell stays to do."""
         lead = dict(zip(LEAD, _lead(cell), strict=True))
-        text = json.dumps({**lead, "error": error, "time": time.time()}, indent=1)
+        text = json.dumps({**lead, "error": error, "skipped": skipped, "time": time.time()}, indent=1)
         write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
+
+    def skipped(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+        """The planned cells that were skipped and are still to do: the cell's columns, ``threat``, ``attack``, ``error``."""
+        done, rows = self.finished(), []
+        for digest, about in sorted(planned.items()):
+            path = self.root / "failed" / f"{digest}.json"
+            told = _told(path) if digest not in done and path.is_file() else {}
+            if told.get("skipped"):
+                more = {name: str(about.get(name, "")) for name in ("threat", "attack")}
+                rows.append({**{name: told.get(name, "") for name in LEAD}, **more, "error": str(told.get("error", ""))})
+        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "error"])
 
     def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.
@@ -196,6 +207,15 @@ class Store:
         """Remove what a killed run left half-written."""
         for path in self.root.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What is kept of an attempt; nothing where the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lead(cell: Cell) -> tuple[Any, ...]:

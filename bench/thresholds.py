@@ -41,6 +41,8 @@ class Thresholds:
     """Largest share of an ascent's survivors whose margin still falls in the last steps by ``late`` of all it fell."""
     late: float = 0.05
     """See ``unfinished``; the constant of Pintor et al. (I4)."""
+    twins: float = 0.05
+    """Largest share of samples on which a model without gradients and the twin that lends it one may differ in class."""
     few: int = 40
     """Samples that short ascents are taken to have met where they met fewer, so that chance is no evidence."""
     floor: int = 2

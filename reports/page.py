@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robench.metrics.table import SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import image
@@ -22,6 +23,8 @@ _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
 
 _PLAIN = "(as it is)"
+_POINTS = ("accuracy_in_bin", "risk_at_coverage")
+"""Metrics that are the points of a picture; their numbers are in ``table.csv``."""
 
 
 @facts(version=3)
@@ -47,6 +50,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
         suspects=suspects(table),
+        skipped=skipped(table),
         board=_rows(_arranged(board, ranked)),
         verdicts=[str(v) for v in board["validity"]],
         flags=flags(table, ranked[1]),
@@ -57,7 +61,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         sections=[{"title": s.title, "note": s.note, **_rows(s.cells)} for s in sections(table)],
         left_out=list((header or {}).get("left_out", ())),
         transfers=_rows(transfer_matrix(table)),
-        rows=_rows(tidy_cells(table)),
+        rows=_rows(tidy_cells(table[~table["metric"].isin(_POINTS)])),
         limited=bool((table["status"] == "limited").any()),
         unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
     )
@@ -86,6 +90,13 @@ def suspects(table: pd.DataFrame) -> list[str]:
     """Models, with their condition, that have a suspicious verdict."""
     bad = table[table["validity"].str.startswith(DOUBTED)]
     return sorted({_who(m, c) for m, c in zip(bad["model"], bad["condition"], strict=True)})
+
+
+def skipped(table: pd.DataFrame) -> list[str]:
+    """Models, with their condition, that an optional library was missing for, and how to get it."""
+    rows = table[table["status"] == SKIPPED]
+    grouped = rows.groupby(["model", "condition", "validity"], sort=True)
+    return [f"{_who(m, c)}, {len(part)} measurements: {v.partition(': ')[2]}" for (m, c, v), part in grouped]
 
 
 def flags(table: pd.DataFrame, threat: str) -> list[dict[str, Any]]:
@@ -163,6 +174,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.axes[0].get_title(loc="left")
+                title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

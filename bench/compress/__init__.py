@@ -12,6 +12,9 @@ TABLE: dict[str, str] = {
     "int8_weights": "robench.compress._weights:int8_weights",
     "int4_weights": "robench.compress._weights:int4_weights",
     "int8": "robench.compress._int8:int8",
+    "onnx_fp32": "robench.compress.backends._onnx:onnx_fp32",
+    "onnx_int8": "robench.compress.backends._onnx:onnx_int8",
+    "torchao_int8_weight_only": "robench.compress.backends._torchao:torchao_int8_weight_only",
     "finetune": "robench.defenses.tuning:finetune",
     "distill": "robench.defenses.tuning:distill",
 }

@@ -8,25 +8,35 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
 * ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
   ``mean`` (over corruptions) or the threat at which both were attacked.
+* ``twin`` rows (a deployed model against the twin that lends it gradients): ``threat`` is the kind of images (``clean``, a
+  corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+* ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
+  measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
+  ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer
+from robench.metrics import clean, compressed, confidence, corrupted, cost, explained, ood, robust, scarcity, transfer, twins
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -46,6 +56,9 @@ MEASURED = (
 
 SIMULATED = "simulated"
 """Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
+
+SKIPPED = "skipped"
+"""Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
 
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
@@ -71,7 +84,18 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     if "clean" in frames and len(frames["clean"]):
         rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
+
+
+def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """A line per cell that needs a library which is not installed; no line of another metric stands for it."""
+    if frame is None or frame.empty:
+        return
+    for cell in frame.to_dict("records"):
+        kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
+        told = {"metric": SKIPPED, "n": 0, "status": SKIPPED, "validity": f"{SKIPPED}: {cell['error']}"}
+        yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
 
 
 def unmeasured(table: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +142,7 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
@@ -243,6 +266,7 @@ def _is_scarcity(condition: str) -> bool:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": _corruption,
     "disagreement": compressed.lines,
@@ -250,4 +274,6 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "evasion": _evasion,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "twin": twins.lines,
+    "ood": ood.lines,
 }

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics.robust import worst_case
+from robench.metrics.transfer import is_transfer
+from robench.spec import Ref
 from robench.thresholds import DEFAULTS, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
@@ -27,6 +29,10 @@ GRADED = ("white", "all")
 """Access of attacks that saw gradients; ``all`` is a protocol of stages with and without them."""
 BLIND = ("score", "decision", "transfer")
 """What a protocol's stages without gradients saw."""
+SUBSTITUTE = "substitute"
+"""What the sentinel's column ``gradient`` says of a model that has none of its own."""
+UNION, QUERIES = "compressed-union", 1000
+"""The attack that is everything such a model must meet, and the queries that a search without gradients must be given."""
 HEDGED = {"robench-standard": 48}
 """Random survivors, at least, on which a protocol searches without gradients before it ends."""
 
@@ -73,6 +79,7 @@ def verdict(
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
     for _, rows in evasion_rows.groupby("threat", sort=True):
         reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds)]
+        reasons += _incomplete(rows) if _lent(sentinel_rows) else ()
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
@@ -131,6 +138,10 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         yield f"zero gradients on {_percent(zero)} of samples"
     if _truth(rows["nonfinite_gradient"]).gt(0).any():
         yield "non-finite gradients"
+    if _lent(rows):
+        apart = float(rows["twin_agrees"].dropna().lt(1).mean()) if rows["twin_agrees"].notna().any() else 1.0
+        if apart > limits.twins:
+            yield f"the twin that lends its gradient predicts differently on {_percent(apart)} of samples"
     wrong = float(_truth(rows["gradient_error"]).gt(0.5).mean())
     if wrong > limits.misleading:
         yield f"gradients disagree with finite differences on {_percent(wrong)} of samples"
@@ -145,6 +156,28 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     uneven = float(_truth(rows["evenness"].lt(limits.even)).mean()) if "evenness" in rows else 0.0
     if uneven > limits.uneven:
         yield f"the gradients of some classes are lost beside those of others on {_percent(uneven)} of samples"
+
+
+def _lent(sentinel: pd.DataFrame | None) -> bool:
+    """Whether the model has no gradient of its own and was looked at through its substitute."""
+    return sentinel is not None and "gradient" in sentinel and bool(sentinel["gradient"].eq(SUBSTITUTE).any())
+
+
+def _incomplete(rows: pd.DataFrame) -> Iterator[str]:
+    """What was not tried on a model without gradients, of which each alone has been mistaken for robustness."""
+    attacks = sorted(set(rows.loc[rows["status"].eq("ok"), "attack"]))
+    refs = [Ref.parse(attack) for attack in attacks]
+    kinds, union = access_of(rows), any(ref.name == UNION for ref in refs)
+    searches = [int(ref.kwargs.get("queries", QUERIES)) for ref in refs if ref.name == "square"]
+    whole = union or any(ref.name in HEDGED for ref in refs)
+    told = {
+        "transfer from its parent": union or any(is_transfer(attack) for attack in attacks),
+        "gradients through its twin": union or any(kinds[attack] in GRADED for attack in attacks),
+        f"{QUERIES} queries without gradients": whole or max(searches, default=0) >= QUERIES,
+    }
+    absent = [name for name, done in told.items() if not done]
+    if absent:
+        yield f"the model has no gradient of its own and was not attacked by {', '.join(absent)}"
 
 
 def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Iterator[str]:

@@ -37,14 +37,36 @@ def require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
     """
     asked = dict.fromkeys(ThreatModel.parse(t).norm for t in threats)
     for attack in attacks:
-        name = catalog.ATTACKS.resolve(attack).name
-        known = catalog.ATTACKS[name].facts.get("norms", ())
+        name, known = catalog.ATTACKS.resolve(attack).name, norms_of(attack)
         if asked and not set(known) & set(asked):
             remedy = "add such a threat, or leave the attack out"
             raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
 
 
-def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Iterable[str], **more: Any) -> None:
+def _versioned(attack: str) -> list[str]:
+    """An attack as identity knows it, arguments filled in and versions; with the attack that it runs."""
+    ref = catalog.ATTACKS.resolve(attack)
+    own = [str(ref), catalog.ATTACKS[ref.name].version]
+    return [*own, *(_versioned(str(ref.kwargs["attack"])) if "attack" in ref.kwargs else ())]
+
+
+def norms_of(attack: str) -> tuple[str, ...]:
+    """The norms that an attack knows; one that runs another knows those that both know."""
+    ref = catalog.ATTACKS.resolve(attack)
+    known: tuple[str, ...] = catalog.ATTACKS[ref.name].facts.get("norms", ())
+    inner = str(ref.kwargs["attack"]) if "attack" in ref.kwargs else ""
+    return tuple(norm for norm in known if not inner or norm in norms_of(inner))
+
+
+def attacked(
+    draft: Draft,
+    model: Artifact,
+    threats: Iterable[str],
+    attacks: Iterable[str],
+    *,
+    parent: Artifact | None = None,
+    **more: Any,
+) -> None:
     """Attacks × threats on one model, and one sentinel, at the first threat that is attacked.
 
     Args:
@@ -52,6 +74,7 @@ def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Ite
         model: The model under attack.
         threats: Such as ``linf(8/255)``.
         attacks: References; those that do not know a threat's norm are passed over there.
+        parent: What a compressed model was made from, where that is none of the sources: it goes by the model's own name.
         more: Further fields of the cells: ``condition``, ``data``, ``seed``.
     """
     threats, attacks = list(threats), list(attacks)
@@ -60,17 +83,19 @@ def attacked(draft: Draft, model: Artifact, threats: Iterable[str], attacks: Ite
         for attack in attacks:
             ref = catalog.ATTACKS.resolve(attack)
             entry = catalog.ATTACKS[ref.name]
-            if threat.norm not in entry.facts.get("norms", ()):
+            if threat.norm not in norms_of(attack):
                 continue
-            surrogate = {"extra": (_surrogate(draft, ref, model),)} if entry.facts.get("surrogate") else {}
+            surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
             scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
-            draft.add(scenario, model, plugins=[str(ref), entry.version], **{**more, **surrogate})
+            draft.add(scenario, model, plugins=_versioned(attack), **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 
 
-def _surrogate(draft: Draft, ref: Ref, target: Artifact) -> Artifact:
+def _surrogate(draft: Draft, ref: Ref, target: Artifact, parent: Artifact | None) -> Artifact:
     name, classes = str(ref.kwargs.get("source", "")), draft.sources.classes
+    if parent is not None and name == parent.label:
+        return parent
     if name not in draft.sources.models:
         known = ", ".join(sorted(draft.sources.models))
         raise ConfigError(must("a transfer's source", "a model of the run or the zoo", name, f"known: {known}"))
@@ -84,6 +109,43 @@ def _surrogate(draft: Draft, ref: Ref, target: Artifact) -> Artifact:
 def transfer_from(name: str) -> str:
     """The attack that tries another model's adversarial images."""
     return str(Ref.of("transfer", source=name))
+
+
+def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
+    """Attacks on a compressed model as they can be meant, and what every such model meets besides: its parent's images.
+
+    Of a model without a gradient, gradient attacks take its substitute's (``through``), and the union of all that an
+    adversary has is added: substitute, parent and a search without gradients.
+
+    Args:
+        model: An artifact of the builder ``compressed``.
+        attacks: References.
+    """
+    if not without_gradient(model):
+        return [*attacks, transfer_from(model.label)]
+    asked = [_lent(attack) for attack in attacks]
+    return list(dict.fromkeys([*asked, transfer_from(model.label), str(Ref.of("compressed-union", source=model.label))]))
+
+
+def parent_of(model: Artifact) -> Artifact:
+    """The float model that an adversary of a compressed one has: what a runtime took over, else the uncompressed one."""
+    if without_gradient(model):
+        return model.inputs[0]
+    while model.builder.name in ("compressed", "tuned"):
+        model = model.inputs[0]
+    return model
+
+
+def without_gradient(model: Artifact) -> bool:
+    """Whether what executes a compressed model gives no gradient."""
+    method = Ref.parse(str(model.builder.kwargs["method"]))
+    return not catalog.COMPRESSIONS[method.name].facts.get("gradient", True)
+
+
+def _lent(attack: str) -> str:
+    facts = catalog.ATTACKS[Ref.parse(attack).name].facts
+    plain = facts.get("access") == "white" and not facts.get("protocol") and not attack.startswith("through(")
+    return str(Ref.of("through", attack=str(Ref.parse(attack)))) if plain else attack
 
 
 def defended(draft: Draft, parent: Artifact, defense: Ref | str) -> tuple[Artifact, str]:

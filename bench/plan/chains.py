@@ -28,7 +28,8 @@ class Subject:
     model: Artifact
     data: Artifact
     conditions: tuple[str, ...] = ()
-    compressed: bool = False
+    compressed: Artifact | None = None
+    """The latest compressed model of the chain."""
 
     @property
     def condition(self) -> str:
@@ -56,9 +57,12 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks
         attacks.require_norms(named, threats)
-        if subject.compressed:
-            named = [*named, attacks.transfer_from(subject.model.label)]
-        attacks.attacked(draft, subject.model, threats, named, data=subject.data, condition=subject.condition)
+        parent = None
+        if subject.compressed is not None:
+            parent = attacks.parent_of(subject.compressed)
+            named = attacks.against(subject.compressed, named)
+        more = {"data": subject.data, "condition": subject.condition}
+        attacks.attacked(draft, subject.model, threats, named, parent=parent, **more)
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:
@@ -176,7 +180,7 @@ def _scarce(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 def _compressed(draft: Draft, subject: Subject, step: Ref) -> Subject:
     built, _ = compression.compressed(draft, subject.model, step)
-    return _changed(subject, step, model=built, compressed=True)
+    return _changed(subject, step, model=built, compressed=built)
 
 
 def _defended(draft: Draft, subject: Subject, step: Ref) -> Subject:

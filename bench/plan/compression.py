@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from robench import catalog
 from robench.errors import ConfigError, must
-from robench.plan.attacks import attacked, require_norms, transfer_from
-from robench.plan.corruption import corruption_cell
+from robench.plan.attacks import against, attacked, parent_of, require_norms, without_gradient
+from robench.plan.corruption import corruption_cell, severity
 from robench.plan.draft import Draft, made_of
-from robench.spec import Artifact, Ref
+from robench.spec import Artifact, Ref, ThreatModel
 
+SEVERITY = 3
+"""Severity of the corrupted images on which a deployed model is held against its twin."""
 CALIBRATION = 256
 """Training images that a compression may look at."""
 
@@ -22,12 +24,23 @@ def section(draft: Draft) -> None:
             built, condition = chained(draft, draft.model(name), arm)
             draft.clean(built, condition=condition)
             compared(draft, built, draft.model(name), condition=condition)
-            attacked(draft, built, plan.threats, [*plan.attacks, transfer_from(name)], condition=condition)
+            attacked(draft, built, plan.threats, against(built, plan.attacks), parent=parent_of(built), condition=condition)
             for corruption in plan.corruptions:
                 corruption_cell(draft, draft.model(name), corruption)
                 corruption_cell(draft, built, corruption, condition=condition)
             if draft.suite.efficiency:
                 draft.add(Ref.of("efficiency"), built, condition=condition)
+            if without_gradient(built) and plan.threats:
+                twin_cell(draft, built, plan.threats[0], condition=condition)
+
+
+def twin_cell(draft: Draft, built: Artifact, threat: str, *, condition: str) -> None:
+    """A deployed model against its twin, on clean and adversarial images and on the suite's corruptions at severity 3."""
+    names = draft.suite.compression.corruptions or draft.suite.corruption.names
+    extra = tuple(severity(draft, name, SEVERITY) for name in names)
+    versions = [catalog.CORRUPTIONS[name].version for name in names]
+    scenario = Ref.of("twin", threat=str(ThreatModel.parse(threat)))
+    draft.add(scenario, built, plugins=versions, extra=extra, condition=condition)
 
 
 def compared(draft: Draft, model: Artifact, parent: Artifact, *, condition: str, parent_condition: str = "") -> None:
@@ -68,7 +81,8 @@ def compressed(draft: Draft, parent: Artifact, arm: Ref | str) -> tuple[Artifact
         return _tuned(draft, parent, ref), condition
     version = f"{catalog.BUILDERS['compressed'].version}|{entry.version}"
     calibration = draft.images(_split(draft), CALIBRATION)
-    built = Artifact("model", Ref.of("compressed", method=str(ref)), version, (parent, calibration), label=parent.label)
+    builder, stored = Ref.of("compressed", method=str(ref)), bool(entry.facts.get("stored"))
+    built = Artifact("model", builder, version, (parent, calibration), label=parent.label, stored=stored)
     return built, condition
 
 

@@ -64,15 +64,19 @@ def with_images(objects: Objects, *, attack: str, threat: str) -> tuple[Tensor, 
 def _attacked(objects: Objects, attack: str, threat: str, *, keep: Callable[[Tensor], None]) -> list[dict[str, Any]]:
     told: dict[str, Any] = {"attack": attack, "threat": ThreatModel.parse(threat), "seed": objects.cell.seed}
     with untouched(objects.net):
-        if is_protocol(attack):
-            engine, rows = protocol_rows(objects, **told)
-            keep(engine.best)
-            return rows
         if not _facts(attack).get("surrogate"):
-            return walk(objects.holds(size=hold_size(attack)), _measure(objects, told, keep))
+            return _searched(objects, told, keep)
         surrogate = objects.extra(0).net
         with untouched(surrogate):
-            return walk(objects.holds(size=hold_size(attack)), _measure(objects, {**told, "surrogate": surrogate}, keep))
+            return _searched(objects, {**told, "surrogate": surrogate}, keep)
+
+
+def _searched(objects: Objects, told: dict[str, Any], keep: Callable[[Tensor], None]) -> list[dict[str, Any]]:
+    if not is_protocol(told["attack"]):
+        return walk(objects.holds(size=hold_size(told["attack"])), _measure(objects, told, keep))
+    engine, rows = protocol_rows(objects, **told)
+    keep(engine.best)
+    return rows
 
 
 def _measure(
@@ -86,7 +90,9 @@ def _measure(
     return measure
 
 
-def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: int) -> tuple[Engine, list[dict[str, Any]]]:
+def protocol_rows(
+    objects: Objects, *, attack: str, threat: ThreatModel, seed: int, surrogate: nn.Module | None = None
+) -> tuple[Engine, list[dict[str, Any]]]:
     """Run a protocol on all of the cell's samples; the engine with what it found, and the rows.
 
     Every row is judged anew from the engine's images, as those of a single attack are.
@@ -97,11 +103,12 @@ def protocol_rows(objects: Objects, *, attack: str, threat: ThreatModel, seed: i
         objects.net, x, data.labels, data.ids, threat,
         seed=seed, device=device, width=objects.cell.settings.width, task=objects.model.task,
         hold=hold_size(attack) or HOLD * objects.context.batch_size, precision=objects.cell.settings.search_precision,
+        surrogate=surrogate,
     )  # fmt: skip
     ref = catalog.ATTACKS.resolve(attack)
     start, error = time.perf_counter(), ""
     try:
-        catalog.ATTACKS[ref.name].load()(engine)
+        catalog.ATTACKS[ref.name].load()(engine, **ref.kwargs)
     except Exception as raised:
         if is_out_of_memory(raised):
             raise

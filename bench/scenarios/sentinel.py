@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from robench.attacks._cascade import radius
 from robench.attacks._climb import cosine
+from robench.bpda import differentiable
 from robench.errors import NoGradientError
 from robench.inference import predict, second_look, untouched
 from robench.judge import judge
@@ -30,6 +32,9 @@ WATCHED, STEPS, LAST = 64, 40, 10
 MOMENTUM = 0.75
 """Weight of the new step against the last movement."""
 
+SUBSTITUTE = "substitute"
+"""What the column ``gradient`` says where the model has none of its own."""
+
 ASCENDED = ("linf", "l2")
 """Norms whose steepest direction the ascents take."""
 
@@ -42,20 +47,36 @@ def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str,
 
     Source: Croce & Hein, ICML 2020 (checks of AutoAttack); Pintor et al., NeurIPS 2022 (I1, I3, I4, I6); Athalye et
     al., ICML 2018, section 3 (shattered gradients are those that finite differences contradict).
+
+    A model that says it has no gradient is looked at through its substitute, and the rows say so: ``gradient`` is then
+    ``substitute``, and ``twin_agrees`` whether model and substitute predict the same at the image and at a random point.
     """
-    parsed = ThreatModel.parse(threat)
+    parsed, original = ThreatModel.parse(threat), objects.net
     watched = _watched(objects)
+    net, substituted = differentiable(original)
+    objects = replace(objects, model=replace(objects.model, net=net)) if substituted else objects
 
     def measure(hold: Hold) -> list[dict[str, Any]]:
         found, error = _gradients(objects, hold, parsed)
+        if substituted:
+            found |= _substitute(original, hold, _start(objects, hold, parsed), error)
         outputs = _outputs(objects, hold, parsed)
         found["gradient_dependent"] &= ~outputs["random"]
         told = {"status": "failed" if error else "ok", "error": error, "threat": str(parsed), **found, **outputs}
         ascents = _ascents(objects, hold, parsed, hold.ids[:0] if error else watched)
         return columns(sample=hold.ids, label=hold.y, **told, **ascents)
 
-    with untouched(objects.net):
+    with untouched(original):
         return walk(objects.holds(), measure)
+
+
+def _substitute(model: nn.Module, hold: Hold, start: Tensor, error: str) -> dict[str, Any]:
+    """Where the gradient comes from, and whether what gives it predicts as the model does, (N,)."""
+    smooth, agrees = getattr(model, "smooth", None), torch.full((len(hold.y),), torch.nan)
+    if callable(smooth) and not error:
+        looks = [[predict(f, x, width=hold.width).argmax(1) for f in (model, smooth)] for x in (hold.x, start)]
+        agrees = torch.stack([a == b for a, b in looks]).all(0).float()
+    return {"gradient": SUBSTITUTE, "twin_agrees": agrees}
 
 
 def _watched(objects: Objects) -> Tensor:

@@ -213,6 +213,13 @@ def explanation_change(model: str, condition: str = "prune(amount=0.5)") -> pd.D
 MODELS = ("plain", "trained", "masked")
 
 
+def twin(model: str) -> pd.DataFrame:
+    apart = np.random.default_rng(hash_of(model + "twin")).uniform(0, 0.1, 50)
+    told = {"sample": np.arange(50), "label": np.arange(50) % 10, "images": "clean", "severity": 0}
+    differences = {"difference_mean": apart, "difference_max": 2 * apart, "relative": apart / 9}
+    return pd.DataFrame({**cell(model, "twin"), **told, "agrees": (apart < 0.095).astype(int), **differences})
+
+
 def frames() -> dict[str, pd.DataFrame]:
     """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
     scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
@@ -223,6 +230,7 @@ def frames() -> dict[str, pd.DataFrame]:
         "corruption": pd.concat([corruption(m) for m in MODELS], ignore_index=True),
         "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
         "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
+        "twin": twin("plain"),
         "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
         "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
     }

@@ -22,6 +22,7 @@ class Section:
 
 TABLE: dict[str, str] = {
     "crossings": "robench.reports.crossings:crossings",
+    "compression": "robench.reports.compression:compression",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",
 }

@@ -409,3 +409,11 @@ def test_an_attack_that_knows_none_of_the_suites_norms_is_refused_not_left_out(c
     with pytest.raises(ConfigError, match=r"a threat for (cw|sigma_zero|ead) must be of norm l[012], got '(linf|l2)'"):
         plan(text)
     assert plan(text.replace("[fgsm, cw]", "[fgsm]").partition("curves")[0].partition("compression")[0]).cells
+
+
+def test_explanations_that_need_a_gradient_are_left_out_aloud_where_there_is_none():
+    text = SMALL + "compression: {models: [digits-standard], arms: [onnx_int8], explainers: [saliency, occlusion]}"
+    found = plan(text)
+    (maps,) = [c for c in found.cells if c.scenario.name == "explanation_change"]
+    assert maps.scenario.kwargs["explainers"] == ("occlusion",)
+    assert any("saliency left out, there is no gradient" in note for note in found.notes)

@@ -12,7 +12,8 @@ from robench.compress._prune import prune
 from robench.compress._semi_structured import prune_2_4, two_of_four
 from robench.compress._structured import prune_channels
 from robench.defenses.training import train
-from robench.defenses.tuning import Lesson, distill, finetune
+from robench.defenses.tuning import Lesson, cubic, distill, finetune, prune_gradually
+from robench.errors import ConfigError, ModelError
 from robench.models import fresh
 
 G = torch.Generator().manual_seed(0)
@@ -139,3 +140,32 @@ def test_a_student_without_weight_on_its_teacher_is_trained_as_ever():
     distill(student, lesson=lesson(net(1).eval()), alpha=0.0, steps=7, seed=2)
     train(twin, X, Y, steps=7, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), twin.parameters(), strict=True))
+
+
+def test_gradual_pruning_follows_its_schedule_and_ends_exactly():
+    assert [cubic(p) for p in (0.0, 0.5, 1.0, 2.0)] == [0.0, 0.875, 1.0, 1.0]
+    model, seen = net(), []
+    total = sum(m.weight.numel() for m in layers(model))
+    hook = model.register_forward_pre_hook(
+        lambda m, x: seen.append(sum(int((layer.weight == 0).sum()) for layer in layers(m))) if m.training else None
+    )
+    report = prune_gradually(model, lesson=lesson(), amount=0.6, steps=20, batch_size=16)
+    hook.remove()
+    assert seen == [round(0.6 * total * (1 - (1 - min(step / 15, 1)) ** 3)) for step in range(20)]
+    assert sum(int((m.weight == 0).sum()) for m in layers(model)) == round(0.6 * total)
+    assert report.steps == 20 and report.train_accuracy == (model(X).argmax(1) == Y).double().mean().item()
+
+
+def test_gradual_pruning_of_nothing_is_plain_training_and_repeats():
+    model, twin = net(), net()
+    prune_gradually(model, lesson=lesson(), amount=0.0, steps=5, batch_size=16)
+    train(twin, X, Y, steps=5, seed=0, batch_size=16, lr=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    one, other = (net() for _ in range(2))
+    for each in (one, other):
+        prune_gradually(each, lesson=lesson(), amount=0.5, steps=9, batch_size=16)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="amount must be in"):
+        prune_gradually(net(), lesson=lesson(), amount=1.5)
+    with pytest.raises(ModelError, match="Conv2d or Linear"):
+        prune_gradually(nn.Flatten(), lesson=lesson())

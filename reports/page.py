@@ -138,7 +138,9 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
         board = leaderboard(same.assign(model=names, condition=""), threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
-        boards.append(board.drop(columns=["rank", "_changed"]).assign(model=str(model), condition=shown))
+        boards.append(
+            board.drop(columns=["rank", "rank_low", "rank_high", "_changed"]).assign(model=str(model), condition=shown)
+        )
     if not boards:
         return {"columns": [], "values": [], "verdicts": []}
     whole = pd.concat(boards, ignore_index=True)
@@ -174,6 +176,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

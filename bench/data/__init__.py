@@ -12,7 +12,7 @@ TABLE: dict[str, str] = {
     "mnist": "robench.data.idx:mnist",
     "fashion_mnist": "robench.data.idx:fashion_mnist",
 }
-"""Loaders ``f(*, split='test', ...) -> Dataset``."""
+"""Loaders ``f(*, split='test', ...) -> Dataset``; the fact ``flips`` says that a mirrored image keeps its label."""
 
 PREFIXES: dict[str, str] = {
     "folder": "robench.data._folder:folder",

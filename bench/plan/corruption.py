@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from robench import catalog
 from robench.corrupt.tables import level_of
 from robench.plan.draft import Draft
@@ -17,25 +19,27 @@ def section(draft: Draft) -> None:
             corruption_cell(draft, model, name)
 
 
-def corruption_cell(draft: Draft, model: Artifact, name: str, *, condition: str = "") -> None:
-    """One model on one corruption at all severities."""
-    built = corrupted(draft, name)
-    extra = (draft.predictions(model, built), draft.predictions(model, draft.test()))
+def corruption_cell(draft: Draft, model: Artifact, name: str, *, data: Artifact | None = None, **more: Any) -> None:
+    """One model on one corruption at all severities; ``more`` are further fields of the cell."""
+    images = data or draft.test()
+    built = corrupted(draft, name, data=images)
+    extra = (draft.predictions(model, built), draft.predictions(model, images))
     args = {"corruption": name, "table": draft.suite.corruption.table}
-    draft.add(Ref.of("corruption", **args), model, extra=extra, condition=condition)
+    draft.add(Ref.of("corruption", **args), model, data=images, extra=extra, **more)
 
 
-def corrupted(draft: Draft, name: str) -> Artifact:
-    """The run's test images under one corruption, at five severities.
+def corrupted(draft: Draft, name: str, *, data: Artifact | None = None) -> Artifact:
+    """Some images, by default the run's test images, under one corruption, at five severities.
 
     Raises:
         ConfigError: A corruption that the suite's severity table lacks.
     """
     table = draft.suite.corruption.table
     level_of(table, name, 1)
+    images = data or draft.test()
     ref = catalog.BUILDERS.resolve(Ref.of("corrupted", corruption=name, table=table, seed=draft.seed))
     version = f"{catalog.BUILDERS['corrupted'].version}|{catalog.CORRUPTIONS[name].version}"
-    return Artifact("data", ref, version, (draft.test(),), label=draft.data_label, stored=True)
+    return Artifact("data", ref, version, (images,), label=images.label, stored=True)
 
 
 def severity(draft: Draft, name: str, level: int) -> Artifact:

@@ -54,6 +54,13 @@ def clean(model: str, condition: str = "", *, fraction: float = 1.0, seed: int =
     )
 
 
+def scarcity(model: str, fraction: float, seed: int) -> pd.DataFrame:
+    """Clean rows of a training on a share of 1000 images, a fifth of them wrongly labelled."""
+    frame = clean(model, f"scarcity(fraction={fraction})", fraction=fraction, seed=seed)
+    count = round(1000 * fraction)
+    return frame.assign(train_n=count, noisy_n=count // 5, memorised_n=count // 10)
+
+
 def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", "noise")) -> pd.DataFrame:
     parts = []
     correct = clean(model)["score"].to_numpy()[:N]
@@ -184,6 +191,23 @@ def efficiency(model: str) -> pd.DataFrame:
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
 
 
+def shifts() -> dict[str, pd.DataFrame]:
+    """Frames of ``plain`` on a shifted set with a reference line, on a grid of rotations, and in two groups."""
+    ids = np.arange(N)
+    base = {"sample": ids, "label": ids % 4, "score": (ids % 5 > 0).astype(float)}
+    one = pd.DataFrame(
+        {**cell("plain", "shift"), **base, "shift": "sketch", "split": "shifted", "baseline": "", "masked": 0}
+    )
+    both = pd.concat([one, one.assign(split="clean", score=(ids % 10 > 0).astype(float))], ignore_index=True)
+    worst = (ids % 3 > 0).astype(float)
+    turned = {"grid": "grid", "score_worst": worst, "score_mean": (1 + worst) / 2, "score_clean": 1.0}
+    return {
+        "shift": both.assign(slope=0.9, intercept=-0.5, references=20),
+        "spatial": pd.DataFrame({**cell("plain", "spatial"), "sample": ids, **turned}),
+        "groups": pd.DataFrame({**cell("plain", "groups"), **base, "group": np.where(ids < 52, "day", "night")}),
+    }
+
+
 def disagreement(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
     ids = np.arange(N)
     pred, parent = (ids + (ids % 9 == 0)) % 4, (ids + (ids % 10 == 0)) % 4
@@ -222,7 +246,7 @@ def twin(model: str) -> pd.DataFrame:
 
 def frames() -> dict[str, pd.DataFrame]:
     """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
-    scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
+    scarce = [scarcity("plain", f, s) for f in (0.05, 0.1, 0.5, 1.0) for s in (0, 1)]
     return {
         "clean": pd.concat([*(clean(m) for m in MODELS), *scarce], ignore_index=True),
         "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),

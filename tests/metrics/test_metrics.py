@@ -12,7 +12,7 @@ from robench.registry import Table
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
 SCENARIOS = {
     "clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change", "twin", "ood",
-    "calibration",
+    "calibration", "shift", "spatial", "groups",
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     facts = entry.facts
     assert facts["group"] in GROUPS and facts["needs"] in SCENARIOS and facts["summary"].endswith(".")
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
-    frame = synthetic.frames()[facts["needs"]]
+    frame = {**synthetic.frames(), **synthetic.shifts()}[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
     if facts["group"] == "compression" and facts["needs"] in ("corruption", "evasion"):
         rows = rows.assign(score=rows["score_clean"], score_parent=1.0)

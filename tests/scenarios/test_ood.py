@@ -94,7 +94,7 @@ def test_without_training_images_fitted_detectors_are_skipped_with_the_reason(co
     assert skipped["error"].str.contains("no training images|no linear layer").all() and skipped["score"].isna().all()
     told = {(l["attack"], l["threat"]): l for l in lines(found, {}) if l["metric"] == "auroc"}
     assert told["knn", "noise"]["status"] == "skipped" and math.isnan(told["knn", "noise"]["value"])
-    assert told["knn", "noise"]["n"] == 0 and "training" in told["knn", "noise"]["excludes"]
+    assert told["knn", "noise"]["n"] == 0 and "training" in told["knn", "noise"]["validity"]
     assert told["energy", "noise"]["n"] == 30 and "status" not in told["energy", "noise"]
 
 

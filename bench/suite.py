@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
 """Suites inside the package."""
 
 

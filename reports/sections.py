@@ -23,6 +23,7 @@ class Section:
 TABLE: dict[str, str] = {
     "corruptions": "robench.reports.corruptions:corruptions",
     "crossings": "robench.reports.crossings:crossings",
+    "compression": "robench.reports.compression:compression",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",
 }

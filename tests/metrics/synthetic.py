@@ -139,10 +139,12 @@ def protocol(model: str, name: str = "robench-standard") -> pd.DataFrame:
     return rows.assign(stage=stage, stage_access=access, escalated="")
 
 
-def corruption(model: str) -> pd.DataFrame:
+def corruption(
+    model: str, names: tuple[str, ...] = ("gaussian_noise", "contrast", "jpeg"), reference: str = ""
+) -> pd.DataFrame:
     ids = np.arange(N)
     parts = []
-    for index, name in enumerate(("gaussian_noise", "contrast", "jpeg")):
+    for index, name in enumerate(names):
         for severity in range(1, 6):
             good = skill(model) > 0.04 * severity + 0.05 * index
             parts.append(
@@ -153,12 +155,34 @@ def corruption(model: str) -> pd.DataFrame:
                         "label": ids % 4,
                         "corruption": name,
                         "severity": severity,
-                        "table": "28",
+                        "table": "imagenet-v1",
+                        "family": "noise" if "noise" in name else "digital",
+                        "source": "robench-C (regenerated, imagenet-v1)",
+                        "reference": reference,
+                        "classes": 1000,
                         "score": good.astype(float),
                         "score_clean": 1.0,
                     }
                 )
             )
+    return pd.concat(parts, ignore_index=True)
+
+
+def benchmark(model: str) -> pd.DataFrame:
+    """All 15 corruptions, and the scores of a reference model: every fourth image wrong, of the corrupted every second."""
+    from robench.metrics.corrupted import ALEXNET
+
+    frame = corruption(model, tuple(ALEXNET))
+    return frame.assign(reference_score=frame["sample"] % 2.0, reference_score_clean=(frame["sample"] % 4 > 0) * 1.0)
+
+
+def flips(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    base = {**cell(model, "flips"), "sample": ids, "label": ids % 4, "frames": 31, "source": "robench-P (regenerated)"}
+    parts = [
+        pd.DataFrame({**base, "perturbation": name, "compared": compared, "flips": (ids % 3) / 30})
+        for name, compared in (("gaussian_noise", "first"), ("tilt", "previous"))
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -281,6 +305,7 @@ def frames() -> dict[str, pd.DataFrame]:
         "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),
         "sentinel": pd.concat([sentinel(m) for m in MODELS], ignore_index=True),
         "corruption": pd.concat([corruption(m) for m in MODELS], ignore_index=True),
+        "flips": pd.concat([flips(m) for m in MODELS], ignore_index=True),
         "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
         "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
         "twin": twin("plain"),

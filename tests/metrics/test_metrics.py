@@ -12,7 +12,7 @@ from robench.registry import Table
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
 SCENARIOS = {
     "clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change", "twin", "ood",
-    "calibration", "shift", "spatial", "groups",
+    "calibration", "shift", "spatial", "groups", "flips",
 }  # fmt: skip
 
 
@@ -24,6 +24,8 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
     frame = {**synthetic.confident(), **synthetic.shifts()}[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
+    if facts["needs"] == "corruption":
+        rows = synthetic.benchmark("plain")
     if facts["group"] == "compression" and facts["needs"] in ("corruption", "evasion"):
         rows = rows.assign(score=rows["score_clean"], score_parent=1.0)
     if facts["needs"] == "evasion":

@@ -74,14 +74,14 @@ def parts(n: int, replicates: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
-def estimate(n: int, statistic: Statistic) -> Estimate:
+def estimate(n: int, statistic: Statistic, *, replicates: int = stats.REPLICATES) -> Estimate:
     """The statistic of n samples with a percentile bootstrap interval; empty without samples.
 
     Source: Efron & Tibshirani, 1993, section 13.3.
     """
     if n == 0:
         return stats.EMPTY
-    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n)]), n)
+    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n, replicates=replicates)]), n)
 
 
 def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:

@@ -66,6 +66,7 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option(
     "--chain", "chains", multiple=True, help="Add a crossing, e.g. 'prune(0.7) | corruption(fog, 3) | attack(fgsm)'."
 )
+@click.option("--ood", multiple=True, help="Add images of other kinds: 'glyphs', 'noise', ..., or NAME=folder:PATH.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
 @click.option("--limit", type=click.IntRange(1), help="Test images (marks the run as limited).")
@@ -156,6 +157,8 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         *suite.chains,
         *(Crossing(chain=text, models=list(options["models"])) for text in options["chains"]),
     ]
+    known = dict.fromkeys([*suite.ood.sources, *options["ood"]])
+    changes["ood"] = suite.ood.model_copy(update={"sources": list(known)})
     parts: dict[str, dict[str, Any]] = {
         "evasion": {"attacks": [], "curves": [], "defenses": []},
         "corruption": {"corruption": Corruption()},
@@ -164,6 +167,8 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "explanation": {"explainers": []},
         "efficiency": {"efficiency": False},
         "clean": {},
+        "ood": {"ood": type(suite.ood)(sources=list(options["ood"]))},
+        "calibration": {"calibration": type(suite.calibration)()},
         "crossing": {"chains": changes["chains"][len(suite.chains) :]},
     }
     for name in options["scenarios"]:

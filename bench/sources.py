@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench import catalog
-from robench.errors import ConfigError, ModelError, must, suggestion
+from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
+from robench.plan.ood import read_as
 from robench.spec import Artifact, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
@@ -39,7 +40,7 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     splits: dict[str, str] = {}
     label = Ref.parse(data).name
     version = catalog.DATA[label].version
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         if split in _splits(data):
             splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
     shape = read_split(data, "test").spec.shape
@@ -76,6 +77,33 @@ def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
     if own.spec.shape[0] != shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
         raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
+
+
+def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
+    """Further data sets that are to hold none of the classes of ``data``: as they are read → content hash.
+
+    Args:
+        data: The data set whose images are in distribution.
+        named: References such as ``folder:PATH``; size and channels are those of ``data`` unless said otherwise.
+
+    Raises:
+        ConfigError: Unknown names.
+        DataError: Missing or damaged data, images of another shape, or a class that ``data`` has too.
+    """
+    own = read_split(data, "test").spec
+    found = {}
+    for text in named:
+        read = read_as(text, own.shape)
+        other = read_split(read, "test").spec
+        common = sorted({c.casefold() for c in own.classes} & {c.casefold() for c in other.classes})
+        if common:
+            remedy = "images of a class that the model knows are not out of distribution; leave those folders out"
+            raise DataError(must(f"the classes of {text}", f"none of those of {data}", common, remedy))
+        if other.shape != own.shape:
+            remedy = f"resize them, e.g. {Ref.parse(text).name}(size={own.shape[1]})"
+            raise DataError(must(f"images of {text}", f"of shape {own.shape}", other.shape, remedy))
+        found[read] = f"{catalog.DATA[Ref.parse(read).name].version}|{other.sha256}"
+    return found
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -75,6 +75,35 @@ class Crossing(_Strict):
     models: list[str] = []
 
 
+class Ood(_Strict):
+    """Images of other kinds that a model's outputs are to tell from the data set's own."""
+
+    sources: list[str] = []
+    """``glyphs(detail=8)`` and other drawn ones, or ``NAME=folder:PATH`` and other data of the user."""
+    detectors: list[str] = []
+    """All by default."""
+    attack: str = ""
+    """Attack whose successes are a further source; empty: none."""
+    threat: str = ""
+    """Threat of that attack, by default the suite's first."""
+    train_limit: int = Field(default=10_000, ge=1)
+    """Training images that detectors are fitted on, at most."""
+
+
+class Calibration(_Strict):
+    """Confidence before and after temperature scaling, on clean, corrupted and adversarial images."""
+
+    split: str = ""
+    """Where the temperature is fitted: ``validation`` or ``train``; empty: no such measurement."""
+    corruptions: list[str] = []
+    severity: int = Field(default=3, ge=1, le=5)
+    attack: str = ""
+    threat: str = ""
+    """By default the suite's first."""
+    limit: int = Field(default=1000, ge=1)
+    """Images that the temperature is fitted on, at most."""
+
+
 class Suite(_Strict):
     """One suite."""
 
@@ -95,6 +124,8 @@ class Suite(_Strict):
     compression: Compression = Compression()
     defenses: list[Defended] = []
     chains: list[Crossing] = []
+    ood: Ood = Ood()
+    calibration: Calibration = Calibration()
     explainers: list[str] = []
     explain_limit: int = Field(default=100, ge=1)
     efficiency: bool = False

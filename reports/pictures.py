@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 
 from robench.reports.curves import corruption_curve, scarcity_curve, security_curve
 from robench.reports.pareto import pareto_picture
+from robench.reports.reliability import reliability_diagram, risk_coverage
 
 PICTURES: Mapping[str, Callable[..., Figure | None]] = {
     "security_curve": security_curve,
     "corruption_curve": corruption_curve,
     "scarcity_curve": scarcity_curve,
     "pareto": pareto_picture,
+    "reliability_diagram": reliability_diagram,
+    "risk_coverage": risk_coverage,
 }
 """File name → ``f(table, *, dataset=None) -> Figure | None``, in the order of the page; None: nothing to draw."""

@@ -79,7 +79,7 @@ def escalations(table: pd.DataFrame) -> list[str]:
 
 def exclusions(table: pd.DataFrame) -> list[str]:
     """``model [condition] threat: what`` the checks behind a verdict exclude, though they found nothing."""
-    return _told(table, "excludes")
+    return _told(table[table["attack"] == "worst"], "excludes")
 
 
 def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:

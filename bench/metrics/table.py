@@ -12,12 +12,17 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
-* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not there; ``validity`` says how
-  to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+* ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
+  measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
+  ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -31,7 +36,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer, twins
+from robench.metrics import clean, compressed, confidence, corrupted, cost, explained, ood, robust, scarcity, transfer, twins
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 from robench.spec import Estimate
@@ -137,8 +142,7 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
@@ -262,6 +266,7 @@ def _is_scarcity(condition: str) -> bool:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": _corruption,
     "disagreement": compressed.lines,
@@ -270,4 +275,5 @@ _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator
     "explanation": _explanation,
     "explanation_change": compressed.changed,
     "twin": twins.lines,
+    "ood": ood.lines,
 }

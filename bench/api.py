@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +46,23 @@ def plan_run(
         RobenchError: Anything named that is unknown, missing or out of range.
     """
     from robench.plan import expand
-    from robench.sources import resolve_sources
+    from robench.plan.ood import named_data
+    from robench.sources import other_data, resolve_sources
 
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     named = list(models)
-    sources, paths = resolve_sources(data or chosen.data, named or chosen.models)
+    files = chosen.model_copy(update=changes or {}).files()
+    sources, paths = resolve_sources(data or chosen.data, named or chosen.models, files=files)
     labels = [m if isinstance(m, str) and m in sources.models else Path(getattr(m, "source", str(m))).name for m in named]
     update = {"data": data or chosen.data, **(changes or {})}
     if named:
         update |= {"models": labels, **_narrowed(chosen.model_copy(update=update), set(labels))}
     if limit is not None:
         update["limit"] = limit
-    return expand(chosen.model_copy(update=update), sources, seed=seed, settings=settings), paths
+    whole = chosen.model_copy(update=update)
+    others = [other for other in (named_data(text)[1] for text in whole.ood.sources) if other]
+    sources = replace(sources, files={**sources.files, **other_data(sources.data, others)})
+    return expand(whole, sources, seed=seed, settings=settings), paths
 
 
 def _narrowed(suite: Suite, labels: set[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robench import attacks, compress, corrupt, data, defenses, explainers, metrics, models
+from robench import attacks, compress, corrupt, data, defenses, explainers, metrics, models, ood
 from robench.registry import Table
 
 ATTACKS = Table("attacks", attacks.TABLE, attacks.PREFIXES)
@@ -15,6 +15,8 @@ COMPRESSIONS = Table("compressions", compress.TABLE)
 CORRUPTIONS = Table("corruptions", corrupt.TABLE)
 EXPLAINERS = Table("explainers", explainers.TABLE)
 METRICS = Table("metrics", metrics.TABLE)
+DETECTORS = Table("detectors", ood.TABLE)
+OOD_SOURCES = Table("ood_sources", ood.TABLE_SOURCES)
 SCENARIOS = Table(
     "scenarios",
     {
@@ -24,9 +26,15 @@ SCENARIOS = Table(
         "corruption": "robench.scenarios.corruption:corruption",
         "explanation": "robench.scenarios.explanation:explanation",
         "efficiency": "robench.scenarios.efficiency:efficiency",
+        "spatial": "robench.scenarios.spatial:spatial",
+        "shift": "robench.scenarios.shift:shift",
+        "groups": "robench.scenarios.shift:groups",
+        "evasion_train": "robench.scenarios.shift:evasion_train",
         "twin": "robench.scenarios.twin:twin",
         "disagreement": "robench.scenarios.disagreement:disagreement",
         "explanation_change": "robench.scenarios.explanation_change:explanation_change",
+        "ood": "robench.scenarios.ood:ood",
+        "calibration": "robench.scenarios.calibration:calibration",
     },
 )
 BUILDERS = Table(
@@ -44,6 +52,9 @@ BUILDERS = Table(
         "severity": "robench.builders.images:severity",
         "predictions": "robench.builders.predictions:predictions",
         "part": "robench.builders.predictions:part",
+        "groups": "robench.builders.groups:groups",
+        "drawn": "robench.builders.drawn:drawn",
+        "attacked": "robench.builders.attacked:attacked",
     },
 )
 
@@ -60,6 +71,8 @@ TABLES = {
         CORRUPTIONS,
         EXPLAINERS,
         METRICS,
+        DETECTORS,
+        OOD_SOURCES,
         SCENARIOS,
         BUILDERS,
     )

@@ -35,6 +35,8 @@ BROKEN = 0.6
 """What is left of an attack's passes on average, since broken samples leave early."""
 SENTINEL = (30.0, 64, 350.0)
 """Passes' worth of the sentinel's cheap looks at each sample, and the few samples that get this many more."""
+TURN = 2.0
+"""Passes' worth of one rotated image: to turn it takes about as long as to look at it."""
 LOOPS = ("steps", "queries", "draws", "max_iter")
 """Arguments that count an attack's steps; the first one it has."""
 TIMES = ("restarts", "targets", "searches")
@@ -84,6 +86,11 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     """Forward passes of a cell over all samples; a gradient counts as two more."""
     samples = plan.suite.limit or 1000
     name = cell.scenario.name
+    if name == "evasion_train":
+        return plan.suite.robust_gap.limit * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
+    if name == "spatial":
+        grid = cell.scenario.kwargs
+        return samples * TURN * len(grid["angles"]) * len(grid["shifts"]) ** 2
     if name == "evasion":
         return samples * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
     if name == "sentinel":

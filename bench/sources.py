@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench import catalog
-from robench.errors import ConfigError, ModelError, must, suggestion
+from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
+from robench.plan.ood import read_as
 from robench.plan.scarcity import SAMPLE, checked, trained_on
-from robench.spec import Artifact, Ref
+from robench.spec import Artifact, DatasetSpec, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
 
@@ -29,8 +30,12 @@ class UserModel:
     num_classes: int = 10
 
 
-def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sources, tuple[tuple[str, str], ...]]:
+def resolve_sources(
+    data: str, models: Iterable[str | UserModel], *, files: Iterable[str] = ()
+) -> tuple[Sources, tuple[tuple[str, str], ...]]:
     """Source artifacts of a data set and of models, and the (sha256, path) pairs of the user's files.
+
+    ``files`` are further data sets (shifted ones), which must have images of the same shape.
 
     Raises:
         ConfigError: Unknown names.
@@ -40,10 +45,11 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     splits: dict[str, str] = {}
     label = Ref.parse(data).name
     version = catalog.DATA[label].version
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         if split in _splits(data):
             splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
-    shape = read_split(data, "test").spec.shape
+    spec = read_split(data, "test").spec
+    shape = spec.shape
     fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
     artifacts = {name: _zoo(name) for name in fitting}
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
@@ -55,7 +61,7 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         if isinstance(model, str) and model.startswith("trained("):
             artifacts[model] = _trained(model, data, splits)
             arch = Ref.parse(artifacts[model].builder.kwargs["arch"])
-            classes[model] = int(arch.kwargs.get("num_classes", len(read_split(data, "test").spec.classes)))
+            classes[model] = int(arch.kwargs.get("num_classes", len(spec.classes)))
             continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
@@ -64,7 +70,23 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    return Sources(data, label, splits, artifacts, classes, shape), tuple(paths)
+    further = {name: _further(name, shape) for name in dict.fromkeys(files)}
+    names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
+    hashes = {name: version for name, (_, version) in further.items()}
+    return Sources(data, label, splits, artifacts, classes, shape, hashes, names), tuple(paths)
+
+
+def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str]:
+    """Facts and version of a further data set's test split.
+
+    Raises:
+        DataError: Images of another shape.
+    """
+    name = read_as(source, shape)
+    spec = read_split(name, "test").spec
+    if spec.shape != shape:
+        raise DataError(must(f"the images of {source}", f"{shape} as the data set's", spec.shape, "resize or convert them"))
+    return spec, f"{catalog.DATA[Ref.parse(name).name].version}|{spec.sha256}"
 
 
 def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
@@ -77,6 +99,33 @@ def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
     if own.spec.shape[0] != shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
         raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
+
+
+def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
+    """Further data sets that are to hold none of the classes of ``data``: as they are read → content hash.
+
+    Args:
+        data: The data set whose images are in distribution.
+        named: References such as ``folder:PATH``; size and channels are those of ``data`` unless said otherwise.
+
+    Raises:
+        ConfigError: Unknown names.
+        DataError: Missing or damaged data, images of another shape, or a class that ``data`` has too.
+    """
+    own = read_split(data, "test").spec
+    found = {}
+    for text in named:
+        read = read_as(text, own.shape)
+        other = read_split(read, "test").spec
+        common = sorted({c.casefold() for c in own.classes} & {c.casefold() for c in other.classes})
+        if common:
+            remedy = "images of a class that the model knows are not out of distribution; leave those folders out"
+            raise DataError(must(f"the classes of {text}", f"none of those of {data}", common, remedy))
+        if other.shape != own.shape:
+            remedy = f"resize them, e.g. {Ref.parse(text).name}(size={own.shape[1]})"
+            raise DataError(must(f"images of {text}", f"of shape {own.shape}", other.shape, remedy))
+        found[read] = f"{catalog.DATA[Ref.parse(read).name].version}|{other.sha256}"
+    return found
 
 
 def _splits(data: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robench.errors import ConfigError, must, suggestion
 
@@ -97,6 +97,59 @@ class Crossing(_Strict):
     models: list[str] = []
 
 
+class Spatial(_Strict):
+    """A grid of rotations (degrees) and translations (parts of the side) of every test image; none without angles."""
+
+    angles: list[float] = []
+    shifts: list[float] = [0.0]
+    padding: str = "zeros"
+
+
+class Shift(_Strict):
+    """A shifted test set, with reference models (a CSV file ``clean,shifted``) and a model to compare with where wanted."""
+
+    data: str
+    reference: str = ""
+    baseline: str = ""
+
+
+class RobustGap(_Strict):
+    """Attacks on this many training images, for robust accuracy on training images minus that on test images."""
+
+    limit: int = Field(default=300, ge=1)
+    threats: list[str] = []
+    attacks: list[str] = []
+
+
+class Ood(_Strict):
+    """Images of other kinds that a model's outputs are to tell from the data set's own."""
+
+    sources: list[str] = []
+    """``glyphs(detail=8)`` and other drawn ones, or ``NAME=folder:PATH`` and other data of the user."""
+    detectors: list[str] = []
+    """All by default."""
+    attack: str = ""
+    """Attack whose successes are a further source; empty: none."""
+    threat: str = ""
+    """Threat of that attack, by default the suite's first."""
+    train_limit: int = Field(default=10_000, ge=1)
+    """Training images that detectors are fitted on, at most."""
+
+
+class Calibration(_Strict):
+    """Confidence before and after temperature scaling, on clean, corrupted and adversarial images."""
+
+    split: str = ""
+    """Where the temperature is fitted: ``validation`` or ``train``; empty: no such measurement."""
+    corruptions: list[str] = []
+    severity: int = Field(default=3, ge=1, le=5)
+    attack: str = ""
+    threat: str = ""
+    """By default the suite's first."""
+    limit: int = Field(default=1000, ge=1)
+    """Images that the temperature is fitted on, at most."""
+
+
 class Suite(_Strict):
     """One suite."""
 
@@ -117,9 +170,27 @@ class Suite(_Strict):
     compression: Compression = Compression()
     defenses: list[Defended] = []
     chains: list[Crossing] = []
+    ood: Ood = Ood()
+    calibration: Calibration = Calibration()
     explainers: list[str] = []
     explain_limit: int = Field(default=100, ge=1)
     efficiency: bool = False
+    spatial: Spatial = Spatial()
+    shifts: dict[str, Shift] = {}
+    """Name → shifted test set, or only its data."""
+    groups: str = ""
+    """A CSV file ``sample,group`` of the test images."""
+    robust_gap: RobustGap = RobustGap()
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A shift may be written as its data alone."""
+        return {k: {"data": v} if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    def files(self) -> list[str]:
+        """Further data sets that the suite names, besides ``data``."""
+        return [shift.data for shift in self.shifts.values()]
 
 
 def packaged(name: str) -> str:

@@ -14,11 +14,12 @@ import pandas as pd
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.metrics.validity import DOUBTED
-from robench.registry import facts
+from robench.registry import Table, facts
 from robench.spec import ThreatModel
 
 _TEXT = re.compile(r"\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(>=|<=|>|<)\s*(\S+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_FACTS = Table("metrics", METRICS)
 _EXAMPLE = "e.g. robust_accuracy[linf(8/255)]>=0.4"
 
 
@@ -141,13 +142,15 @@ def _obstacle(row: dict[str, object]) -> str:
 
 
 def _select(rows: pd.DataFrame, wanted: Requirement) -> pd.DataFrame:
-    """Rows the requirement speaks of; without selector the mean over corruptions, and every threat or explainer."""
+    """Rows the requirement speaks of; without selector the mean over corruptions, clean images, else all there is."""
     found = rows[rows["metric"] == wanted.metric]
     found = found[(found["scenario"] != "evasion") | found["attack"].isin(["worst", "curve"])]
     if wanted.metric == "corrupted_accuracy" and not wanted.selector:
         return found[(found["threat"] == "mean") & found["eps"].isna()]
     if not wanted.selector:
-        return found
+        # Of a measure of clean images, corrupted and adversarial ones are another number, to be named.
+        plain = _FACTS[wanted.metric].facts["needs"] == "clean"
+        return found[found["scenario"] != "calibration"] if plain else found
     chosen = [_same(wanted.selector, str(t), str(a)) for t, a in zip(found["threat"], found["attack"], strict=True)]
     return found[pd.Series(chosen, index=found.index, dtype=bool)]
 

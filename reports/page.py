@@ -23,6 +23,8 @@ _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
 
 _PLAIN = "(as it is)"
+_POINTS = ("accuracy_in_bin", "risk_at_coverage")
+"""Metrics that are the points of a picture; their numbers are in ``table.csv``."""
 
 
 @facts(version=3)
@@ -59,7 +61,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         sections=[{"title": s.title, "note": s.note, **_rows(s.cells)} for s in sections(table)],
         left_out=list((header or {}).get("left_out", ())),
         transfers=_rows(transfer_matrix(table)),
-        rows=_rows(tidy_cells(table)),
+        rows=_rows(tidy_cells(table[~table["metric"].isin(_POINTS)])),
         limited=bool((table["status"] == "limited").any()),
         unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
     )
@@ -136,7 +138,9 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
         board = leaderboard(same.assign(model=names, condition=""), threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
-        boards.append(board.drop(columns=["rank", "_changed"]).assign(model=str(model), condition=shown))
+        boards.append(
+            board.drop(columns=["rank", "rank_low", "rank_high", "_changed"]).assign(model=str(model), condition=shown)
+        )
     if not boards:
         return {"columns": [], "values": [], "verdicts": []}
     whole = pd.concat(boards, ignore_index=True)
@@ -172,6 +176,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.axes[0].get_title(loc="left").strip()
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

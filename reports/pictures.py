@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from robench.reports.curves import corruption_curve, security_curve
 from robench.reports.pareto import pareto_picture
+from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.scarcity import augmentation_gains, data_quality_curve, scarcity_curve, transfer_gains
 
 PICTURES: Mapping[str, Callable[..., Figure | None]] = {
@@ -18,5 +19,7 @@ PICTURES: Mapping[str, Callable[..., Figure | None]] = {
     "augmentation_gains": augmentation_gains,
     "transfer_gains": transfer_gains,
     "pareto": pareto_picture,
+    "reliability_diagram": reliability_diagram,
+    "risk_coverage": risk_coverage,
 }
 """File name → ``f(table, *, dataset=None) -> Figure | None``, in the order of the page; None: nothing to draw."""

@@ -22,6 +22,8 @@ class Section:
 
 TABLE: dict[str, str] = {
     "crossings": "robench.reports.crossings:crossings",
+    "detection": "robench.reports.confidence:detection",
+    "confidence": "robench.reports.confidence:confidence",
 }
 """Name → maker, in the order of the page; one that finds nothing in the table gives None."""
 

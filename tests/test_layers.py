@@ -16,7 +16,7 @@ TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metr
 LAYERS = [
     ("errors", "spec", "registry"),
     ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
-    ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "efficiency"),
+    ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),
     ("zoo",),
     ("catalog",),

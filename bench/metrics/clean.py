@@ -1,16 +1,12 @@
-"""Metrics of the ``clean`` frame: accuracy, its gap to training, calibration."""
+"""Metrics of the ``clean`` frame: accuracy, its worst class and its gap to training."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from robench.metrics import stats
 from robench.registry import facts
 from robench.spec import Estimate
-
-BINS = 15
-"""Equal-width confidence bins of ``ece`` (Guo et al., ICML 2017, section 4)."""
 
 
 def split(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -55,37 +51,3 @@ def worst_class_accuracy(frame: pd.DataFrame) -> Estimate:
     each = [stats.wilson(round(float(k)), int(n), level=level) for k, n in counts.to_numpy()]
     worst = min(each, key=lambda e: (e.value, e.n))
     return Estimate(worst.value, min(e.low for e in each), min(e.high for e in each), worst.n)
-
-
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
-def ece(frame: pd.DataFrame) -> Estimate:
-    """Expected calibration error in [0, 1]: 15 equal-width bins on the confidence, bootstrap interval over samples.
-
-    The estimate is biased upward for few samples, and so is its bootstrap; the interval is widened to hold the value.
-
-    Source: Guo et al., ICML 2017, equation 3.
-    """
-    rows = split(frame, "test")
-    if rows.empty:
-        return stats.EMPTY
-    confidence = rows["confidence"].to_numpy(np.float64)
-    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    excess = rows["score"].to_numpy(np.float64) - confidence
-
-    def error(index: np.ndarray) -> stats.Floats:
-        cells = bins[index] + BINS * np.arange(len(index))[:, None]
-        sums = np.bincount(cells.ravel(), weights=excess[index].ravel(), minlength=BINS * len(index))
-        return np.abs(sums).reshape(len(index), BINS).sum(axis=1) / index.shape[1]
-
-    value = float(error(np.arange(len(rows))[None])[0])
-    low, high = stats.bootstrap(len(rows), error)
-    return Estimate(value, min(low, value), max(high, value), len(rows))
-
-
-@facts(version=1, unit="score", higher_is_better=False, bounds=(0, 2), needs="clean", group="generalization")
-def brier(frame: pd.DataFrame) -> Estimate:
-    """Mean over test samples of the squared distance between probabilities and one-hot label, in [0, 2].
-
-    Source: Brier, Monthly Weather Review 1950 (multi-class form).
-    """
-    return stats.mean_interval(split(frame, "test")["brier"])

@@ -14,13 +14,23 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   corruption, a threat model), ``eps`` the severity of corrupted ones.
 * ``evasion`` rows: ``attack`` is one attack, ``worst`` (per-sample worst case, the only row with a verdict on one threat)
   or ``curve`` (over the eps of the norm in ``threat``). ``transfer(source=...)`` has a row ``transfer_success`` too.
+* ``ood`` rows: ``attack`` is the detector, ``threat`` the source of the other images.
+* ``calibration`` rows: ``threat`` is the source of the images (``clean``, a corruption, an attack), ``attack`` is
+  ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
+  ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
   ``censored`` (the sizes that were tried only bound the number),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
-* ``status`` ``skipped`` (metric ``skipped``, no value): the cell needs a library that is not there; ``validity`` says how
-  to install it; the same command then measures what is missing. Such a row passes no audit and is ranked nowhere.
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows.
+* ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
+  is the group or ``worst``; a group of fewer than 50 samples has the status ``insufficient``. ``spatial``: ``threat`` is
+  the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
+* ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
+  that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
+* ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
+  measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
+  ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -34,7 +44,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, corrupted, cost, explained, robust, scarcity, transfer, twins
+from robench.metrics import (
+    clean,
+    compressed,
+    confidence,
+    corrupted,
+    cost,
+    explained,
+    groups,
+    ood,
+    ranks,
+    robust,
+    scarcity,
+    shifts,
+    transfer,
+    twins,
+)
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
@@ -79,6 +104,7 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                 for row in maker(part, frames):
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
+    rows += list(ranks.lines(list(rows), frames))
     limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
     ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
     rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
@@ -140,9 +166,9 @@ def _finish(row: dict[str, Any], *, limited: bool) -> dict[str, Any]:
 
 _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
-    "brier": clean.brier,
-    "ece": clean.ece,
+    **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
+    "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
 _EXPLAINED: dict[str, Metric] = {
@@ -240,12 +266,18 @@ def _joined(verdicts: list[Verdict]) -> str:
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
+    "calibration": confidence.lines,
     "clean": _clean,
     "corruption": _corruption,
     "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
+    "evasion_train": shifts.train_lines,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "groups": groups.lines,
+    "shift": shifts.shift_lines,
+    "spatial": shifts.spatial_lines,
     "twin": twins.lines,
+    "ood": ood.lines,
 }

@@ -32,6 +32,8 @@ class Sources:
     """(channels, height, width) of the data's images, where it is known."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further data sets of the user, as named → content hash of their test split."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Data set as named → names of its classes, where they are known."""
 
 
 @dataclass(frozen=True)

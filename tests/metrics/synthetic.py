@@ -191,6 +191,23 @@ def efficiency(model: str) -> pd.DataFrame:
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
 
 
+def shifts() -> dict[str, pd.DataFrame]:
+    """Frames of ``plain`` on a shifted set with a reference line, on a grid of rotations, and in two groups."""
+    ids = np.arange(N)
+    base = {"sample": ids, "label": ids % 4, "score": (ids % 5 > 0).astype(float)}
+    one = pd.DataFrame(
+        {**cell("plain", "shift"), **base, "shift": "sketch", "split": "shifted", "baseline": "", "masked": 0}
+    )
+    both = pd.concat([one, one.assign(split="clean", score=(ids % 10 > 0).astype(float))], ignore_index=True)
+    worst = (ids % 3 > 0).astype(float)
+    turned = {"grid": "grid", "score_worst": worst, "score_mean": (1 + worst) / 2, "score_clean": 1.0}
+    return {
+        "shift": both.assign(slope=0.9, intercept=-0.5, references=20),
+        "spatial": pd.DataFrame({**cell("plain", "spatial"), "sample": ids, **turned}),
+        "groups": pd.DataFrame({**cell("plain", "groups"), **base, "group": np.where(ids < 52, "day", "night")}),
+    }
+
+
 def disagreement(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
     ids = np.arange(N)
     pred, parent = (ids + (ids % 9 == 0)) % 4, (ids + (ids % 10 == 0)) % 4

@@ -1,0 +1,82 @@
+"""Bootstrap by weights: how often each sample was drawn, so that one matrix serves every statistic of as many samples.
+
+A statistic maps weights (N, R) to values (R,); with weights of 1 it is the estimate itself. The resamples are those of
+``robench.metrics.stats.resamples``, so that an interval is the same on every run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from robench.metrics import stats
+from robench.metrics.stats import Floats
+from robench.spec import Estimate
+
+Statistic = Callable[[Floats], Floats]
+_KEY = 20240607
+"""Key of the first stream; the same as that of ``robench.metrics.stats.resamples``."""
+_KEPT = 4_000_000
+"""Largest matrix of weights that is kept between calls, in entries."""
+
+
+def weights(n: int, *, replicates: int = stats.REPLICATES, stream: int = 0) -> Iterator[Floats]:
+    """Chunks of bootstrap weights, float64 (n, R), each column summing to n; ``stream`` numbers independent ones."""
+    if n * replicates <= _KEPT:
+        yield _kept(n, replicates, stream)
+        return
+    for index in stats.resamples(n, replicates=replicates, key=_KEY + stream):
+        yield _counts(index, n)
+
+
+@lru_cache(maxsize=8)
+def _kept(n: int, replicates: int, stream: int) -> Floats:
+    parts = [_counts(index, n) for index in stats.resamples(n, replicates=replicates, key=_KEY + stream)]
+    found = np.concatenate(parts, axis=1)
+    found.setflags(write=False)
+    return found
+
+
+def _counts(index: np.ndarray, n: int) -> Floats:
+    cells = index * len(index) + np.arange(len(index))[:, None]
+    return np.bincount(cells.ravel(), minlength=n * len(index)).reshape(n, len(index)).astype(np.float64)
+
+
+def totals(values: Floats, weights: Floats) -> Floats:
+    """Sums of values (N,) or (N, B) over samples by weights (N, R): (R,) or (B, R).
+
+    Values are rounded to multiples of 2^-30, so that no sum depends on the order in which a library adds.
+    """
+    found: Floats = np.round(np.asarray(values, np.float64) * 2.0**30).T @ weights * 2.0**-30
+    return found
+
+
+def whole(n: int, *, replicates: int = stats.REPLICATES, stream: int = 0) -> Floats:
+    """All bootstrap weights at once, (n, replicates)."""
+    parts = list(weights(n, replicates=replicates, stream=stream))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def estimate(n: int, statistic: Statistic) -> Estimate:
+    """The statistic of n samples with a percentile bootstrap interval; empty without samples.
+
+    Source: Efron & Tibshirani, 1993, section 13.3.
+    """
+    if n == 0:
+        return stats.EMPTY
+    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n)]), n)
+
+
+def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
+    """The value (1,) with the middle 95 % of its resamples (R,), widened to hold it where a bootstrap is biased.
+
+    A single sample has no interval.
+    """
+    value = float(exact[0])
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    low, high = np.quantile(resampled, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
+    return Estimate(value, min(float(low), value), max(float(high), value), n)

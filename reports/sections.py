@@ -22,6 +22,7 @@ class Section:
 
 TABLE: dict[str, str] = {
     "crossings": "robench.reports.crossings:crossings",
+    "efficiency_of_data": "robench.reports.scarcity:efficiency_of_data",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",
 }

@@ -37,6 +37,10 @@ SENTINEL = (30.0, 64, 350.0)
 """Passes' worth of the sentinel's cheap looks at each sample, and the few samples that get this many more."""
 TURN = 2.0
 """Passes' worth of one rotated image: to turn it takes about as long as to look at it."""
+TIMED, MEASURING = 18_600.0, 13.0
+"""Passes that ``efficiency`` times at four batch sizes, and the seconds after which it leaves the rest."""
+COMPARED = 110.0
+"""Passes' worth of an image whose map of two models is compared, on average over explainers."""
 LOOPS = ("steps", "queries", "draws", "max_iter")
 """Arguments that count an attack's steps; the first one it has."""
 TIMES = ("restarts", "targets", "searches")
@@ -56,7 +60,8 @@ def estimate_seconds(
         base = _base(cell.model)
         if base.digest not in speed:
             speed[base.digest] = _seconds_per_forward(base, cell, context)
-        total += OVERHEAD + _forwards(cell, plan) * speed[base.digest]
+        seconds = _forwards(cell, plan) * speed[base.digest]
+        total += OVERHEAD + (min(seconds, MEASURING) if cell.scenario.name == "efficiency" else seconds)
     for artifact in (a for level in plan.levels for a in level):
         total += _building(artifact, max(speed.values(), default=1e-4))
     return START + total / count, count
@@ -98,7 +103,11 @@ def _forwards(cell: Cell, plan: Plan) -> float:
         return samples * every + min(samples, few) * more
     if name == "twin":
         return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
-    per_sample = {"clean": 1.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
+    if name == "efficiency":
+        return TIMED
+    if name == "explanation_change":
+        return plan.suite.explain_limit * COMPARED * len(cell.scenario.kwargs["explainers"])
+    per_sample = {"clean": 1.0, "corruption": 6.0, "disagreement": 0.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
     return samples * per_sample

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
 """Suites inside the package."""
 
 
@@ -28,10 +28,18 @@ class Curve(_Strict):
 
 
 class Corruption(_Strict):
-    """Corruptions by name, from one severity table."""
+    """Corruptions by name, from one severity table, and perturbation sequences."""
 
-    table: str = "digits-v1"
+    table: str = "auto"
+    """A severity table; ``auto`` is the digits' own, or the one for the images' size (see ``robench.corrupt.tables``)."""
     names: list[str] = []
+    """Corruptions; ``benchmark`` stands for the 15 of the published benchmark, ``extra`` for the four further ones."""
+    source: str = "regenerated"
+    """``regenerated``, or ``published(root=FOLDER)``: the user's CIFAR-10-C or ImageNet-C folder."""
+    reference: str = ""
+    """Model beside whose errors those of the others are put; by default the first by name."""
+    sequences: list[str] = []
+    """Perturbation sequences for flip rates; ``all`` stands for the ten."""
 
 
 class Scarcity(_Strict):

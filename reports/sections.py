@@ -21,7 +21,9 @@ class Section:
 
 
 TABLE: dict[str, str] = {
+    "corruptions": "robench.reports.corruptions:corruptions",
     "crossings": "robench.reports.crossings:crossings",
+    "compression": "robench.reports.compression:compression",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",
 }

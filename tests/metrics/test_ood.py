@@ -131,7 +131,7 @@ def test_a_perfect_result_on_few_images_has_a_wide_interval():
 @pytest.mark.parametrize("shift", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("metric", METRICS)
 def test_intervals_cover_the_truth(metric, shift):
-    """Normal scores, 300 a side, 1000 replications; the true average precisions come from a sample of a million a side."""
+    """Normal scores, 300 a side, 500 replications; the true average precisions come from a sample of a million a side."""
     rng = np.random.default_rng(7)
     if metric is ood.auroc:
         truth = norm.cdf(shift / np.sqrt(2))
@@ -143,7 +143,7 @@ def test_intervals_cover_the_truth(metric, shift):
         inside = metric is ood.aupr_in
         truth = average_precision_score(own if inside else 1 - own, scores if inside else -scores)
     hits = 0
-    for _ in range(1000):
+    for _ in range(500):
         found = metric(rows(rng.normal(shift, 1, 300), rng.normal(0, 1, 300)))
         hits += found.low <= truth <= found.high
-    assert 0.925 <= hits / 1000 <= 0.98
+    assert 0.92 <= hits / 500 <= 0.985

@@ -132,6 +132,11 @@ def _unbiased_end(found: Estimate, chance: Floats) -> Estimate:
     return Estimate(found.value, low, found.high, found.n)
 
 
+def _by_bin(bins_of: NDArray[np.int64], values: Floats) -> Floats:
+    """Sums of values (N,) per bin, (BINS,)."""
+    return binned(bins_of, values, np.ones((len(values), 1)))[:, 0]
+
+
 def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
     rows = split(frame, "test")
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
@@ -141,7 +146,7 @@ def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
         gaps: Floats = np.abs(binned(bins_of, score - confidence, weights)).sum(axis=0) / len(rows)
         return gaps
 
-    variances = np.bincount(bins_of, weights=confidence * (1 - confidence), minlength=BINS)
+    variances = _by_bin(bins_of, confidence * (1 - confidence))
     return _unbiased_end(weighted.estimate(len(rows), error), by_chance(variances).sum(axis=0) / max(len(rows), 1))
 
 
@@ -186,7 +191,7 @@ def mce(frame: pd.DataFrame) -> Estimate:
         worst: Floats = (gaps / np.maximum(counts, 1)).max(axis=0)
         return worst
 
-    variances = np.bincount(bins_of, weights=confidence * (1 - confidence), minlength=BINS)
+    variances = _by_bin(bins_of, confidence * (1 - confidence))
     sizes = np.maximum(np.bincount(bins_of, minlength=BINS), 1)
     return _unbiased_end(weighted.estimate(len(rows), error), (by_chance(variances) / sizes[:, None]).max(axis=0))
 

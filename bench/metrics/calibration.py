@@ -197,7 +197,9 @@ def mce(frame: pd.DataFrame) -> Estimate:
 
 
 def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
-    """Mean of a column over the test samples; what is not a number counts as the worst."""
+    """Mean of a column over the test samples; what is not a number counts as the worst, a missing column is no measurement."""
+    if column not in frame:
+        return stats.EMPTY
     values = split(frame, "test")[column].to_numpy(np.float64)
     values = np.where(np.isfinite(values), values, worst)
     return weighted.estimate(len(values), lambda weights: weighted.totals(values, weights) / len(values))

@@ -242,15 +242,17 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
 
     A detector that does not apply has one line, ``auroc`` without a value and with ``status`` ``skipped``.
     """
+    needed = [name for name in ("cell", "sample", "is_id", "score") if name in rows]
     for detector, same in rows.groupby("detector", sort=True):
+        inside = same["is_id"].to_numpy(bool)
         # Adversarial images have a cell of their own, which holds the scores of the same ID images again.
-        own = same[same["is_id"].astype(bool)].drop_duplicates("sample").sort_values("sample", kind="stable")
-        for source, others in same[~same["is_id"].astype(bool)].groupby("source", sort=True):
+        own = same.loc[inside, needed].drop_duplicates("sample").sort_values("sample", kind="stable")
+        for source, others in same[~inside].groupby("source", sort=True):
             told = {"attack": detector, "threat": source}
-            skipped = others["status"] == "skipped"
+            skipped = (others["status"] == "skipped").to_numpy(bool)
             if skipped.all():
                 reason = "; ".join(sorted(set(others["error"])))
                 yield row("auroc", stats.EMPTY, others, status="skipped", validity=f"skipped: {reason}", **told)
             else:
-                known = others[~skipped].sort_values("sample", kind="stable")
+                known = others.loc[~skipped, needed].sort_values("sample", kind="stable")
                 yield from each(_METRICS, pd.concat([own, known]), **told)

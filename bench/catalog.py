@@ -48,6 +48,7 @@ BUILDERS = Table(
         "compressed": "robench.builders.compression:compressed",
         "tuned": "robench.builders.tuning:tuned",
         "images": "robench.builders.images:images",
+        "sampled": "robench.builders.images:sampled",
         "corrupted": "robench.builders.images:corrupted",
         "published": "robench.builders.images:published",
         "sequences": "robench.builders.images:sequences",

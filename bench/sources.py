@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench import catalog
 from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
 from robench.plan.ood import read_as
+from robench.plan.scarcity import SAMPLE, checked, trained_on
 from robench.spec import Artifact, DatasetSpec, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
@@ -140,16 +141,19 @@ def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
     """A model that the run trains first: ``trained(arch='resnet18(width=16)', recipe='pgd_at', steps=500)``."""
     if "train" not in splits:
         raise ConfigError(must("the data of a trained model", "a set with a train split", data, "name another data set"))
-    ref = catalog.BUILDERS.resolve(text)
-    recipe = catalog.RECIPES.resolve(ref.kwargs["recipe"])
-    parts = [
-        catalog.BUILDERS["trained"].version,
-        catalog.RECIPES[recipe.name].version,
-        str(recipe),
-        made_of(ref.kwargs["arch"]),
-    ]
+    args = dict(Ref.parse(text).kwargs)
+    if "transfer" in args:
+        remedy = "transfer is an arm of a suite's section scarcity, which trains its source"
+        raise ConfigError(must("a trained model", "without 'transfer'", text, remedy))
+    sample = {k: args.pop(k) for k in SAMPLE if k in args}
+    if args.get("augment"):
+        checked(data, str(args["augment"]))
+    ref = catalog.BUILDERS.resolve(Ref.of("trained", **args))
     images = Artifact("data", catalog.BUILDERS.resolve(Ref.of("images", source=data, split="train")), splits["train"])
-    return Artifact("model", ref, "|".join(parts), (images,), label=text, stored=True)
+    if sample:
+        part = catalog.BUILDERS.resolve(Ref.of("sampled", **sample, seed=ref.kwargs["seed"]))
+        images = Artifact("data", part, catalog.BUILDERS["sampled"].version, (images,))
+    return replace(trained_on(images, **ref.kwargs), label=text)
 
 
 def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "corruption")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10")
 """Suites inside the package."""
 
 
@@ -43,13 +43,35 @@ class Corruption(_Strict):
 
 
 class Scarcity(_Strict):
-    """Recipes trained again on nested, stratified fractions with equal optimiser steps."""
+    """Recipes trained again on scarce, imbalanced or noisy samples with equal optimiser steps, and what helps.
+
+    Every recipe is trained on every fraction. The arms (shots, imbalances, label noise, augmentations, transfer) are
+    those of the first recipe, on the same seeds; what is not swept stays at ``arms_at``.
+    """
 
     arch: str = "small_cnn"
     recipes: list[str] = []
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = []
     seeds: list[int] = [0]
     steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each sample that is held out for early stopping; none by default."""
+    arms_at: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
+    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the last."""
+    shots: list[Annotated[int, Field(ge=1)]] = []
+    imbalances: list[Annotated[float, Field(gt=1)]] = []
+    label_noise: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    noises: list[Literal["symmetric", "asymmetric", "pair"]] = ["symmetric"]
+    augmentations: list[str] = []
+    transfer: list[Literal["linear_probe", "fine_tune", "lp_ft"]] = []
+    """From a model of the first half of the classes to the second half, beside training from scratch."""
+    threats: list[str] = []
+    attacks: list[str] = []
+    corruptions: list[str] = []
+    """What every trained model is measured on besides clean images; severities come from the suite's table."""
 
 
 class Compression(_Strict):

@@ -176,6 +176,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

@@ -101,8 +101,13 @@ def test_the_whole_chain_is_one_model_on_one_set_of_images():
     model, data = found[0].model, found[0].data
     parent = model.inputs[0]
     assert (model.builder.name, parent.builder.name, data.builder.name) == ("compressed", "trained", "severity")
-    entry, made = ZOO["digits-standard"], parent.builder.kwargs
-    assert (made["fraction"], made["steps"], made["arch"], made["recipe"]) == (0.1, entry.steps, str(entry.arch), "standard")
+    entry, made, sample = ZOO["digits-standard"], parent.builder.kwargs, parent.inputs[0].builder
+    assert (sample.kwargs["fraction"], made["steps"], made["arch"], made["recipe"]) == (
+        0.1,
+        entry.steps,
+        str(entry.arch),
+        "standard",
+    )
     assert {a.label for cell in found if cell.scenario.name == "evasion" for a in cell.extra} == {"digits-standard"}
 
 

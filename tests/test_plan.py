@@ -36,7 +36,8 @@ scarcity: {recipes: [standard], fractions: [0.5, 1.0], seeds: [0, 1], steps: 30}
 
 
 def plan(suite: Suite | str, **more) -> Plan:
-    return expand(parse_suite(suite) if isinstance(suite, str) else suite, SOURCES, **more)
+    parsed = parse_suite(suite) if isinstance(suite, str) else suite
+    return expand(parsed, replace(SOURCES, data=parsed.data, data_label=parsed.data), **more)
 
 
 def lineage(artifact: Artifact) -> list[Artifact]:

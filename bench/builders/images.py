@@ -39,6 +39,27 @@ def images(
 
 
 @facts(version=1, kind="data")
+def sampled(
+    artifact: Artifact,
+    context: Context,
+    *,
+    fraction: float = 1.0,
+    shots: int = 0,
+    imbalance: float = 1.0,
+    label_noise: float = 0.0,
+    noise: str = "symmetric",
+    classes: str = "",
+    seed: int = 0,
+) -> Dataset:
+    """A scarce, imbalanced or wrongly labelled part of the first input (see ``robench.data.sampling``)."""
+    from robench.data.sampling import sample
+
+    data: Dataset = load(artifact.inputs[0], context)
+    parts: dict[str, Any] = {"shots": shots, "imbalance": imbalance, "label_noise": label_noise, "noise": noise}
+    return sample(data, fraction=fraction, classes=classes, seed=seed, **parts)
+
+
+@facts(version=1, kind="data")
 def corrupted(
     artifact: Artifact, context: Context, *, corruption: str = "", table: str = "digits-v1", seed: int = 0
 ) -> tuple[Dataset, ...]:

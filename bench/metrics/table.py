@@ -7,7 +7,9 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   ``robench-C (regenerated, TABLE)`` or ``published(FOLDER)``, for ratios followed by ``over`` the reference model.
 * ``flips`` rows: ``threat`` is the perturbation (``mean`` over all), ``attack`` names the sequences and what frames are
   compared with.
-* scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
+* ``scarcity`` rows join trainings (see ``metrics/scarcity.py``): ``threat`` is what a curve runs over (``fraction``,
+  ``shots``, ``imbalance``, ``label_noise``) or ``gain``; ``eps`` the value on it, or the target of ``samples_for_target``;
+  ``attack`` what was measured (``clean``, ``corruption`` or a threat); ``condition`` what else was changed.
 * ``explanation`` and ``explanation_change`` rows: ``attack`` is the explainer.
 * ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
 * ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
@@ -21,6 +23,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
   ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
+  ``censored`` (the sizes that were tried only bound the number),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
 * ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
@@ -64,7 +67,6 @@ from robench.metrics import (
 )
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
-from robench.spec import Estimate
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
@@ -107,9 +109,10 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                 for row in maker(part, frames):
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
-    if "clean" in frames and len(frames["clean"]):
-        rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
-    rows += list(ranks.lines(rows, frames))
+    rows += list(ranks.lines(list(rows), frames))
+    limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
+    ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
+    rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
     rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
 
@@ -255,31 +258,6 @@ def _joined(verdicts: list[Verdict]) -> str:
     reasons = tuple(dict.fromkeys(r for v in verdicts for r in v.reasons))
     status = INVALID if any(v.status == INVALID for v in verdicts) else SUSPICIOUS
     return str(Verdict(status, reasons)) if reasons else "sound"
-
-
-def _scarcity(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Accuracy at each fraction (mean over trainings) and the area, per model and data set."""
-    if "fraction" not in frame:
-        return
-    for (model, dataset), rows in frame[frame["fraction"].notna()].groupby(["model", "dataset"], sort=True):
-        rows = rows[[_is_scarcity(c) for c in rows["condition"]]]
-        if rows["fraction"].nunique() < 2:
-            continue
-        key = {"model": model, "dataset": dataset, "condition": "", "threat": "fraction"}
-        for row in each({"data_efficiency_auc": scarcity.data_efficiency_auc}, rows, attack="curve"):
-            yield {**row, **key}
-        for fraction, part in rows.groupby("fraction"):
-            for row in each({"accuracy_at_fraction": _over_trainings}, part, eps=float(fraction)):
-                yield {**row, **key}
-
-
-def _over_trainings(rows: pd.DataFrame) -> Estimate:
-    return corrupted.corrupted_accuracy(clean.split(rows, "test"))
-
-
-def _is_scarcity(condition: str) -> bool:
-    """Whether the condition changes the training data only: none, or one condition that names a fraction."""
-    return not condition or ("fraction" in condition and condition.count("(") <= 1)
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {

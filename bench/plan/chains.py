@@ -202,7 +202,7 @@ def _attack(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 _STEPS: Mapping[str, Step] = {"scarcity": _scarce, "corruption": _corrupted, "attack": _attack}
 _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "scarcity": ("fraction", "seed", "steps"),
+    "scarcity": scarcity.RETRAINED,
     "corruption": ("name", "severity"),
     "attack": ("attack", "threat"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from robench import catalog
 from robench.corrupt.perturbations import PERTURBATIONS
@@ -33,10 +34,11 @@ def section(draft: Draft) -> None:
             _flips_cell(draft, model, name)
 
 
-def corruption_cell(draft: Draft, model: Artifact, name: str, *, condition: str = "") -> None:
-    """One model on one corruption at all severities."""
-    built = corrupted(draft, name)
-    extra = (draft.predictions(model, built), draft.predictions(model, draft.test()))
+def corruption_cell(draft: Draft, model: Artifact, name: str, *, data: Artifact | None = None, **more: Any) -> None:
+    """One model on one corruption at all severities; ``more`` are further fields of the cell."""
+    images = data or draft.test()
+    built = corrupted(draft, name, data=images)
+    extra = (draft.predictions(model, built), draft.predictions(model, images))
     source = f"robench-C (regenerated, {table(draft)})"
     if _root(draft):
         source = f"published({_root(draft).rstrip('/').rpartition('/')[2]})"
@@ -47,7 +49,7 @@ def corruption_cell(draft: Draft, model: Artifact, name: str, *, condition: str 
         "source": source,
         "reference": draft.suite.corruption.reference,
     }
-    draft.add(Ref.of("corruption", **args), model, extra=extra, condition=condition)
+    draft.add(Ref.of("corruption", **args), model, data=images, extra=extra, **more)
 
 
 def table(draft: Draft) -> str:
@@ -60,22 +62,22 @@ def table(draft: Draft) -> str:
     return table_for(max(draft.sources.shape[1:])) if draft.sources.shape else table_for(32)
 
 
-def corrupted(draft: Draft, name: str) -> Artifact:
-    """The run's test images under one corruption, at five severities: regenerated, or the user's published ones.
+def corrupted(draft: Draft, name: str, *, data: Artifact | None = None) -> Artifact:
+    """Some images, by default the run's test images, under one corruption at five severities: regenerated, or published.
 
     Raises:
         ConfigError: A corruption that the suite's severity table lacks.
         DataError: A published folder without the corruption.
     """
-    root = _root(draft)
+    images, root = data or draft.test(), _root(draft)
     if root:
         ref = catalog.BUILDERS.resolve(Ref.of("published", corruption=name, root=root))
         version = f"{catalog.BUILDERS['published'].version}|{listed(root, name)}"
-        return Artifact("data", ref, version, (draft.test(),), label=draft.data_label)
+        return Artifact("data", ref, version, (images,), label=images.label)
     level_of(table(draft), name, 1)
     ref = catalog.BUILDERS.resolve(Ref.of("corrupted", corruption=name, table=table(draft), seed=draft.seed))
     version = f"{catalog.BUILDERS['corrupted'].version}|{catalog.CORRUPTIONS[name].version}"
-    return Artifact("data", ref, version, (draft.test(),), label=draft.data_label, stored=True)
+    return Artifact("data", ref, version, (images,), label=images.label, stored=True)
 
 
 def severity(draft: Draft, name: str, level: int) -> Artifact:

@@ -113,6 +113,13 @@ class Draft:
             raise ConfigError(must("a model of the suite", "a known one", name, suggestion(name, self.sources.models)))
         return self.sources.models[name]
 
+    def sampled(self, whole: Artifact, *, label: str = "", **args: Any) -> Artifact:
+        """A scarce, imbalanced or noisy part of images; the whole where nothing but a seed is asked for."""
+        ref = catalog.BUILDERS.resolve(Ref.of("sampled", **args))
+        if ref == catalog.BUILDERS.resolve(Ref.of("sampled", seed=args.get("seed", 0))):
+            return whole
+        return Artifact("data", ref, catalog.BUILDERS["sampled"].version, (whole,), label=label or whole.label)
+
     def predictions(self, model: Artifact, data: Artifact) -> Artifact:
         """The one kept forward pass of a model over images; a severity is a part of the pass over all five."""
         if data.builder.name == "severity":

@@ -54,6 +54,13 @@ def clean(model: str, condition: str = "", *, fraction: float = 1.0, seed: int =
     )
 
 
+def scarcity(model: str, fraction: float, seed: int) -> pd.DataFrame:
+    """Clean rows of a training on a share of 1000 images, a fifth of them wrongly labelled."""
+    frame = clean(model, f"scarcity(fraction={fraction})", fraction=fraction, seed=seed)
+    count = round(1000 * fraction)
+    return frame.assign(train_n=count, noisy_n=count // 5, memorised_n=count // 10)
+
+
 def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", "noise")) -> pd.DataFrame:
     parts = []
     correct = clean(model)["score"].to_numpy()[:N]
@@ -263,7 +270,7 @@ def twin(model: str) -> pd.DataFrame:
 
 def frames() -> dict[str, pd.DataFrame]:
     """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
-    scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
+    scarce = [scarcity("plain", f, s) for f in (0.05, 0.1, 0.5, 1.0) for s in (0, 1)]
     return {
         "clean": pd.concat([*(clean(m) for m in MODELS), *scarce], ignore_index=True),
         "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),

@@ -45,7 +45,7 @@ def jpeg(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     if x.shape[1] == 1:
         return _coded(pixels[:, 0], bright)[:, None] / 255
     y, cb, cr = _to_ycc(pixels)
-    size = x.shape[-2:]
+    size = (x.shape[-2], x.shape[-1])
     halves = torch.cat([_halved(cb), _halved(cr)])
     halves = _doubled(_coded(halves, colour), size)
     return _to_rgb(_coded(y, bright), *halves.split(len(x))) / 255

@@ -107,7 +107,7 @@ def _counts(model: nn.Module, x: Tensor, form: Form) -> dict[str, Any]:
     return {
         "parameters": sum(count for count, _, _ in numbers),
         "nonzero": sum(nonzero for _, nonzero, _ in numbers),
-        "macs": macs(_shown(model).to(x.device), x),
+        "macs": _macs(model, x),
         "stored_bytes": _stored(model, form),
         "nominal_bytes": -(-nominal // 8),
     }
@@ -124,10 +124,15 @@ def _numbers(model: nn.Module, bits: Mapping[str, int]) -> Iterator[tuple[int, i
         yield p.numel(), int(torch.count_nonzero(p)), bits.get(name, 8 * p.element_size())
 
 
-def _shown(model: nn.Module) -> nn.Module:
-    """The module whose operations torch can count."""
-    twin: nn.Module = model.twin() if isinstance(model, Deployed) and hasattr(model, "twin") else model
-    return twin
+def _macs(model: nn.Module, x: Tensor) -> int | None:
+    """Operations of the model, or of the twin that shows them; None where it has none."""
+    if not isinstance(model, Deployed):
+        return macs(model, x)
+    try:
+        shown = getattr(model, "twin", lambda: None)()
+    except ModelError:
+        shown = None
+    return None if shown is None else macs(shown.to(x.device), x)
 
 
 def _stored(model: nn.Module, form: Form) -> int | None:

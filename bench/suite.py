@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
 """Suites inside the package."""
 
 
@@ -46,7 +46,7 @@ class Scarcity(_Strict):
     """Recipes trained again on scarce, imbalanced or noisy samples with equal optimiser steps, and what helps.
 
     Every recipe is trained on every fraction. The arms (shots, imbalances, label noise, augmentations, transfer) are
-    those of the first recipe, on the same seeds; what is not swept stays at ``arms_at``.
+    those of the first recipe, on the same seeds.
     """
 
     arch: str = "small_cnn"
@@ -60,7 +60,7 @@ class Scarcity(_Strict):
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of each sample that is held out for early stopping; none by default."""
     arms_at: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
-    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the last."""
+    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the largest fraction."""
     shots: list[Annotated[int, Field(ge=1)]] = []
     imbalances: list[Annotated[float, Field(gt=1)]] = []
     label_noise: list[Annotated[float, Field(gt=0, lt=1)]] = []

@@ -67,11 +67,12 @@ def test_every_scenario_of_full_reaches_every_model():
     cells = plan(read_suite("full")).cells
     for scenario in ("clean", "evasion", "sentinel", "corruption", "explanation", "efficiency"):
         assert {c.model.label for c in cells if c.scenario.name == scenario} >= set(ZOO), scenario
-    arms = {c.condition for c in cells if c.model.builder.name == "compressed"}
+    arms = {c.condition for c in cells if c.model.builder.name in ("compressed", "tuned")}
     assert arms == set(read_suite("full").compression.arms)
     assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
     trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
-    assert len(trained) == 2 * 5 * 3
+    # 2 recipes x 5 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
+    assert len(trained) == (2 * 5 + 1 + 2 + 2) * 3
 
 
 def test_attacks_meet_only_the_norms_they_declare():
@@ -83,13 +84,107 @@ def test_attacks_meet_only_the_norms_they_declare():
 
 def test_compressed_and_defended_models_are_also_attacked_from_their_parent():
     cells = plan(read_suite("full")).cells
-    for kind in ("compressed", "defended"):
+    for kind in ("compressed", "tuned", "defended"):
         models = {c.model.digest for c in cells if c.model.builder.name == kind}
         assert models, kind
         for digest in models:
             mine = [c for c in cells if c.model.digest == digest and c.scenario.name == "evasion"]
             sources = {c.extra[0].label for c in mine if c.extra}
             assert mine[0].model.inputs[0].label in sources
+
+
+ARMS = "compression: {models: [digits-standard], threats: [linf(0.1)], attacks: [fgsm], corruptions: [gaussian_noise], "
+
+
+def compressed_cells(arms: str, more: str = "") -> list:
+    found = plan(
+        SMALL.replace("attacks: [fgsm, transfer(source='digits-standard')]", "attacks: []") + ARMS + arms + "}\n" + more
+    )
+    return [c for c in found.cells if c.condition and c.model.builder.name in ("compressed", "tuned")]
+
+
+def test_an_arm_may_be_a_chain_whose_training_is_stored_once():
+    steps = "finetune(steps=5)"
+    cells = compressed_cells(f'arms: ["prune(amount=0.9) | {steps}", "prune(0.9) | {steps} | int8_weights", "{steps}"]')
+    last = {c.condition: c.model for c in cells}
+    assert list(last) == [
+        "prune(amount=0.9) | finetune(steps=5)", "prune(amount=0.9) | finetune(steps=5) | int8_weights", "finetune(steps=5)",
+    ]  # fmt: skip
+    tuned, rounded, dense = last.values()
+    assert tuned.stored and tuned.builder.name == "tuned" and tuned.inputs[0].builder.name == "compressed"
+    assert rounded.inputs[0].digest == tuned.digest and not rounded.stored
+    assert dense.inputs[0].builder.name == "zoo" and dense.digest != tuned.digest
+    assert {c.scenario.name for c in cells} == {"clean", "disagreement", "evasion", "sentinel", "corruption"}
+
+
+def test_a_compressed_model_is_compared_with_its_parent_on_kept_predictions():
+    cells = compressed_cells("explainers: [saliency], arms: [prune]", "explain_limit: 20\n")
+    beside = next(c for c in cells if c.scenario.name == "disagreement")
+    assert [a.builder.name for a in beside.extra] == ["predictions"] * 2
+    assert [a.inputs[0].builder.name for a in beside.extra] == ["compressed", "zoo"]
+    maps = next(c for c in cells if c.scenario.name == "explanation_change")
+    assert maps.extra[0].builder.name == "zoo" and maps.data.builder.kwargs["limit"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("arms: [int8_weights | finetune]", "one that leaves weights to train"),
+        ("arms: [fp16 | prune | finetune]", "one that leaves weights to train"),
+        ("arms: [finetune(recipe='standart')]", "did you mean 'standard'"),
+        ("arms: [distill(arch='smal_cnn')]", "did you mean 'small_cnn'"),
+        ("arms: [prune | scarcity(0.5)]", "a name of compressions must be a known one"),
+        ("calibration: test, arms: [int8]", "apart from the test images, got 'test'"),
+        ("calibration: test, arms: [finetune]", "apart from the test images, got 'test'"),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(arms, message):
+    with pytest.raises(ConfigError, match=message):
+        compressed_cells(arms)
+
+
+DEPLOYED = """
+name: deployed
+limit: 60
+models: [digits-standard]
+compression:
+  models: [digits-standard]
+  arms: [int8, onnx_int8, "prune(amount=0.5) | onnx_int8"]
+  threats: [linf(0.1), l2(1.5)]
+  attacks: [noise(draws=2), pgd(steps=4), ddn, robench-standard]
+"""
+
+
+def test_a_model_without_a_gradient_meets_its_twins_its_parent_and_queries():
+    cells = [c for c in plan(DEPLOYED).cells if c.scenario.name == "evasion"]
+    met = {}
+    for cell in cells:
+        met.setdefault((cell.condition, cell.scenario.kwargs["threat"]), set()).add(cell.scenario.kwargs["attack"])
+    common = {"noise(draws=2)", "robench-standard", "transfer(source='digits-standard')"}
+    assert met["int8", "linf(0.1)"] == {*common, "pgd(steps=4)"}
+    lent = {*common, "through(attack='pgd(steps=4)')", "compressed-union(source='digits-standard')"}
+    assert met["onnx_int8", "linf(0.1)"] == lent and met["onnx_int8", "l2(1.5)"] == {*lent, "through(attack='ddn')"}
+    chained = [c for c in cells if c.condition == "prune(amount=0.5) | onnx_int8" and c.extra]
+    assert {Ref.parse(c.extra[0].builder.kwargs["method"]).name for c in chained} == {"prune"}  # what the runtime took over
+    twins = [c for c in plan(DEPLOYED).cells if c.scenario.name == "twin"]
+    assert {c.condition for c in twins} == {"onnx_int8", "prune(amount=0.5) | onnx_int8"}
+    assert all(c.model.stored for c in twins)
+
+
+def test_an_attack_that_transfers_takes_the_parents_images_where_it_names_no_source():
+    text = DEPLOYED.replace("noise(draws=2)", "compressed-union(queries=7)")
+    met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}
+    assert "compressed-union(queries=7, source='digits-standard')" in met
+    assert {c.extra[0].label for c in plan(text).cells if c.condition == "int8" and "union" in str(c.scenario)} == {
+        "digits-standard"
+    }
+
+
+def test_the_version_of_an_attack_that_another_runs_is_part_of_the_cell(monkeypatch):
+    before = digests(DEPLOYED)
+    monkeypatch.setitem(catalog.ATTACKS["ddn"].facts, "version", 99)
+    changed = [c for c in plan(DEPLOYED).cells if c.digest not in before]
+    assert {c.scenario.kwargs["attack"] for c in changed} == {"ddn", "through(attack='ddn')"}
 
 
 def test_levels_hold_each_stored_artifact_once():
@@ -360,3 +455,11 @@ def test_an_attack_that_knows_none_of_the_suites_norms_is_refused_not_left_out(c
     with pytest.raises(ConfigError, match=r"a threat for (cw|sigma_zero|ead) must be of norm l[012], got '(linf|l2)'"):
         plan(text)
     assert plan(text.replace("[fgsm, cw]", "[fgsm]").partition("curves")[0].partition("compression")[0]).cells
+
+
+def test_explanations_that_need_a_gradient_are_left_out_aloud_where_there_is_none():
+    text = SMALL + "compression: {models: [digits-standard], arms: [onnx_int8], explainers: [saliency, occlusion]}"
+    found = plan(text)
+    (maps,) = [c for c in found.cells if c.scenario.name == "explanation_change"]
+    assert maps.scenario.kwargs["explainers"] == ("occlusion",)
+    assert any("saliency left out, there is no gradient" in note for note in found.notes)

@@ -63,13 +63,14 @@ def table(draft: Draft) -> str:
 
 
 def corrupted(draft: Draft, name: str, *, data: Artifact | None = None) -> Artifact:
-    """Some images, by default the run's test images, under one corruption at five severities: regenerated, or published.
+    """Images, by default the run's test images, under one corruption, at five severities: regenerated, or published ones.
 
     Raises:
         ConfigError: A corruption that the suite's severity table lacks.
         DataError: A published folder without the corruption.
     """
-    images, root = data or draft.test(), _root(draft)
+    images = data or draft.test()
+    root = _root(draft)
     if root:
         ref = catalog.BUILDERS.resolve(Ref.of("published", corruption=name, root=root))
         version = f"{catalog.BUILDERS['published'].version}|{listed(root, name)}"

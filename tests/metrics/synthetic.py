@@ -215,6 +215,35 @@ def efficiency(model: str) -> pd.DataFrame:
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
 
 
+def ood(model: str) -> pd.DataFrame:
+    """Two detectors on two sources; ``knn`` does not apply to ``masked``."""
+    ids = np.arange(N)
+    parts = []
+    for detector in ("energy", "knn"):
+        shared = {**cell(model, "ood"), "detector": detector, "error": "", "status": "ok"}
+        if detector == "knn" and model == "masked":
+            told = {**shared, "sample": [-1], "is_id": False, "score": np.nan, "status": "skipped", "error": "no features"}
+            parts += [pd.DataFrame({**told, "source": source}) for source in ("noise", "glyphs")]
+            continue
+        parts.append(pd.DataFrame({**shared, "sample": ids, "source": "", "is_id": True, "score": skill(model) + 0.3}))
+        for source, shift in (("noise", -0.5), ("glyphs", 0.2)):
+            told = {**shared, "sample": ids, "source": source, "is_id": False}
+            parts.append(pd.DataFrame({**told, "score": skill(model)[::-1] + shift}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    parts = []
+    for source, sure in (("clean", 2.0), ("pgd linf(0.1)", -0.5)):
+        height = sure + 3 * skill(model)
+        logits = [[h if k == i % 4 else 0.1 * k for k in range(4)] for i, h in zip(ids, height, strict=True)]
+        shared = {"split": "validation", "fit_n": 40, "temperature": 1.5, "error": "", "unknown": ""}
+        rows = {"sample": ids, "label": ids % 4, "source": source, "logits": logits}
+        parts.append(pd.DataFrame({**cell(model, "calibration"), **rows, **shared}))
+    return pd.concat(parts, ignore_index=True)
+
+
 def shifts() -> dict[str, pd.DataFrame]:
     """Frames of ``plain`` on a shifted set with a reference line, on a grid of rotations, and in two groups."""
     ids = np.arange(N)
@@ -282,4 +311,13 @@ def frames() -> dict[str, pd.DataFrame]:
         "twin": twin("plain"),
         "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
         "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
+    }
+
+
+def confident() -> dict[str, pd.DataFrame]:
+    """``frames`` and those of detection and calibration."""
+    return {
+        **frames(),
+        "ood": pd.concat([ood(m) for m in MODELS], ignore_index=True),
+        "calibration": pd.concat([calibration(m) for m in MODELS], ignore_index=True),
     }

@@ -113,7 +113,7 @@ def _forwards(cell: Cell, plan: Plan) -> float:
         return TIMED
     if name == "explanation_change":
         return plan.suite.explain_limit * COMPARED * len(cell.scenario.kwargs["explainers"])
-    per_sample = {"clean": 1.0, "corruption": 6.0, "disagreement": 0.0}.get(name, 1.0)
+    per_sample = {"clean": 1.0, "corruption": 6.0, "flips": 31.0, "disagreement": 0.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
     return samples * per_sample

@@ -28,17 +28,25 @@ class Curve(_Strict):
 
 
 class Corruption(_Strict):
-    """Corruptions by name, from one severity table."""
+    """Corruptions by name, from one severity table, and perturbation sequences."""
 
-    table: str = "digits-v1"
+    table: str = "auto"
+    """A severity table; ``auto`` is the digits' own, or the one for the images' size (see ``robench.corrupt.tables``)."""
     names: list[str] = []
+    """Corruptions; ``benchmark`` stands for the 15 of the published benchmark, ``extra`` for the four further ones."""
+    source: str = "regenerated"
+    """``regenerated``, or ``published(root=FOLDER)``: the user's CIFAR-10-C or ImageNet-C folder."""
+    reference: str = ""
+    """Model beside whose errors those of the others are put; by default the first by name."""
+    sequences: list[str] = []
+    """Perturbation sequences for flip rates; ``all`` stands for the ten."""
 
 
 class Scarcity(_Strict):
     """Recipes trained again on scarce, imbalanced or noisy samples with equal optimiser steps, and what helps.
 
     Every recipe is trained on every fraction. The arms (shots, imbalances, label noise, augmentations, transfer) are
-    those of the first recipe, on the same seeds; what is not swept stays at ``arms_at``.
+    those of the first recipe, on the same seeds.
     """
 
     arch: str = "small_cnn"
@@ -52,7 +60,7 @@ class Scarcity(_Strict):
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of each sample that is held out for early stopping; none by default."""
     arms_at: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
-    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the last."""
+    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the largest fraction."""
     shots: list[Annotated[int, Field(ge=1)]] = []
     imbalances: list[Annotated[float, Field(gt=1)]] = []
     label_noise: list[Annotated[float, Field(gt=0, lt=1)]] = []

@@ -7,6 +7,7 @@ TABLE: dict[str, str] = {
     "text": "robench.reports.text:render",
     "security_curve": "robench.reports.curves:security_curve",
     "corruption_curve": "robench.reports.curves:corruption_curve",
+    "corruption_families": "robench.reports.corruptions:family_curves",
     "scarcity_curve": "robench.reports.scarcity:scarcity_curve",
     "data_quality_curve": "robench.reports.scarcity:data_quality_curve",
     "augmentation_gains": "robench.reports.scarcity:augmentation_gains",

@@ -64,7 +64,7 @@ def corruption_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Figu
     rows = rows[(rows["threat"] == "mean") & rows["eps"].notna()]
     if rows.empty:
         return None
-    figure, axes = _axes(f"Common corruptions ({_where(rows)})", "severity")
+    figure, axes = _axes(f"{rows['attack'].iloc[0] or 'Common corruptions'} ({_where(rows)})", "severity")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     _draw(axes, dict(iter(rows.groupby("model"))), sorted(set(table["model"])))
     return figure

@@ -130,6 +130,8 @@ def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
 def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]) -> dict[str, Any]:
     """Changed models (compressed, defended) under the model they come from, compared within each model only."""
     changed = table[(table["condition"] != "") & table["scenario"].isin(["evasion", "corruption"])]
+    # Trainings on samples, many of each, are joined in a table of their own.
+    changed = changed[~changed["condition"].str.fullmatch(r"scarcity\([^|]*")]
     boards = []
     for (dataset, model), part in changed.groupby(["dataset", "model"], sort=True):
         same = table[(table["dataset"] == dataset) & (table["model"] == model)]

@@ -1,4 +1,4 @@
-"""Pictures of scarce and noisy data: accuracy against what there is to learn from, and what help gains."""
+"""Scarce and noisy data in pictures and a table: accuracy against what there is to learn from, and what help gains."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from robench.metrics.scarcity import TARGETS
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import COLOURS, MARKERS
+from robench.reports.sections import Section
+from robench.reports.text import interval
 from robench.spec import Ref
 
 _MEASURES = ("accuracy", "corrupted_accuracy", "robust_accuracy")
@@ -92,6 +95,53 @@ def augmentation_gains(table: pd.DataFrame, *, dataset: str | None = None) -> Fi
 def transfer_gains(table: pd.DataFrame, *, dataset: str | None = None) -> Figure | None:
     """Paired gains of each way of transfer over training from scratch, with 95 % intervals; None without arms."""
     return _gains(table, "transfer", "Transfer against training from scratch", dataset)
+
+
+_TOLD = {
+    "data_efficiency_auc": "area %", "scarce_accuracy_ratio": "10 % / 100 %", "power_law_exponent": "exponent b",
+    "power_law_floor": "floor c %", "samples_for_target": "images for {:.0f} %",
+}  # fmt: skip
+"""Metric of a whole curve → column."""
+
+
+def efficiency_of_data(table: pd.DataFrame) -> Section | None:
+    """One line per model, measure and curve over fractions: area, ratio, power law, images for target accuracies."""
+    rows = table[(table["scenario"] == "scarcity") & (table["threat"] == "fraction")]
+    bare = rows["metric"].str.replace(r"^(corrupted|robust)_", "", regex=True)
+    rows, bare = rows[bare.isin(_TOLD)], bare[bare.isin(_TOLD)]
+    if rows.empty:
+        return None
+    columns = [_TOLD[name].format(100 * eps) for name, eps in zip(bare, rows["eps"], strict=True)]
+    texts = [_text(name, line) for name, line in zip(bare, rows.to_dict("records"), strict=True)]
+    changed = [_changed(c) for c in rows["condition"]]
+    long = rows.assign(what=columns, text=texts, training=rows["model"] + changed, measured=rows["attack"])
+    cells = long.pivot_table(
+        index=["dataset", "training", "measured"], columns="what", values="text", aggfunc="first", sort=False
+    )
+    order = [c for c in dict.fromkeys(_TOLD[n].format(100 * t) for n in _TOLD for t in TARGETS) if c in cells]
+    note = (
+        "Curves over nested fractions with equal optimiser steps. Area: under the curve against log2 of the fraction. "
+        "b and c of error = a n^-b + c. ≤ and >: the sizes that were tried only bound the number. 95 % intervals over "
+        "trainings and images."
+    )
+    return Section("Scarce data", cells[order].fillna("").reset_index().rename_axis(columns=None), note)
+
+
+def _changed(condition: str) -> str:
+    args = _args(condition)
+    return "" if not args else " (" + ", ".join(f"{k}={v}" for k, v in args.items()) + ")"
+
+
+def _text(name: str, line: dict[str, Any]) -> str:
+    """A value with its interval in the unit of its column."""
+    value, low, high = (float(line[k]) for k in ("value", "ci_low", "ci_high"))
+    if name == "samples_for_target":
+        if math.isnan(value):
+            return f"> {low:.0f}" if math.isinf(high) else f"≤ {high:.0f}"
+        return f"{value:.0f} [{low:.0f}, {'∞' if math.isinf(high) else f'{high:.0f}'}]"
+    if name in ("power_law_exponent", "scarce_accuracy_ratio"):
+        return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return interval(value, low, high)
 
 
 def _gains(table: pd.DataFrame, what: str, title: str, dataset: str | None) -> Figure | None:

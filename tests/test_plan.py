@@ -71,7 +71,8 @@ def test_every_scenario_of_full_reaches_every_model():
     assert arms == set(read_suite("full").compression.arms)
     assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
     trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
-    assert len(trained) == 2 * 5 * 3
+    # 2 recipes x 5 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
+    assert len(trained) == (2 * 5 + 1 + 2 + 2) * 3
 
 
 def test_attacks_meet_only_the_norms_they_declare():
@@ -140,6 +141,50 @@ def test_a_compressed_model_is_compared_with_its_parent_on_kept_predictions():
 def test_arms_that_make_no_sense_are_refused(arms, message):
     with pytest.raises(ConfigError, match=message):
         compressed_cells(arms)
+
+
+DEPLOYED = """
+name: deployed
+limit: 60
+models: [digits-standard]
+compression:
+  models: [digits-standard]
+  arms: [int8, onnx_int8, "prune(amount=0.5) | onnx_int8"]
+  threats: [linf(0.1), l2(1.5)]
+  attacks: [noise(draws=2), pgd(steps=4), ddn, robench-standard]
+"""
+
+
+def test_a_model_without_a_gradient_meets_its_twins_its_parent_and_queries():
+    cells = [c for c in plan(DEPLOYED).cells if c.scenario.name == "evasion"]
+    met = {}
+    for cell in cells:
+        met.setdefault((cell.condition, cell.scenario.kwargs["threat"]), set()).add(cell.scenario.kwargs["attack"])
+    common = {"noise(draws=2)", "robench-standard", "transfer(source='digits-standard')"}
+    assert met["int8", "linf(0.1)"] == {*common, "pgd(steps=4)"}
+    lent = {*common, "through(attack='pgd(steps=4)')", "compressed-union(source='digits-standard')"}
+    assert met["onnx_int8", "linf(0.1)"] == lent and met["onnx_int8", "l2(1.5)"] == {*lent, "through(attack='ddn')"}
+    chained = [c for c in cells if c.condition == "prune(amount=0.5) | onnx_int8" and c.extra]
+    assert {Ref.parse(c.extra[0].builder.kwargs["method"]).name for c in chained} == {"prune"}  # what the runtime took over
+    twins = [c for c in plan(DEPLOYED).cells if c.scenario.name == "twin"]
+    assert {c.condition for c in twins} == {"onnx_int8", "prune(amount=0.5) | onnx_int8"}
+    assert all(c.model.stored for c in twins)
+
+
+def test_an_attack_that_transfers_takes_the_parents_images_where_it_names_no_source():
+    text = DEPLOYED.replace("noise(draws=2)", "compressed-union(queries=7)")
+    met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}
+    assert "compressed-union(queries=7, source='digits-standard')" in met
+    assert {c.extra[0].label for c in plan(text).cells if c.condition == "int8" and "union" in str(c.scenario)} == {
+        "digits-standard"
+    }
+
+
+def test_the_version_of_an_attack_that_another_runs_is_part_of_the_cell(monkeypatch):
+    before = digests(DEPLOYED)
+    monkeypatch.setitem(catalog.ATTACKS["ddn"].facts, "version", 99)
+    changed = [c for c in plan(DEPLOYED).cells if c.digest not in before]
+    assert {c.scenario.kwargs["attack"] for c in changed} == {"ddn", "through(attack='ddn')"}
 
 
 def test_levels_hold_each_stored_artifact_once():
@@ -308,7 +353,7 @@ def changed(**update) -> Suite:
         (SMALL + "compression: {models: [digits-standard], arms: [prun]}", "prun", "prune"),
         (SMALL + "compression: {models: [digits-standart], arms: [int8]}", "digits-standart", "digits-standard"),
         (SMALL + "curves: [{norm: linff, eps: ['0.1'], attacks: [fgsm]}]", "linff(0.1)", "linf"),
-        (SMALL.replace("names: [gaussian", "table: digits-v2, names: [gaussian"), "digits-v2", "digits-v1"),
+        (SMALL.replace("names: [gaussian", "table: digits-w1, names: [gaussian"), "digits-w1", "digits-v1"),
     ],
 )
 def test_unknown_names_anywhere_are_refused_with_what_was_meant(text, wrong, hint):

@@ -19,6 +19,9 @@ from robench.registry import facts
 from robench.spec import Artifact, Context, Ref
 from robench.workshop import Model, folder, is_built, load, load_model
 
+LOOKS = 10
+"""Moments of a training at which early stopping looks at the validation images."""
+
 
 @facts(version=2, kind="model")
 def trained(
@@ -112,7 +115,7 @@ def _fitted(net: nn.Module, data: Dataset, share: float, plan: dict[str, Any]) -
 
     if not share:
         return train(net, data, **plan), {}
-    chosen = train_selected(net, data, validation=share, **plan)
+    chosen = train_selected(net, data, validation=share, looks=min(LOOKS, plan["steps"]), **plan)
     more = {
         "stopped_at": chosen.step,
         "validation_accuracy": chosen.validation_accuracy,

@@ -19,8 +19,8 @@ RANK = "rank"
 RANKED = {"evasion": "robust_accuracy", "clean": "accuracy", "corruption": "corrupted_accuracy"}
 """Scenario → the metric that its ranks are about: the worst case at each threat, and means over everything."""
 
-_WHERE = {"evasion": ("worst", None), "clean": ("", ""), "corruption": ("", "mean")}
-"""Scenario → ``attack`` and ``threat`` of the row that is ranked (None: each threat)."""
+_WHERE = {"evasion": ("worst", None), "clean": ("", ""), "corruption": (None, "mean")}
+"""Scenario → ``attack`` and ``threat`` of the row that is ranked (None: each of them by itself)."""
 
 
 def lines(rows: Sequence[Mapping[str, Any]], frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -42,10 +42,11 @@ def lines(rows: Sequence[Mapping[str, Any]], frames: Mapping[str, pd.DataFrame])
     base = base.fillna(dict.fromkeys(("attack", "threat", "validity"), ""))
     for scenario, metric in RANKED.items():
         attack, threat = _WHERE[scenario]
-        found = base[(base["scenario"] == scenario) & (base["metric"] == metric) & (base["attack"] == attack)]
+        found = base[(base["scenario"] == scenario) & (base["metric"] == metric)]
+        found = found if attack is None else found[found["attack"] == attack]
         found = found[found["eps"].isna()] if scenario == "corruption" else found
         found = found if threat is None else found[found["threat"] == threat]
-        for _, same in found.groupby(["dataset", "threat"], sort=True):
+        for _, same in found.groupby(["dataset", "threat", "attack"], sort=True):
             yield from _compared(_fit(same, base), frames[scenario])
 
 

@@ -268,59 +268,11 @@ def area_interval(x: Any, curves: Any) -> Estimate:
     return mean_interval(np.trapezoid(heights, positions, axis=1) / (positions[-1] - positions[0]))
 
 
-def over_trainings(scores: Any, *, level: float = LEVEL) -> Estimate:
-    """Mean over trainings and images, with an interval for other trainings on other images; n counts images.
-
-    Trainings and images are crossed and both random. The squared half-width is the sum of two: Student's with S - 1 degrees
-    of freedom for what differs between trainings, and the normal one for what differs between images in all trainings.
-    By simulation it covers 94 to 97.5 % with 3 or 5 trainings of 300 images, most where trainings do not differ at all;
-    resampling 3 to 5 trainings instead covers far too seldom (see ``hierarchical_bootstrap``).
-
-    Args:
-        scores: (S, N), one row per training, the same N images in the same order in each.
-        level: Coverage of the interval.
-
-    Returns:
-        Without interval for a single training or image, which says nothing about others; scores in [0, 1] keep the
-        interval in [0, 1], and scores that are all 0 or all 1 get Wilson's over images.
-
-    Raises:
-        DataError: A NaN, or not a matrix.
-
-    Source: Searle, Casella & McCulloch, Variance Components 1992, section 4.3 (crossed mean squares); Graybill & Wang, JASA
-    1980 (squared half-widths add).
-    """
-    data = _matrix(scores)
-    trainings, images = data.shape
-    if not data.size:
-        return EMPTY
-    value = float(data.mean())
-    if min(data.shape) == 1:
-        return Estimate(value, math.nan, math.nan, images)
-    if value in (0.0, 1.0) and is_binary(data):
-        return wilson(round(value * images), images, level=level)
-    by_training, by_image = _crossed(data)
-    student = float(distributions.t.ppf(0.5 + level / 2, trainings - 1))
-    half = math.hypot(student * math.sqrt(by_training), z_value(level) * math.sqrt(by_image))
-    inside = bool((data >= 0).all() and (data <= 1).all())
-    low, high = value - half, value + half
-    return Estimate(value, max(low, 0.0) if inside else low, min(high, 1.0) if inside else high, images)
-
-
-def _crossed(data: Floats) -> tuple[float, float]:
-    """Variances of the grand mean of (S, N) scores: over trainings (with the interaction), and over images (without it)."""
-    rows, cols = data.shape
-    row_means, col_means = data.mean(axis=1), data.mean(axis=0)
-    rest = data - row_means[:, None] - col_means[None, :] + data.mean()
-    interaction = float((rest * rest).sum()) / ((rows - 1) * (cols - 1)) / data.size
-    return float(row_means.var(ddof=1)) / rows, max(float(col_means.var(ddof=1)) / cols - interaction, 0.0)
-
-
 def hierarchical_bootstrap(scores: Any, *, level: float = LEVEL) -> Estimate:
     """Mean over trainings and images with a percentile interval: trainings are resampled, then images.
 
     It covers what it claims only for some 10 trainings or more. By simulation with 3 trainings of 300 images it covers 80 %
-    where trainings differ much (5: 86 %) and 98.6 % where they do not differ. Tables use ``over_trainings``.
+    where trainings differ much (5: 86 %) and 98.6 % where they do not differ. Tables use ``robench.metrics.crossed``.
 
     Args:
         scores: (S, N), one row per training, the same N images in the same order in each.

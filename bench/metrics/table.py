@@ -2,7 +2,11 @@
 
 Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds besides its name:
 
-* ``corruption`` rows: ``threat`` is the corruption (``mean`` over all of them), ``eps`` the severity (missing over all).
+* ``corruption`` rows: ``threat`` is the corruption, a family of them, ``mean`` (over all of the suite) or ``benchmark``
+  (exactly the published 15), ``eps`` the severity (missing over all), ``attack`` where the images come from:
+  ``robench-C (regenerated, TABLE)`` or ``published(FOLDER)``, for ratios followed by ``over`` the reference model.
+* ``flips`` rows: ``threat`` is the perturbation (``mean`` over all), ``attack`` names the sequences and what frames are
+  compared with.
 * ``scarcity`` rows join trainings (see ``metrics/scarcity.py``): ``threat`` is what a curve runs over (``fraction``,
   ``shots``, ``imbalance``, ``label_noise``) or ``gain``; ``eps`` the value on it, or the target of ``samples_for_target``;
   ``attack`` what was measured (``clean``, ``corruption`` or a threat); ``condition`` what else was changed.
@@ -29,8 +33,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
-  ``unknown`` of a ``calibration`` row.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
+  is ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -51,6 +55,7 @@ from robench.metrics import (
     corrupted,
     cost,
     explained,
+    flips,
     groups,
     ood,
     ranks,
@@ -183,16 +188,6 @@ def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[d
     yield from each(_CLEAN, rows, n_clean_correct=correct)
 
 
-def _corruption(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    only = {"corrupted_accuracy": corrupted.corrupted_accuracy}
-    correct = int((rows.groupby("sample")["score_clean"].min() > 0).sum())
-    yield from each(only, rows, threat="mean", n_clean_correct=correct)
-    for severity, part in rows.groupby("severity"):
-        yield from each(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
-    for (name, severity), part in rows.groupby(["corruption", "severity"]):
-        yield from each(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
-
-
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     for explainer, part in rows.groupby("explainer"):
         yield from each(_EXPLAINED, part, attack=explainer)
@@ -268,13 +263,14 @@ def _joined(verdicts: list[Verdict]) -> str:
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
     "calibration": confidence.lines,
     "clean": _clean,
-    "corruption": _corruption,
+    "corruption": corrupted.lines,
     "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
     "evasion_train": shifts.train_lines,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "flips": flips.lines,
     "groups": groups.lines,
     "shift": shifts.shift_lines,
     "spatial": shifts.spatial_lines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from robench import catalog
 from robench.errors import ConfigError, must
 from robench.plan.attacks import against, attacked, parent_of, require_norms, without_gradient
-from robench.plan.corruption import corruption_cell, severity
+from robench.plan.corruption import corruption_cell, names_of, severity
 from robench.plan.draft import Draft, made_of
 from robench.spec import Artifact, Ref, ThreatModel
 
@@ -26,7 +26,7 @@ def section(draft: Draft) -> None:
             compared(draft, built, draft.model(name), condition=condition)
             explained(draft, built, draft.model(name), condition=condition)
             attacked(draft, built, plan.threats, against(built, plan.attacks), parent=parent_of(built), condition=condition)
-            for corruption in plan.corruptions:
+            for corruption in names_of(draft, plan.corruptions):
                 corruption_cell(draft, draft.model(name), corruption)
                 corruption_cell(draft, built, corruption, condition=condition)
             if draft.suite.efficiency:
@@ -37,7 +37,7 @@ def section(draft: Draft) -> None:
 
 def twin_cell(draft: Draft, built: Artifact, threat: str, *, condition: str) -> None:
     """A deployed model against its twin, on clean and adversarial images and on the suite's corruptions at severity 3."""
-    names = draft.suite.compression.corruptions or draft.suite.corruption.names
+    names = list(names_of(draft, draft.suite.compression.corruptions or draft.suite.corruption.names))
     extra = tuple(severity(draft, name, SEVERITY) for name in names)
     versions = [catalog.CORRUPTIONS[name].version for name in names]
     scenario = Ref.of("twin", threat=str(ThreatModel.parse(threat)))

@@ -84,7 +84,7 @@ def _swept(draft: Draft, recipe: str) -> Iterator[Arm]:
     """Shots, imbalances and label noise, each with the point that has none of it."""
     plan = draft.suite.scarcity
     yield from (Arm(recipe, {"shots": k}) for k in plan.shots)
-    at = {"fraction": plan.arms_at[-1]}
+    at = {"fraction": max(plan.fractions, default=1.0)}
     if plan.imbalances or plan.label_noise:
         yield Arm(recipe, at)
     yield from (Arm(recipe, {**at, "imbalance": ratio}) for ratio in plan.imbalances)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
-from robench.errors import DataError
 from robench.metrics import groups, stats
 from robench.metrics.table import tidy
 
@@ -39,28 +39,29 @@ def test_groups_of_fewer_than_50_are_insufficient_and_never_the_worst():
     assert told.loc[("worst_group_accuracy", "worst"), "value"] == 0.8
 
 
-def test_tenth_percentile_of_classes_is_numpys_and_resamples_like_the_library():
-    counts = {c: (k, 40) for c, k in enumerate((40, 38, 36, 30, 20, 39, 39, 40, 35, 37))}
-    frame = rows(counts, column="label")
+def test_tenth_percentile_of_classes_is_numpys_with_the_percentile_of_their_bounds():
+    right = (40, 38, 36, 30, 20, 39, 39, 40, 35, 37)
+    frame = rows(dict(enumerate((k, 40) for k in right)), column="label")
     e = groups.tenth_percentile_class_accuracy(frame)
-    assert e.value == pytest.approx(np.quantile([k / 40 for k, _ in counts.values()], 0.1)) and e.n == 400
-    slow = []
-    for index in np.concatenate(list(stats.resamples(400))):
-        drawn = frame.iloc[index]
-        slow.append(np.quantile(drawn.groupby("label")["score"].mean(), 0.1))
-        if len(slow) == 60:
-            break
-    assert e.low <= np.median(slow) <= e.high
-    whole = groups.tenth_percentile_class_accuracy(frame.sample(frac=1, random_state=0))
-    assert whole.value == pytest.approx(e.value)
+    bounds = [proportion_confint(k, 40, alpha=0.005, method="wilson") for k in right]
+    assert e.value == pytest.approx(np.quantile([k / 40 for k in right], 0.1)) and e.n == 400
+    assert (e.low, e.high) == pytest.approx(tuple(np.quantile(bounds, 0.1, axis=0)))
+    assert groups.tenth_percentile_class_accuracy(frame.sample(frac=1, random_state=0)) == e
 
 
-def test_one_class_constant_scores_no_rows_and_nan():
+def test_the_tenth_percentile_covers_95_percent():
+    draws, p = np.random.default_rng(0), np.linspace(0.7, 0.99, 10)
+    hits = 0
+    for _ in range(300):
+        found = rows({c: (int(draws.binomial(40, q)), 40) for c, q in enumerate(p)}, column="label")
+        e = groups.tenth_percentile_class_accuracy(found)
+        hits += e.low <= np.quantile(p, 0.1) <= e.high
+    assert hits / 300 >= 0.95
+
+
+def test_one_class_constant_scores_and_no_rows():
     one = groups.tenth_percentile_class_accuracy(rows({3: (9, 10)}, column="label"))
-    assert one.value == pytest.approx(0.9) and one.low < 0.9 < one.high
+    assert (one.value, one.low, one.high) == (0.9, stats.wilson(9, 10).low, stats.wilson(9, 10).high)
     same = groups.tenth_percentile_class_accuracy(rows({0: (5, 5), 1: (5, 5)}, column="label"))
-    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
-    empty = rows({0: (1, 1)}, column="label").iloc[:0]
-    assert groups.tenth_percentile_class_accuracy(empty).n == 0
-    with pytest.raises(DataError, match="scores must be numbers"):
-        groups.tenth_percentile_class_accuracy(rows({0: (1, 2)}, column="label").assign(score=np.nan))
+    assert (same.value, same.high) == (1.0, 1.0) and same.low == stats.wilson(5, 5, level=0.975).low
+    assert groups.tenth_percentile_class_accuracy(rows({0: (1, 1)}, column="label").iloc[:0]).n == 0

@@ -130,7 +130,7 @@ def test_a_model_that_met_fewer_attacks_is_not_compared():
 
 
 def test_without_costs_there_is_no_table(synthetic):
-    frames = synthetic.frames()
-    assert len(pareto(tidy({k: frames[k] for k in ("clean", "evasion")}))) == 0
-    whole = pareto(tidy(frames))
+    frames = {"corruption": synthetic.corruption("plain")}
+    assert len(pareto(tidy(frames))) == 0
+    whole = pareto(tidy({**frames, "efficiency": synthetic.efficiency("plain")}))
     assert set(whole["cost"]) == {"stored_bytes", "latency_p50_ms"} and whole["front"].any()

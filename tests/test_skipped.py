@@ -19,7 +19,7 @@ from robench.suite import parse_suite
 
 SUITE = """
 name: deployed
-limit: 12
+limit: 8
 models: [digits-mlp]
 compression:
   models: [digits-mlp]

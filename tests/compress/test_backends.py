@@ -103,6 +103,15 @@ def test_batch_norms_are_folded_into_the_layers_before_weights_are_rounded(calib
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_attention_is_quantised_too(integers):
+    """Every product of the transformer, the two of each attention included, has both its sides on a grid."""
+    graph = onnx.load_model_from_string(integers["digits-vit"].files[FILE]).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert len(products) == 1 + 3 * (4 + 2) + 1  # patches, three blocks of four layers and an attention, classes
+    assert all(makers[name] == "DequantizeLinear" for node in products for name in list(node.input)[:2])
+
+
 def test_results_depend_neither_on_the_batch_nor_on_company_nor_threads(name, integers, images):
     model = integers[name]
     whole = model(images)

@@ -21,8 +21,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   samples are unknown).
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
-* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what is
-  ``unknown`` of a ``calibration`` row.
+* ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
+  is ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -141,11 +142,17 @@ def test_a_twin_that_predicts_differently_is_suspicious(rows, watched):
     assert (
         "the twin that lends its gradient predicts differently on 12.5 % of samples" in verdict(rows[UNION], apart).reasons
     )
-    unknown = watched.assign(twin_agrees=float("nan"))
-    assert (
-        "the twin that lends its gradient predicts differently on 100.0 % of samples"
-        in verdict(rows[UNION], unknown).reasons
-    )
+    unknown = verdict(rows[UNION], watched.assign(twin_agrees=float("nan")))
+    assert "the twin that lends its gradient was not held against the model" in unknown.reasons
+
+
+def test_a_lent_gradient_may_smooth_the_steps_of_integers(rows, watched):
+    """Slopes at an angle whose cosine is 0.8: too far off for a gradient of its own, not for one that is lent."""
+    slope, aside = np.ones(len(watched)), np.tile([1.0, -1.0], len(watched) // 2)
+    tilted = watched.assign(slope=slope, slope_claimed=0.8 * slope + 0.6 * aside)
+    assert verdict(rows[UNION], tilted).status == "sound"
+    assert any("cosine of 0.80 only" in r for r in verdict(rows[UNION], tilted.assign(gradient="own")).reasons)
+    assert not verdict(rows[UNION], tilted.assign(slope_claimed=0.6 * slope + 0.8 * aside)).sound
 
 
 def test_results_do_not_depend_on_what_is_held_at_once(objects, deployed, parent, rows):

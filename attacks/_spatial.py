@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robench.errors import ConfigError, must
+from robench.errors import ConfigError, must, suggestion
 from robench.inference import predict
 from robench.ops.norms import per_sample
 from robench.ops.random import Draws
@@ -24,6 +24,8 @@ ANGLES = tuple(-30.0 + 2 * k for k in range(31))
 """Degrees of the paper's grid."""
 SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 """Parts of the image's side of the paper's grid, near its 3 of 28 and 3 of 32 pixels."""
+
+PADDINGS = ("zeros", "border", "reflection")
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,20 @@ class Worst:
         return self.margin <= 0
 
 
-def transformed(x: Tensor, setting: Tensor) -> Tensor:
-    """Images (N, C, H, W) turned about their middle, then shifted, bilinearly, with zeros from outside.
+def transformed(x: Tensor, setting: Tensor, *, padding: str = "zeros") -> Tensor:
+    """Images (N, C, H, W) turned about their middle, then shifted, bilinearly.
 
     Args:
         x: In [0, 1].
         setting: Degrees anticlockwise, and shifts down and right as parts of the side, (N, 3). Images at (0, 0, 0)
             come back as they are.
+        padding: What comes in from outside: ``zeros``, ``border`` (the outermost pixels) or ``reflection``.
 
     Raises:
-        ConfigError: x is not (N, C, H, W) or setting not (N, 3).
+        ConfigError: x is not (N, C, H, W) or setting not (N, 3), or unknown padding.
     """
+    if padding not in PADDINGS:
+        raise ConfigError(must("padding", "one of " + ", ".join(PADDINGS), padding, suggestion(padding, PADDINGS)))
     if x.dim() != 4 or setting.shape != (len(x), 3):
         got = (tuple(x.shape), tuple(setting.shape))
         raise ConfigError(must("images and settings", "(N, C, H, W) and (N, 3)", got, "give one row for each image"))
@@ -65,7 +70,7 @@ def transformed(x: Tensor, setting: Tensor) -> Tensor:
     first = torch.stack([cos, -sin * ratio, -2 * (cos * right - sin * ratio * down)], 1)
     second = torch.stack([sin / ratio, cos, -2 * (sin / ratio * right + cos * down)], 1)
     grid = functional.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False).to(x.dtype)
-    moved = functional.grid_sample(x, grid, padding_mode="zeros", align_corners=False).clamp(0, 1)
+    moved = functional.grid_sample(x, grid, padding_mode=padding, align_corners=False).clamp(0, 1)
     return torch.where(per_sample((setting == 0).all(1), x), x, moved)
 
 
@@ -95,7 +100,7 @@ def spatial_grid(
 
     Source: Engstrom et al., ICML 2019, section 3 (grid search).
     """
-    _require(angles, shifts)
+    require_grid(angles, shifts)
     settings = torch.tensor([(a, d, r) for a in angles for d in shifts for r in shifts], dtype=torch.float64)
     return _worst(model, x, y, settings=settings.to(x.device)[:, None].expand(-1, len(x), 3), task=task, width=width)
 
@@ -138,7 +143,14 @@ def spatial_random(
     return _worst(model, x, y, settings=(drawn * 2 - 1) * reach, task=task, width=width)
 
 
-def _require(angles: Sequence[float], shifts: Sequence[float]) -> None:
+def require_grid(angles: Sequence[float], shifts: Sequence[float], padding: str = "zeros") -> None:
+    """Refuse a grid that looks at nothing, or an unknown padding.
+
+    Raises:
+        ConfigError: No angle or no shift, one that is not finite, or unknown padding.
+    """
+    if padding not in PADDINGS:
+        raise ConfigError(must("padding", "one of " + ", ".join(PADDINGS), padding, suggestion(padding, PADDINGS)))
     if not len(angles) or not len(shifts) or not all(map(math.isfinite, [*angles, *shifts])):
         got = (tuple(angles), tuple(shifts))
         raise ConfigError(

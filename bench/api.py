@@ -51,7 +51,8 @@ def plan_run(
 
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     named = list(models)
-    sources, paths = resolve_sources(data or chosen.data, named or chosen.models)
+    files = chosen.model_copy(update=changes or {}).files()
+    sources, paths = resolve_sources(data or chosen.data, named or chosen.models, files=files)
     labels = [m if isinstance(m, str) and m in sources.models else Path(getattr(m, "source", str(m))).name for m in named]
     update = {"data": data or chosen.data, **(changes or {})}
     if named:

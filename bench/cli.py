@@ -66,6 +66,8 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option(
     "--chain", "chains", multiple=True, help="Add a crossing, e.g. 'prune(0.7) | corruption(fog, 3) | attack(fgsm)'."
 )
+@click.option("--shift", "shifts", multiple=True, help="Add a shifted test set, NAME=folder:PATH, with some of the classes.")
+@click.option("--groups", help="CSV file 'sample,group': accuracy of the worst group of test images.")
 @click.option("--ood", multiple=True, help="Add images of other kinds: 'glyphs', 'noise', ..., or NAME=folder:PATH.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
@@ -141,7 +143,7 @@ def _models(options: dict[str, Any]) -> list[Any]:
 def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The suite, and the parts of it that options replace."""
     from robench.errors import suggestion
-    from robench.suite import Corruption, Crossing, Defended, Scarcity, read_suite
+    from robench.suite import Corruption, Crossing, Defended, RobustGap, Scarcity, Spatial, read_suite
 
     suite = read_suite(options["suite"])
     changes: dict[str, Any] = {}
@@ -157,6 +159,8 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         *suite.chains,
         *(Crossing(chain=text, models=list(options["models"])) for text in options["chains"]),
     ]
+    changes["shifts"] = {**suite.shifts, **_shifts(options["shifts"])}
+    changes["groups"] = options["groups"] or suite.groups
     known = dict.fromkeys([*suite.ood.sources, *options["ood"]])
     changes["ood"] = suite.ood.model_copy(update={"sources": list(known)})
     parts: dict[str, dict[str, Any]] = {
@@ -166,6 +170,10 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "compression": {"compression": type(suite.compression)()},
         "explanation": {"explainers": []},
         "efficiency": {"efficiency": False},
+        "spatial": {"spatial": Spatial()},
+        "shift": {"shifts": _shifts(options["shifts"])},
+        "groups": {"groups": options["groups"] or ""},
+        "robust_gap": {"robust_gap": RobustGap()},
         "clean": {},
         "ood": {"ood": type(suite.ood)(sources=list(options["ood"]))},
         "calibration": {"calibration": type(suite.calibration)()},
@@ -178,6 +186,19 @@ def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if options["scenarios"] and name not in options["scenarios"]:
             changes.update(empty)
     return suite, changes
+
+
+def _shifts(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Shifted test sets from NAME=DATA."""
+    from robench.suite import Shift
+
+    found = {}
+    for text in texts:
+        name, equals, data = text.partition("=")
+        if not equals or not name.strip() or not data.strip() or "(" in name or ":" in name:
+            raise ConfigError(must("--shift", "NAME=DATA", text, "e.g. --shift sketches=folder:PATH"))
+        found[name.strip()] = Shift(data=data.strip())
+    return found
 
 
 def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ START = 6.0
 """Seconds until a worker has imported what it needs."""
 OVERHEAD = 0.06
 """Seconds per cell outside the model: loading, judging twice, writing."""
+FITTING = 0.6
+"""Seconds per cell of OOD detectors on top of that: covariance and principal space of a thousand features."""
 PROTOCOLS = {
     "autoattack-standard": 11_600.0,
     "autoattack-plus": 24_300.0,
@@ -35,6 +37,12 @@ BROKEN = 0.6
 """What is left of an attack's passes on average, since broken samples leave early."""
 SENTINEL = (30.0, 64, 350.0)
 """Passes' worth of the sentinel's cheap looks at each sample, and the few samples that get this many more."""
+TURN = 2.0
+"""Passes' worth of one rotated image: to turn it takes about as long as to look at it."""
+TIMED, MEASURING = 18_600.0, 13.0
+"""Passes that ``efficiency`` times at four batch sizes, and the seconds after which it leaves the rest."""
+COMPARED = 110.0
+"""Passes' worth of an image whose map of two models is compared, on average over explainers."""
 LOOPS = ("steps", "queries", "draws", "max_iter")
 """Arguments that count an attack's steps; the first one it has."""
 TIMES = ("restarts", "targets", "searches")
@@ -54,7 +62,9 @@ def estimate_seconds(
         base = _base(cell.model)
         if base.digest not in speed:
             speed[base.digest] = _seconds_per_forward(base, cell, context)
-        total += OVERHEAD + _forwards(cell, plan) * speed[base.digest]
+        seconds = _forwards(cell, plan) * speed[base.digest]
+        total += OVERHEAD + (min(seconds, MEASURING) if cell.scenario.name == "efficiency" else seconds)
+        total += FITTING if cell.scenario.name == "ood" else 0.0
     for artifact in (a for level in plan.levels for a in level):
         total += _building(artifact, max(speed.values(), default=1e-4))
     return START + total / count, count
@@ -84,14 +94,26 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     """Forward passes of a cell over all samples; a gradient counts as two more."""
     samples = plan.suite.limit or 1000
     name = cell.scenario.name
+    if name == "evasion_train":
+        return plan.suite.robust_gap.limit * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
+    if name == "spatial":
+        grid = cell.scenario.kwargs
+        return samples * TURN * len(grid["angles"]) * len(grid["shifts"]) ** 2
     if name == "evasion":
         return samples * (3 + BROKEN * _attack_passes(cell.scenario.kwargs["attack"]))
     if name == "sentinel":
         every, few, more = SENTINEL
         return samples * every + min(samples, few) * more
+    if name == "ood":
+        steps = 4.0 if any(Ref.parse(d).name == "odin" for d in cell.scenario.kwargs["detectors"]) else 0.0
+        return samples * steps * (1 + len(cell.scenario.kwargs["sources"]))
     if name == "twin":
         return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
-    per_sample = {"clean": 1.0, "corruption": 6.0, "efficiency": 1.0}.get(name, 1.0)
+    if name == "efficiency":
+        return TIMED
+    if name == "explanation_change":
+        return plan.suite.explain_limit * COMPARED * len(cell.scenario.kwargs["explainers"])
+    per_sample = {"clean": 1.0, "corruption": 6.0, "disagreement": 0.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
     return samples * per_sample
@@ -122,6 +144,9 @@ def _building(artifact: Artifact, forward: float) -> float:
         arguments = artifact.builder.kwargs
         inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
         return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    if artifact.builder.name == "attacked":
+        images = artifact.inputs[1].builder.kwargs.get("limit") or 1000
+        return float(images) * (3 + BROKEN * _attack_passes(artifact.builder.kwargs["attack"])) * forward
     if artifact.builder.name == "tuned":
         arguments = catalog.COMPRESSIONS.resolve(artifact.builder.kwargs["method"]).kwargs
         return float(arguments["steps"]) * arguments.get("batch_size", 64) * 5 * forward

@@ -27,7 +27,7 @@ def resident_bytes(model: nn.Module, x: Tensor, *, threads: int = 1) -> int:
     """Most memory (resident set) that loading a model and one forward of x add to a fresh process, in bytes.
 
     The process has imported torch and multiplied and convolved once before the first look, so that the library's own
-    memory is not counted; the kernels that this model needs besides are. Linux only.
+    memory is not counted; kernels and libraries that this model needs besides are. Linux only.
 
     Args:
         model: Takes x on the CPU; it travels by pickle.

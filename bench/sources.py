@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench import catalog
 from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
 from robench.plan.ood import read_as
-from robench.spec import Artifact, Ref
+from robench.plan.scarcity import SAMPLE, checked, trained_on
+from robench.spec import Artifact, DatasetSpec, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
 
@@ -29,8 +30,12 @@ class UserModel:
     num_classes: int = 10
 
 
-def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sources, tuple[tuple[str, str], ...]]:
+def resolve_sources(
+    data: str, models: Iterable[str | UserModel], *, files: Iterable[str] = ()
+) -> tuple[Sources, tuple[tuple[str, str], ...]]:
     """Source artifacts of a data set and of models, and the (sha256, path) pairs of the user's files.
+
+    ``files`` are further data sets (shifted ones), which must have images of the same shape.
 
     Raises:
         ConfigError: Unknown names.
@@ -43,7 +48,8 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
     for split in ("train", "validation", "test"):
         if split in _splits(data):
             splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
-    shape = read_split(data, "test").spec.shape
+    spec = read_split(data, "test").spec
+    shape = spec.shape
     fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
     artifacts = {name: _zoo(name) for name in fitting}
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
@@ -55,7 +61,7 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         if isinstance(model, str) and model.startswith("trained("):
             artifacts[model] = _trained(model, data, splits)
             arch = Ref.parse(artifacts[model].builder.kwargs["arch"])
-            classes[model] = int(arch.kwargs.get("num_classes", len(read_split(data, "test").spec.classes)))
+            classes[model] = int(arch.kwargs.get("num_classes", len(spec.classes)))
             continue
         user = model if isinstance(model, UserModel) else UserModel(model)
         artifact, path = _file(user)
@@ -64,7 +70,23 @@ def resolve_sources(data: str, models: Iterable[str | UserModel]) -> tuple[Sourc
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    return Sources(data, label, splits, artifacts, classes, shape), tuple(paths)
+    further = {name: _further(name, shape) for name in dict.fromkeys(files)}
+    names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
+    hashes = {name: version for name, (_, version) in further.items()}
+    return Sources(data, label, splits, artifacts, classes, shape, hashes, names), tuple(paths)
+
+
+def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str]:
+    """Facts and version of a further data set's test split.
+
+    Raises:
+        DataError: Images of another shape.
+    """
+    name = read_as(source, shape)
+    spec = read_split(name, "test").spec
+    if spec.shape != shape:
+        raise DataError(must(f"the images of {source}", f"{shape} as the data set's", spec.shape, "resize or convert them"))
+    return spec, f"{catalog.DATA[Ref.parse(name).name].version}|{spec.sha256}"
 
 
 def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
@@ -119,16 +141,19 @@ def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
     """A model that the run trains first: ``trained(arch='resnet18(width=16)', recipe='pgd_at', steps=500)``."""
     if "train" not in splits:
         raise ConfigError(must("the data of a trained model", "a set with a train split", data, "name another data set"))
-    ref = catalog.BUILDERS.resolve(text)
-    recipe = catalog.RECIPES.resolve(ref.kwargs["recipe"])
-    parts = [
-        catalog.BUILDERS["trained"].version,
-        catalog.RECIPES[recipe.name].version,
-        str(recipe),
-        made_of(ref.kwargs["arch"]),
-    ]
+    args = dict(Ref.parse(text).kwargs)
+    if "transfer" in args:
+        remedy = "transfer is an arm of a suite's section scarcity, which trains its source"
+        raise ConfigError(must("a trained model", "without 'transfer'", text, remedy))
+    sample = {k: args.pop(k) for k in SAMPLE if k in args}
+    if args.get("augment"):
+        checked(data, str(args["augment"]))
+    ref = catalog.BUILDERS.resolve(Ref.of("trained", **args))
     images = Artifact("data", catalog.BUILDERS.resolve(Ref.of("images", source=data, split="train")), splits["train"])
-    return Artifact("model", ref, "|".join(parts), (images,), label=text, stored=True)
+    if sample:
+        part = catalog.BUILDERS.resolve(Ref.of("sampled", **sample, seed=ref.kwargs["seed"]))
+        images = Artifact("data", part, catalog.BUILDERS["sampled"].version, (images,))
+    return replace(trained_on(images, **ref.kwargs), label=text)
 
 
 def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robench.errors import ConfigError, must, suggestion
 
-PACKAGED = ("smoke", "quick", "standard", "full", "corruption")
+PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
 """Suites inside the package."""
 
 
@@ -28,20 +28,50 @@ class Curve(_Strict):
 
 
 class Corruption(_Strict):
-    """Corruptions by name, from one severity table."""
+    """Corruptions by name, from one severity table, and perturbation sequences."""
 
-    table: str = "digits-v1"
+    table: str = "auto"
+    """A severity table; ``auto`` is the digits' own, or the one for the images' size (see ``robench.corrupt.tables``)."""
     names: list[str] = []
+    """Corruptions; ``benchmark`` stands for the 15 of the published benchmark, ``extra`` for the four further ones."""
+    source: str = "regenerated"
+    """``regenerated``, or ``published(root=FOLDER)``: the user's CIFAR-10-C or ImageNet-C folder."""
+    reference: str = ""
+    """Model beside whose errors those of the others are put; by default the first by name."""
+    sequences: list[str] = []
+    """Perturbation sequences for flip rates; ``all`` stands for the ten."""
 
 
 class Scarcity(_Strict):
-    """Recipes trained again on nested, stratified fractions with equal optimiser steps."""
+    """Recipes trained again on scarce, imbalanced or noisy samples with equal optimiser steps, and what helps.
+
+    Every recipe is trained on every fraction. The arms (shots, imbalances, label noise, augmentations, transfer) are
+    those of the first recipe, on the same seeds.
+    """
 
     arch: str = "small_cnn"
     recipes: list[str] = []
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = []
     seeds: list[int] = [0]
     steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each sample that is held out for early stopping; none by default."""
+    arms_at: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
+    """Fractions on which augmentations and transfer are compared; imbalance and label noise are at the largest fraction."""
+    shots: list[Annotated[int, Field(ge=1)]] = []
+    imbalances: list[Annotated[float, Field(gt=1)]] = []
+    label_noise: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    noises: list[Literal["symmetric", "asymmetric", "pair"]] = ["symmetric"]
+    augmentations: list[str] = []
+    transfer: list[Literal["linear_probe", "fine_tune", "lp_ft"]] = []
+    """From a model of the first half of the classes to the second half, beside training from scratch."""
+    threats: list[str] = []
+    attacks: list[str] = []
+    corruptions: list[str] = []
+    """What every trained model is measured on besides clean images; severities come from the suite's table."""
 
 
 class Compression(_Strict):
@@ -73,6 +103,30 @@ class Crossing(_Strict):
 
     chain: str
     models: list[str] = []
+
+
+class Spatial(_Strict):
+    """A grid of rotations (degrees) and translations (parts of the side) of every test image; none without angles."""
+
+    angles: list[float] = []
+    shifts: list[float] = [0.0]
+    padding: str = "zeros"
+
+
+class Shift(_Strict):
+    """A shifted test set, with reference models (a CSV file ``clean,shifted``) and a model to compare with where wanted."""
+
+    data: str
+    reference: str = ""
+    baseline: str = ""
+
+
+class RobustGap(_Strict):
+    """Attacks on this many training images, for robust accuracy on training images minus that on test images."""
+
+    limit: int = Field(default=300, ge=1)
+    threats: list[str] = []
+    attacks: list[str] = []
 
 
 class Ood(_Strict):
@@ -129,6 +183,22 @@ class Suite(_Strict):
     explainers: list[str] = []
     explain_limit: int = Field(default=100, ge=1)
     efficiency: bool = False
+    spatial: Spatial = Spatial()
+    shifts: dict[str, Shift] = {}
+    """Name → shifted test set, or only its data."""
+    groups: str = ""
+    """A CSV file ``sample,group`` of the test images."""
+    robust_gap: RobustGap = RobustGap()
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A shift may be written as its data alone."""
+        return {k: {"data": v} if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    def files(self) -> list[str]:
+        """Further data sets that the suite names, besides ``data``."""
+        return [shift.data for shift in self.shifts.values()]
 
 
 def packaged(name: str) -> str:

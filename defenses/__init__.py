@@ -7,6 +7,7 @@ from typing import Any
 
 TABLE_RECIPES: dict[str, str] = {
     "augmented": "robench.defenses._augmented:augmented",
+    "augmix_jsd": "robench.defenses._augmix:augmix_jsd",
     "distilled": "robench.defenses._distilled:distilled",
     "pgd_at": "robench.defenses._adversarial:pgd_at",
     "standard": "robench.defenses._standard:standard",
@@ -15,9 +16,18 @@ TABLE_RECIPES: dict[str, str] = {
 """Name of a recipe -> ``module:function``, a batch loss ``f(model, x, y, *, draws, step, ...)``."""
 
 TABLE_AUGMENTATIONS: dict[str, str] = {
+    "augmix": "robench.defenses._augmix:augmix",
+    "crop": "robench.defenses._flip_crop:crop",
+    "cutmix": "robench.defenses._mixing:cutmix",
+    "cutout": "robench.defenses._cutting:cutout",
     "flip_crop": "robench.defenses._flip_crop:flip_crop",
+    "mixup": "robench.defenses._mixing:mixup",
+    "randaugment": "robench.defenses._policies:randaugment",
+    "rotation": "robench.defenses._cutting:rotation",
+    "trivialaugment": "robench.defenses._policies:trivialaugment",
 }
-"""Name of an augmentation -> ``module:function``, ``f(x, y, *, draws, step, ...) -> (x, y)`` on a batch of a training."""
+"""Name of an augmentation -> ``module:function``, ``f(x, y, *, num_classes, draws, step, ...) -> (x, y)`` on a batch of a
+training; the labels that come back are int64 (N,), or float (N, num_classes) where classes are mixed."""
 
 TABLE: dict[str, str] = {
     "bit_depth": "robench.defenses._bit_depth:bit_depth",

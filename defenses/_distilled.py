@@ -19,6 +19,12 @@ class Student(nn.Module):
         self.net = net
         self.__dict__["teacher"] = teacher  # not registered: neither trained, nor counted, nor put in train mode
 
+    def taught(self, x: Tensor) -> Tensor:
+        """The teacher's logits (N, K), without a graph."""
+        with torch.no_grad():
+            logits: Tensor = self.__dict__["teacher"](x)
+        return logits
+
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
         return logits
@@ -55,7 +61,6 @@ def distilled(
     plain = F.cross_entropy(logits, y)
     if alpha == 0:
         return plain
-    with torch.no_grad():
-        soft = (model.teacher(x) / temperature).log_softmax(1)
+    soft = (model.taught(x) / temperature).log_softmax(1)
     gap = F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean", log_target=True)
     return alpha * temperature**2 * gap + (1 - alpha) * plain

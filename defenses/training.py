@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +100,7 @@ def train(
         ids: Sample ids, int64 (N,), of a tensor ``x``; default 0..N-1.
         checkpoint: File that holds the state every ``every`` steps; if it is there, training goes on from it.
         every: Steps between checkpoints.
-        progress: Called after each step.
+        progress: Called after each step, before it is saved, so that no step's call is lost when a training goes on.
 
     Raises:
         DataError: No images, or labels that do not fit them.
@@ -110,6 +110,7 @@ def train(
     """
     source = _source(x, y, ids)
     loss = _Loss.of(recipe, augment, precision=precision, seed=seed)
+    loss = replace(loss, num_classes=_width(model, source)) if augment else loss
     if precision == "bfloat16":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = _State(model, lr)
@@ -119,12 +120,12 @@ def train(
     for step in range(first, steps):
         rows = batch_rows(len(source), batch_size, seed=seed, step=step)
         value = _step(state, source, loss, rows=rows, rate=learning_rate(step, steps, lr), step=step)
-        if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
-            state.save(checkpoint, identity, step + 1)
         if progress:
             progress(step + 1, steps, value)
+        if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
+            state.save(checkpoint, identity, step + 1)
     model.eval()
-    return TrainReport(steps, seed, len(source), _accuracy(model, source), weights_sha256(model))
+    return TrainReport(steps, seed, len(source), accuracy(model, source), weights_sha256(model))
 
 
 def batch_rows(n: int, batch_size: int, *, seed: int, step: int) -> Tensor:
@@ -167,6 +168,8 @@ class _Loss:
     augment: Ref | None
     precision: str
     seed: int
+    num_classes: int = 0
+    """Number of the model's logits, for augmentations that mix labels."""
 
     @classmethod
     def of(cls, recipe: Ref | str, augment: Ref | str, *, precision: str, seed: int) -> _Loss:
@@ -185,7 +188,7 @@ class _Loss:
         known = self.recipe.kwargs
         if self.augment is not None:
             changed = AUGMENTATIONS[self.augment.name].load()
-            x, y = changed(x, y, draws=draws, step=step, **self.augment.kwargs)
+            x, y = changed(x, y, num_classes=self.num_classes, draws=draws, step=step, **self.augment.kwargs)
         low = self.precision == "bfloat16"
         x = x.contiguous(memory_format=torch.channels_last) if low and x.dim() == 4 else x
         with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
@@ -235,7 +238,7 @@ class _State:
         """Steps done so far: 0 where there is no checkpoint."""
         if not path.exists():
             return 0
-        whole = _read(path)
+        whole = read_state(path)
         if whole.get("identity") != identity:
             raise ModelError(must(f"the checkpoint {path}", "of this training", "one of another", "remove or rename it"))
         self.model.load_state_dict(whole["model"])
@@ -243,7 +246,12 @@ class _State:
         return int(whole["step"])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        ModelError: It is damaged.
+    """
     try:
         whole: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
@@ -260,10 +268,18 @@ def _identity(model: nn.Module, source: _Source, *, plan: tuple[Any, ...]) -> st
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, source: _Source, width: int = 256) -> float:
+def _width(model: nn.Module, source: _Source) -> int:
+    """Number of logits, found in eval mode, which moves no running statistics."""
+    device = next(model.parameters()).device
+    return int(model.eval()(source.images(torch.zeros(1, dtype=torch.int64)).to(device)).shape[1])
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, source: Images, *, width: int = 256) -> float:
+    """Share of the images that the model, in the mode it is in, classifies as labelled; ``width`` at a time."""
     device = next(model.parameters()).device
     right = 0
-    for rows in torch.arange(len(source)).split(width):
+    for rows in torch.arange(len(source.labels)).split(width):
         logits = model(source.images(rows).to(device))
         right += int((logits.argmax(1).cpu() == source.labels[rows].cpu()).sum())
-    return right / len(source)
+    return right / len(source.labels)

@@ -63,6 +63,6 @@ def confidence(table: pd.DataFrame) -> Section | None:
     split = next(iter(rows.loc[rows["metric"] == "temperature", "threat"]), "")
     note = (
         f"Before → after dividing the logits by the temperature T, which was fitted on {split} images. ECE in 15 bins of "
-        "equal width (adaptive: of equal numbers); AUGRC and risk: errors that remain when only confident images are answered."
+        "equal width (adaptive: of equal numbers); AUGRC and risk: errors that remain when only sure images are answered."
     )
     return Section("Confidence", cells.reset_index().rename_axis(columns=None), note)

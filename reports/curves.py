@@ -1,4 +1,4 @@
-"""Pictures from the tidy table: accuracy against eps, severity and training data."""
+"""Pictures from the tidy table: accuracy against eps and severity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from robench.metrics.stats import wilson
 from robench.metrics.validity import DOUBTED
@@ -20,7 +20,7 @@ from robench.registry import facts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe & Ito 2008: told apart with every common form of colour blindness; markers differ too."""
-_MARKERS = "os^Dvp*"
+MARKERS = "os^Dvp*"
 _GAP = 0.055
 """Least distance between two labels at the line ends, as a share of the axis."""
 
@@ -64,23 +64,8 @@ def corruption_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Figu
     rows = rows[(rows["threat"] == "mean") & rows["eps"].notna()]
     if rows.empty:
         return None
-    figure, axes = _axes(f"Common corruptions ({_where(rows)})", "severity")
+    figure, axes = _axes(f"{rows['attack'].iloc[0] or 'Common corruptions'} ({_where(rows)})", "severity")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    _draw(axes, dict(iter(rows.groupby("model"))), sorted(set(table["model"])))
-    return figure
-
-
-@facts(version=1)
-def scarcity_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Figure | None:
-    """Accuracy against the share of training data per model (log scale), with 95 % bands; None without scarcity."""
-    rows = _of(table, "accuracy_at_fraction", dataset)
-    if rows.empty:
-        return None
-    figure, axes = _axes(f"Scarce training data ({_where(rows)})", "share of the training data")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(rows["eps"].unique()))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
-    axes.xaxis.minorticks_off()
     _draw(axes, dict(iter(rows.groupby("model"))), sorted(set(table["model"])))
     return figure
 
@@ -142,7 +127,7 @@ def _draw(
         i = models.index(model)
         points = rows.sort_values("eps")
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith(DOUBTED).any())
-        colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         style: dict[str, Any] = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
         name = f"{model} (suspicious)" if bad else model
         axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, label=name, **style)

@@ -8,7 +8,7 @@ must not find two ranks and take the better one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,9 +16,11 @@ import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
+from robench.metrics.ranks import RANK, RANKED
+from robench.metrics.transfer import unmet
 from robench.metrics.validity import DOUBTED
 from robench.registry import Table, facts
-from robench.spec import Ref, ThreatModel
+from robench.spec import ThreatModel
 
 UNRANKED = "-"
 SEVERAL = "measured in several runs with other results, the least favourable shown"
@@ -38,7 +40,7 @@ _NAMED = 2
 """How many missing attacks a verdict names."""
 
 
-@facts(version=2)
+@facts(version=3)
 def leaderboard(
     tables: pd.DataFrame | Sequence[pd.DataFrame],
     *,
@@ -54,6 +56,9 @@ def leaderboard(
     a model otherwise fit to be ranked met at the ranking threat (a transfer from the model itself is not missed; for
     ``corrupted_accuracy``: that lack a corruption). ``validity`` says which.
 
+    ``rank_low`` and ``rank_high`` hold all ranks of a data set at once with 95 %, from paired tests on the same samples;
+    they are empty where the ranked models were not all compared in one run, and where the ranking number has no ranks.
+
     Args:
         tables: One tidy table or several, which are joined.
         by: Metric that ranks; of several explainers the least favourable counts.
@@ -63,7 +68,8 @@ def leaderboard(
         weights: Column → weight of a single score; none is computed unless asked for, and its column names the weights.
 
     Returns:
-        ``rank, model, dataset, clean, clean_low, clean_high, robust@<threat>, ..., n, validity``, rates in [0, 1].
+        ``rank, rank_low, rank_high, model, dataset, clean, clean_low, clean_high, robust@<threat>, ..., n, validity``,
+        rates in [0, 1].
 
     Raises:
         ConfigError: Unknown metric, or a threat that was not measured.
@@ -72,14 +78,14 @@ def leaderboard(
     ranked = ranked_by(table, by=by, threat=threat, threats=threats)
     base = _ordered(table[table["condition"] == ""])
     if base.empty:
-        return pd.DataFrame(columns=["rank", "model", "dataset", "n", "validity"])
+        return pd.DataFrame(columns=["rank", "rank_low", "rank_high", "model", "dataset", "n", "validity"])
     shown = base[(base["scenario"] != "evasion") | base["threat"].isin(list(threats))] if threats else base
     groups = base.groupby(["dataset", "model"], sort=True)
     wide = pd.DataFrame([_line(rows, ranked, shown.loc[rows.index.intersection(shown.index)]) for _, rows in groups])
     if weights:
         label = "score (" + " + ".join(f"{w:g}*{c}" for c, w in sorted(weights.items())) + ")"
         wide[label] = score(wide, weights)
-    return _ranked(wide, higher=_higher(by))
+    return _with_intervals(_ranked(wide, higher=_higher(by)), _rank_rows(base, ranked))
 
 
 def main_threats(*headers: Mapping[str, Any] | None) -> list[str]:
@@ -174,6 +180,7 @@ def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> d
     chosen = _least(found, higher=_higher(metric))
     line["n"] = 0 if chosen is None else int(chosen["n"])
     line["_value"] = math.nan if chosen is None else float(chosen["value"])
+    line["_cells"] = frozenset() if chosen is None else frozenset(str(chosen["cell"]).split("+"))
     line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
     several |= _differ(found)
     verdict = _validity(rows if found["validity"].ne("").any() else shown, threat, found)
@@ -237,18 +244,6 @@ def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> fr
     return frozenset(parts.loc[parts["threat"] == threat, "attack"])
 
 
-def _missing(tests: frozenset[str], wanted: Iterable[str], model: str) -> list[str]:
-    """What of ``wanted`` a model was not measured against, besides transfers from itself."""
-    return sorted(t for t in set(wanted) - tests if not _from(t, model))
-
-
-def _from(test: str, model: str) -> bool:
-    """Whether a test is a transfer from the model itself, which tells nothing about it."""
-    if not test.startswith("transfer("):
-        return False
-    return Ref.parse(test.partition(") at ")[0].removesuffix(")") + ")").kwargs.get("source") == model
-
-
 def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
     """Limited first, then the ranking threat's verdict, else any suspicious verdict of the model."""
     if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
@@ -276,8 +271,29 @@ def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
     wide["_sort"] = -wide["_value"] if higher else wide["_value"]
     wide = wide.sort_values(["dataset", "_place", "_sort", "model"], kind="stable", na_position="last")
     tail = [c for c in ("n", "validity") if c in wide]
-    columns = [c for c in wide if c not in tail and not c.startswith("_")]
+    columns = [c for c in wide if c not in tail and (not c.startswith("_") or c == "_cells")]
     return wide[[*columns, *tail]].reset_index(drop=True)
+
+
+def _rank_rows(base: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
+    """The tidy table's ranks by the ranking metric and threat."""
+    scenario = _metrics()[ranked[0]].facts["needs"]
+    rows = base[(base["metric"] == RANK) & (base["scenario"] == scenario) & (base["threat"] == ranked[1])]
+    return rows if ranked[0] in RANKED.values() else rows.iloc[:0]
+
+
+def _with_intervals(board: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
+    """Rank intervals of the data sets whose ranked models are exactly those that a run compared."""
+    board.insert(1, "rank_low", "")
+    board.insert(2, "rank_high", "")
+    for dataset, part in board[board["rank"] != UNRANKED].groupby("dataset"):
+        cells = "+".join(sorted(frozenset().union(*part["_cells"])))
+        rows = ranks[(ranks["dataset"] == dataset) & (ranks["cell"] == cells)]
+        for i, model in part["model"].items():
+            own = rows[rows["model"] == model]
+            if len(own):
+                board.loc[i, ["rank_low", "rank_high"]] = f"{own['ci_low'].min():.0f}", f"{own['ci_high'].max():.0f}"
+    return board.drop(columns="_cells")
 
 
 def _incomparable(wide: pd.DataFrame) -> dict[Any, str]:
@@ -286,7 +302,7 @@ def _incomparable(wide: pd.DataFrame) -> dict[Any, str]:
     for _, part in wide.groupby("dataset"):
         union = frozenset().union(*part["_tests"])
         for i, row in part.iterrows():
-            missing = _missing(row["_tests"], union, row["model"])
+            missing = unmet(row["_tests"], union, row["model"])
             if missing:
                 more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
                 found[i] = f"not measured against {', '.join(missing[:_NAMED])}{more}"

@@ -130,6 +130,8 @@ def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
 def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]) -> dict[str, Any]:
     """Changed models (compressed, defended) under the model they come from, compared within each model only."""
     changed = table[(table["condition"] != "") & table["scenario"].isin(["evasion", "corruption"])]
+    # Trainings on samples, many of each, are joined in a table of their own.
+    changed = changed[~changed["condition"].str.fullmatch(r"scarcity\([^|]*")]
     boards = []
     for (dataset, model), part in changed.groupby(["dataset", "model"], sort=True):
         same = table[(table["dataset"] == dataset) & (table["model"] == model)]
@@ -138,7 +140,9 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
         board = leaderboard(same.assign(model=names, condition=""), threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
-        boards.append(board.drop(columns=["rank", "_changed"]).assign(model=str(model), condition=shown))
+        boards.append(
+            board.drop(columns=["rank", "rank_low", "rank_high", "_changed"]).assign(model=str(model), condition=shown)
+        )
     if not boards:
         return {"columns": [], "values": [], "verdicts": []}
     whole = pd.concat(boards, ignore_index=True)
@@ -174,6 +178,6 @@ def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
         for draw in PICTURES.values():
             figure = draw(table, dataset=dataset)
             if figure is not None:
-                title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
                 found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
     return found

@@ -39,7 +39,7 @@ def pareto_picture(table: pd.DataFrame, *, dataset: str | None = None) -> Figure
         return None
     qualities = list(points.groupby(["quality", "threat"], sort=True))
     models = sorted(set(table["model"]))
-    figure = Figure(figsize=(11, 1.2 + 3.1 * len(qualities)), layout="constrained")
+    figure = Figure(figsize=(13, 1.2 + 3.1 * len(qualities)), layout="constrained")
     grid = figure.subplots(len(qualities), len(COSTS), squeeze=False)
     for line, ((quality, threat), part) in zip(grid, qualities, strict=True):
         for axes, cost in zip(line, COSTS, strict=True):
@@ -72,9 +72,19 @@ def _panel(axes: Axes, points: pd.DataFrame, models: list[str]) -> None:
             axes.plot(row.cost_value, row.value, marker=marker, color=colour, fillstyle=style, linestyle="", markersize=6)
     best = points[points["front"]].sort_values("cost_value")
     axes.step(best["cost_value"], best["value"], where="post", color="#888888", linewidth=0.9, zorder=0)
-    for row in best.drop_duplicates(["cost_value", "value"]).itertuples():
-        name = row.condition or "as it is"
-        axes.annotate(name, (row.cost_value, row.value), xytext=(4, -9), textcoords="offset points", fontsize=6.5)
+    _name(axes, best, several=points["model"].nunique() > 1)
+
+
+def _name(axes: Axes, best: pd.DataFrame, *, several: bool) -> None:
+    """Number the points of the Pareto set, and say beside the panel which is which; names at the points would overlap."""
+    lines = []
+    for number, (place, rows) in enumerate(best.groupby(["cost_value", "value"], sort=True), start=1):
+        axes.annotate(str(number), place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
+        names = [
+            (f"{m}: " if several else "") + (c or "as it is") for m, c in zip(rows["model"], rows["condition"], strict=True)
+        ]
+        lines.append(f"{number}  " + ", ".join(names))
+    axes.text(1.01, 0.0, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, va="bottom")
 
 
 def _legend(figure: Figure, shown: list[str], models: list[str]) -> None:

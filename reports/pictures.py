@@ -6,14 +6,20 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
-from robench.reports.curves import corruption_curve, scarcity_curve, security_curve
+from robench.reports.corruptions import family_curves
+from robench.reports.curves import corruption_curve, security_curve
 from robench.reports.pareto import pareto_picture
 from robench.reports.reliability import reliability_diagram, risk_coverage
+from robench.reports.scarcity import augmentation_gains, data_quality_curve, scarcity_curve, transfer_gains
 
 PICTURES: Mapping[str, Callable[..., Figure | None]] = {
     "security_curve": security_curve,
     "corruption_curve": corruption_curve,
+    "corruption_families": family_curves,
     "scarcity_curve": scarcity_curve,
+    "data_quality_curve": data_quality_curve,
+    "augmentation_gains": augmentation_gains,
+    "transfer_gains": transfer_gains,
     "pareto": pareto_picture,
     "reliability_diagram": reliability_diagram,
     "risk_coverage": risk_coverage,

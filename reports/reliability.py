@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -86,13 +87,13 @@ def _panel(above: Axes, below: Axes, rows: pd.DataFrame, model: str) -> None:
 def _points(axes: Axes, rows: pd.DataFrame, name: str, *, place: int, dashed: bool = False) -> None:
     """A line through the bins with enough images, with intervals; the others are faint points."""
     colour, marker = COLOURS[place % len(COLOURS)], "os^D"[place % 4]
-    style = {"color": colour, "marker": marker, "markersize": 3, "fillstyle": "none" if dashed else "full"}
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "fillstyle": "none" if dashed else "full"}
     ordered = rows.sort_values("eps")
     many = ordered["n"].astype(int) >= _ENOUGH
     few, enough = ordered[~many], ordered[many]
     axes.plot(few["eps"], few["value"], linestyle="", alpha=0.3, **style)
     errors = [enough["value"] - enough["ci_low"], enough["ci_high"] - enough["value"]]
-    line = {"linewidth": 1, "elinewidth": 0.7, "linestyle": "--" if dashed else "-"}
+    line: dict[str, Any] = {"linewidth": 1, "elinewidth": 0.7, "linestyle": "--" if dashed else "-"}
     axes.errorbar(enough["eps"], enough["value"], yerr=errors, label=name, **style, **line)
 
 
@@ -120,7 +121,12 @@ def risk_coverage(table: pd.DataFrame, *, dataset: str | None = None) -> Figure 
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
         for i, model in enumerate(models):
             part = rows[(rows["threat"] == source) & (rows["model"] == model)].sort_values("eps")
-            told = {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dvp*"[i % 7], "markersize": 3, "linewidth": 1}
+            told: dict[str, Any] = {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": "os^Dvp*"[i % 7],
+                "markersize": 3,
+                "linewidth": 1,
+            }
             axes.plot(part["eps"], part["value"], label=model, **told)
         axes.set_title(source, loc="left", fontsize=9)
         axes.set_xlabel("coverage: most confident part answered")

@@ -21,7 +21,10 @@ class Section:
 
 
 TABLE: dict[str, str] = {
+    "corruptions": "robench.reports.corruptions:corruptions",
     "crossings": "robench.reports.crossings:crossings",
+    "efficiency_of_data": "robench.reports.scarcity:efficiency_of_data",
+    "compression": "robench.reports.compression:compression",
     "detection": "robench.reports.confidence:detection",
     "confidence": "robench.reports.confidence:confidence",
 }

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robench.errors import ConfigError, must, suggestion
+from robench.metrics.ranks import RANK
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 
@@ -109,7 +110,9 @@ def leaderboard_cells(board: pd.DataFrame) -> pd.DataFrame:
     for column in board:
         if column.endswith(("_low", "_high")):
             continue
-        if f"{column}_low" in board:
+        if column == "rank":
+            cells[column] = _ranks(board)
+        elif f"{column}_low" in board:
             triples = zip(board[column], board[f"{column}_low"], board[f"{column}_high"], strict=True)
             cells[f"{column} %"] = [interval(*t) for t in triples]
         elif column.startswith("score"):
@@ -119,6 +122,14 @@ def leaderboard_cells(board: pd.DataFrame) -> pd.DataFrame:
         else:
             cells[column] = ["" if pd.isna(v) else str(v) for v in board[column]]
     return pd.DataFrame(cells)
+
+
+def _ranks(board: pd.DataFrame) -> list[str]:
+    """``2 (1-3)``: the rank, and all that the paired tests leave possible."""
+    if "rank_low" not in board:
+        return [str(r) for r in board["rank"]]
+    rows = zip(board["rank"], board["rank_low"], board["rank_high"], strict=True)
+    return [f"{r} ({low}-{high})" if low != high else str(r) for r, low, high in rows]
 
 
 def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,6 +148,8 @@ def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _value(metric: str, value: float, low: float, high: float) -> str:
+    if metric == RANK:
+        return f"{value:.0f} ({low:.0f}-{high:.0f})"
     if any(word in metric for word in _RATES) and not math.isnan(low):
         return f"{interval(value, low, high)} %"
     return f"{value:,.6g}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"

@@ -14,6 +14,7 @@ from robench.metrics.pareto import pareto
 from robench.metrics.table import tidy
 from robench.metrics.transfer import matrix
 from robench.registry import facts
+from robench.reports.compression import compression
 from robench.reports.curves import image
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
@@ -57,6 +58,10 @@ def write_reports(
     costs = pareto(table)
     if len(costs):
         files["pareto.csv"] = costs.to_csv(index=False).encode()
+    packed = compression(table)
+    if packed is not None:
+        files["compression.csv"] = render(packed.cells, format="csv").encode()
+        files["compression.md"] = render(packed.cells, format="md").encode()
     for name, draw in PICTURES.items():
         figure = draw(table)
         if figure is not None:

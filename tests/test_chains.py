@@ -96,13 +96,18 @@ def test_the_whole_chain_is_one_model_on_one_set_of_images():
     found = conditioned(plan(WHOLE))
     text = "scarcity(fraction=0.1) | prune(amount=0.7) | corruption(name='gaussian_noise', severity=3)"
     assert {cell.condition for cell in found} == {text}
-    assert [cell.scenario.name for cell in found] == ["clean", "evasion", "evasion", "sentinel"]
+    assert [cell.scenario.name for cell in found] == ["clean", "disagreement", "evasion", "evasion", "sentinel"]
     assert len({cell.model.digest for cell in found}) == len({cell.data.digest for cell in found}) == 1
     model, data = found[0].model, found[0].data
     parent = model.inputs[0]
     assert (model.builder.name, parent.builder.name, data.builder.name) == ("compressed", "trained", "severity")
-    entry, made = ZOO["digits-standard"], parent.builder.kwargs
-    assert (made["fraction"], made["steps"], made["arch"], made["recipe"]) == (0.1, entry.steps, str(entry.arch), "standard")
+    entry, made, sample = ZOO["digits-standard"], parent.builder.kwargs, parent.inputs[0].builder
+    assert (sample.kwargs["fraction"], made["steps"], made["arch"], made["recipe"]) == (
+        0.1,
+        entry.steps,
+        str(entry.arch),
+        "standard",
+    )
     assert {a.label for cell in found if cell.scenario.name == "evasion" for a in cell.extra} == {"digits-standard"}
 
 
@@ -138,3 +143,14 @@ def test_severities_share_one_prediction_of_all_five():
 def test_chains_of_models_that_are_not_in_the_run_are_left_out():
     text = "name: x\nmodels: [digits-standard]\nchains: [{chain: prune(0.5), models: [digits-pgd-at]}]"
     assert {c.model.label for c in conditioned(expand(parse_suite(text), SOURCES))} == {"digits-pgd-at"}
+
+
+def test_a_compressed_model_of_a_chain_is_held_against_the_same_chain_without_the_compression():
+    found = plan("scarcity(0.5) | prune(0.7) | int8 | corruption(gaussian_noise, 3)", "bit_depth(bits=3)")
+    (beside,) = [c for c in found.cells if c.scenario.name == "disagreement"]
+    assert beside.scenario.kwargs["parent"] == "scarcity(fraction=0.5) | corruption(name='gaussian_noise', severity=3)"
+    models = [p.inputs[0].inputs[0] for p in beside.extra]  # a severity's predictions are a part of those of all five
+    assert [m.builder.name for m in models] == ["compressed", "trained"]
+    assert models[0].inputs[0].inputs[0].digest == models[1].digest and beside.data.builder.name == "severity"
+    behind = plan("prune(0.7) | bit_depth(bits=3)")
+    assert not [c for c in behind.cells if c.scenario.name == "disagreement"]

@@ -58,7 +58,7 @@ def test_the_trap_and_the_undone_defence_are_suspicious(table: pd.DataFrame) -> 
 
 
 def test_no_worst_case_is_above_the_noise_floor_and_gradients_beat_it(table: pd.DataFrame) -> None:
-    each = table[table["metric"] == "robust_accuracy"]
+    each = table[(table["metric"] == "robust_accuracy") & ~table["condition"].str.startswith("scarcity(")]
     keys = ["model", "condition", "threat"]
     floor = each[each["attack"].str.startswith("noise")].set_index(keys)["value"]
     strong = each[each["attack"].str.startswith(("pgd", "worst"))]
@@ -83,13 +83,14 @@ def test_robust_accuracy_never_rises_with_eps_and_ends_at_zero(table: pd.DataFra
 
 def test_corrupted_accuracy_falls_with_severity(table: pd.DataFrame, frames: dict[str, pd.DataFrame]) -> None:
     means = table[(table["metric"] == "corrupted_accuracy") & (table["threat"] == "mean") & table["eps"].notna()]
+    means = means[means["condition"] == ""]
     assert set(means["model"]) >= set(DIGITS)
     for model, rows in means.sort_values("eps").groupby("model"):
         assert rows["value"].is_monotonic_decreasing, model
 
 
 def test_the_hardest_corruption_of_each_kind_costs_every_model_accuracy(frames: dict[str, pd.DataFrame]) -> None:
-    hardest = frames["corruption"].query("severity == 5")
+    hardest = frames["corruption"].query("severity == 5 and not condition.str.startswith('scarcity(')")
     assert set(hardest["model"]) >= set(DIGITS) and hardest["corruption"].nunique() == 8
     for which, rows in hardest.groupby(["model", "condition", "corruption"]):
         assert paired_difference(rows["score"], rows["score_clean"]).high < 0, which
@@ -111,6 +112,30 @@ def test_heavy_pruning_and_scarce_data_cost_accuracy(frames: dict[str, pd.DataFr
 
 def test_every_training_left_other_weights(frames: dict[str, pd.DataFrame]) -> None:
     trained = frames["clean"].dropna(subset=["weights_sha256"])
-    arms = trained.drop_duplicates("cell")
-    assert len(arms) == 30 and arms["weights_sha256"].nunique() == 30
-    assert set(arms["steps"]) == {200} and arms["train_n"].nunique() == 5
+    arms = trained[trained["condition"].str.startswith("scarcity(")].drop_duplicates("cell")
+    assert len(arms) == 45 and arms["weights_sha256"].nunique() == 45
+    told = [
+        "steps",
+        "seed",
+        "train_seed",
+        "train_n",
+        "train_accuracy",
+        "weights_sha256",
+        "augment",
+        "transfer",
+        "label_noise",
+    ]
+    assert arms[told].notna().all().all() and set(arms["steps"]) == {150} and (arms["seed"] == arms["train_seed"]).all()
+    plain = arms[(arms["augment"] == "") & (arms["transfer"] == "") & (arms["dataset"] == "digits")]
+    assert plain["train_n"].nunique() == 5
+
+
+def test_scarcity_has_curves_arms_and_their_gains(table: pd.DataFrame) -> None:
+    rows = table[table["scenario"] == "scarcity"].set_index("metric")
+    for metric in ("accuracy", "corrupted_accuracy", "robust_accuracy"):
+        curve = rows.loc[[f"{metric}_at_fraction"]]
+        assert curve.groupby("model")["eps"].nunique().eq(5).all() and set(curve["model"]) == {
+            "trained-standard", "trained-augmented",
+        }  # fmt: skip
+        assert len(rows.loc[[f"gain_in_{metric}"]]) == 3 and rows.loc[[f"gain_in_{metric}"], "ci_low"].notna().all()
+    assert (rows.loc[["accuracy_at_label_noise"], "eps"].tolist()) == [0.0, 0.4] and "memorised_labels" in rows.index

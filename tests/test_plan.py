@@ -36,7 +36,8 @@ scarcity: {recipes: [standard], fractions: [0.5, 1.0], seeds: [0, 1], steps: 30}
 
 
 def plan(suite: Suite | str, **more) -> Plan:
-    return expand(parse_suite(suite) if isinstance(suite, str) else suite, SOURCES, **more)
+    parsed = parse_suite(suite) if isinstance(suite, str) else suite
+    return expand(parsed, replace(SOURCES, data=parsed.data, data_label=parsed.data), **more)
 
 
 def lineage(artifact: Artifact) -> list[Artifact]:
@@ -66,11 +67,12 @@ def test_every_scenario_of_full_reaches_every_model():
     cells = plan(read_suite("full")).cells
     for scenario in ("clean", "evasion", "sentinel", "corruption", "explanation", "efficiency"):
         assert {c.model.label for c in cells if c.scenario.name == scenario} >= set(ZOO), scenario
-    arms = {c.condition for c in cells if c.model.builder.name == "compressed"}
+    arms = {c.condition for c in cells if c.model.builder.name in ("compressed", "tuned")}
     assert arms == set(read_suite("full").compression.arms)
     assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
     trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
-    assert len(trained) == 2 * 5 * 3
+    # 2 recipes x 5 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
+    assert len(trained) == (2 * 5 + 1 + 2 + 2) * 3
 
 
 def test_attacks_meet_only_the_norms_they_declare():
@@ -82,13 +84,63 @@ def test_attacks_meet_only_the_norms_they_declare():
 
 def test_compressed_and_defended_models_are_also_attacked_from_their_parent():
     cells = plan(read_suite("full")).cells
-    for kind in ("compressed", "defended"):
+    for kind in ("compressed", "tuned", "defended"):
         models = {c.model.digest for c in cells if c.model.builder.name == kind}
         assert models, kind
         for digest in models:
             mine = [c for c in cells if c.model.digest == digest and c.scenario.name == "evasion"]
             sources = {c.extra[0].label for c in mine if c.extra}
             assert mine[0].model.inputs[0].label in sources
+
+
+ARMS = "compression: {models: [digits-standard], threats: [linf(0.1)], attacks: [fgsm], corruptions: [gaussian_noise], "
+
+
+def compressed_cells(arms: str, more: str = "") -> list:
+    found = plan(
+        SMALL.replace("attacks: [fgsm, transfer(source='digits-standard')]", "attacks: []") + ARMS + arms + "}\n" + more
+    )
+    return [c for c in found.cells if c.condition and c.model.builder.name in ("compressed", "tuned")]
+
+
+def test_an_arm_may_be_a_chain_whose_training_is_stored_once():
+    steps = "finetune(steps=5)"
+    cells = compressed_cells(f'arms: ["prune(amount=0.9) | {steps}", "prune(0.9) | {steps} | int8_weights", "{steps}"]')
+    last = {c.condition: c.model for c in cells}
+    assert list(last) == [
+        "prune(amount=0.9) | finetune(steps=5)", "prune(amount=0.9) | finetune(steps=5) | int8_weights", "finetune(steps=5)",
+    ]  # fmt: skip
+    tuned, rounded, dense = last.values()
+    assert tuned.stored and tuned.builder.name == "tuned" and tuned.inputs[0].builder.name == "compressed"
+    assert rounded.inputs[0].digest == tuned.digest and not rounded.stored
+    assert dense.inputs[0].builder.name == "zoo" and dense.digest != tuned.digest
+    assert {c.scenario.name for c in cells} == {"clean", "disagreement", "evasion", "sentinel", "corruption"}
+
+
+def test_a_compressed_model_is_compared_with_its_parent_on_kept_predictions():
+    cells = compressed_cells("explainers: [saliency], arms: [prune]", "explain_limit: 20\n")
+    beside = next(c for c in cells if c.scenario.name == "disagreement")
+    assert [a.builder.name for a in beside.extra] == ["predictions"] * 2
+    assert [a.inputs[0].builder.name for a in beside.extra] == ["compressed", "zoo"]
+    maps = next(c for c in cells if c.scenario.name == "explanation_change")
+    assert maps.extra[0].builder.name == "zoo" and maps.data.builder.kwargs["limit"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("arms: [int8_weights | finetune]", "one that leaves weights to train"),
+        ("arms: [fp16 | prune | finetune]", "one that leaves weights to train"),
+        ("arms: [finetune(recipe='standart')]", "did you mean 'standard'"),
+        ("arms: [distill(arch='smal_cnn')]", "did you mean 'small_cnn'"),
+        ("arms: [prune | scarcity(0.5)]", "a name of compressions must be a known one"),
+        ("calibration: test, arms: [int8]", "apart from the test images, got 'test'"),
+        ("calibration: test, arms: [finetune]", "apart from the test images, got 'test'"),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(arms, message):
+    with pytest.raises(ConfigError, match=message):
+        compressed_cells(arms)
 
 
 DEPLOYED = """
@@ -301,7 +353,7 @@ def changed(**update) -> Suite:
         (SMALL + "compression: {models: [digits-standard], arms: [prun]}", "prun", "prune"),
         (SMALL + "compression: {models: [digits-standart], arms: [int8]}", "digits-standart", "digits-standard"),
         (SMALL + "curves: [{norm: linff, eps: ['0.1'], attacks: [fgsm]}]", "linff(0.1)", "linf"),
-        (SMALL.replace("names: [gaussian", "table: digits-v2, names: [gaussian"), "digits-v2", "digits-v1"),
+        (SMALL.replace("names: [gaussian", "table: digits-w1, names: [gaussian"), "digits-w1", "digits-v1"),
     ],
 )
 def test_unknown_names_anywhere_are_refused_with_what_was_meant(text, wrong, hint):
@@ -403,3 +455,11 @@ def test_an_attack_that_knows_none_of_the_suites_norms_is_refused_not_left_out(c
     with pytest.raises(ConfigError, match=r"a threat for (cw|sigma_zero|ead) must be of norm l[012], got '(linf|l2)'"):
         plan(text)
     assert plan(text.replace("[fgsm, cw]", "[fgsm]").partition("curves")[0].partition("compression")[0]).cells
+
+
+def test_explanations_that_need_a_gradient_are_left_out_aloud_where_there_is_none():
+    text = SMALL + "compression: {models: [digits-standard], arms: [onnx_int8], explainers: [saliency, occlusion]}"
+    found = plan(text)
+    (maps,) = [c for c in found.cells if c.scenario.name == "explanation_change"]
+    assert maps.scenario.kwargs["explainers"] == ("occlusion",)
+    assert any("saliency left out, there is no gradient" in note for note in found.notes)

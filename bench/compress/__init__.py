@@ -16,6 +16,7 @@ TABLE: dict[str, str] = {
     "onnx_int8": "robench.compress.backends._onnx:onnx_int8",
     "torchao_int8_weight_only": "robench.compress.backends._torchao:torchao_int8_weight_only",
     "finetune": "robench.defenses.tuning:finetune",
+    "prune_gradually": "robench.defenses.tuning:prune_gradually",
     "distill": "robench.defenses.tuning:distill",
 }
 """Name → ``module:function``, ``f(model, *, ...) -> module``. Facts: ``simulated``; ``needs``, which is ``calibration``

@@ -50,7 +50,7 @@ def prune(
     random = criterion == "random"
     sizes = [_chances(w, i, seed) if random else w.detach().abs().flatten().cpu() for i, w in enumerate(weights)]
     with torch.no_grad():
-        for weight, keep in zip(weights, _kept(sizes, amount, together=scope == "global"), strict=True):
+        for weight, keep in zip(weights, kept(sizes, amount, together=scope == "global"), strict=True):
             weight.masked_fill_(~keep.view(weight.shape).to(weight.device), 0.0)
     return pruned
 
@@ -60,10 +60,18 @@ def _chances(weight: Tensor, layer: int, seed: int) -> Tensor:
     return Draws(seed, torch.arange(weight.numel())).uniform("prune", (1,), step=layer)[:, 0]
 
 
-def _kept(sizes: Sequence[Tensor], amount: float, *, together: bool) -> list[Tensor]:
-    """Per layer whether each weight stays: all but the lowest share of the sizes."""
+def kept(sizes: Sequence[Tensor], amount: float, *, together: bool) -> list[Tensor]:
+    """Per layer whether each weight stays, bool as its sizes (flat): all but the lowest share of them.
+
+    Exactly round(amount * sizes) go, ties in the layers' order.
+
+    Args:
+        sizes: What each weight of a layer is worth, one flat tensor per layer.
+        amount: Share that goes, in [0, 1].
+        together: Whether the layers are taken as one, or each by itself.
+    """
     if not together:
-        return [_kept([size], amount, together=True)[0] for size in sizes]
+        return [kept([size], amount, together=True)[0] for size in sizes]
     whole = torch.cat(list(sizes))
     keep = torch.ones_like(whole, dtype=torch.bool)
     keep[whole.argsort(stable=True)[: round(amount * len(whole))]] = False

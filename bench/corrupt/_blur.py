@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.corrupt.fixed import Floats, along, convolution, folded, gaussian, plain, weights, whole
+from robench.corrupt._noise import to_grey
+from robench.corrupt.fixed import WEIGHT_BITS, Floats, convolution, folded, gaussian, weights
 from robench.corrupt.words import LEVELS
 from robench.ops.random import Draws
 from robench.registry import facts
@@ -29,24 +30,29 @@ def gaussian_blur(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
 @facts(version=1, level="(radius of the disk, smoothing of its edge) in pixels", harder="table", family="blur")
 def defocus_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
-    """Images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
+    """8-bit images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
+
+    Whole grey values times whole weights: float64 holds every sum exactly.
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``cv2.filter2D``).
     """
     kernel = disk(*level)
-    height, width = x.shape[-2:]
-    reach = len(kernel) // 2
-    start, total = whole(x), torch.zeros_like(x, dtype=torch.float64)
+    width, reach = x.shape[-1], len(kernel) // 2
+    pixels, total = to_grey(x), torch.zeros_like(x, dtype=torch.float64)
     for away in range(reach + 1):
         row = kernel[reach + away]
-        if not row.any():
-            continue
-        above, below = (torch.from_numpy(folded(np.arange(height) + s * away, height, border="mirror")) for s in (-1, 1))
-        both = start.index_select(-2, below.to(x.device))
-        if away:
-            both += start.index_select(-2, above.to(x.device))
-        total += along(both, weights(convolution(width, row, border="mirror"), device=x.device), dim=-1)
-    return plain(total).clamp_(0, 1).float()
+        if row.any():
+            rows = pixels if not away else _beside(pixels, away)
+            total += rows.double() @ weights(convolution(width, row, border="mirror"), device=x.device).T
+    return total.mul_(2.0**-WEIGHT_BITS / 255).clamp_(0, 1).float()
+
+
+def _beside(pixels: Tensor, away: int) -> Tensor:
+    """The sum of the rows ``away`` above and below each row, mirrored at the border."""
+    height = pixels.shape[-2]
+    places = (torch.from_numpy(folded(np.arange(height) + s * away, height, border="mirror")) for s in (-1, 1))
+    above, below = (pixels.index_select(-2, p.to(pixels.device)) for p in places)
+    return above.add_(below)
 
 
 @lru_cache(maxsize=32)

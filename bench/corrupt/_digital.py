@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from robench.corrupt._noise import to_grey
 from robench.ops.random import Draws
 from robench.registry import facts
 
+_NUDGE = 2.0**-10
+"""Less than the distance of any mean of fewer than 500 whole numbers from half way, more than float32's error."""
 _BITS = 22
 """Fractional bits of Pillow's 8-bit resampling weights (``Resample.c``)."""
 
@@ -35,10 +39,10 @@ def pixelate_uneven(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
 def _through_boxes(x: Tensor, rows: int, cols: int) -> Tensor:
     """Images shrunk to rows x cols pixels (at least one each) and enlarged again, on the 8-bit grid."""
-    pixels = to_bytes(x)
+    pixels = to_grey(x)
     for tall, wide in ((max(1, rows), max(1, cols)), x.shape[-2:]):
         pixels = _box(_box(pixels, wide, dim=-1), tall, dim=-2)
-    return pixels.float() / 255
+    return pixels / 255
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -47,17 +51,27 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def _box(pixels: Tensor, size: int, *, dim: int) -> Tensor:
-    """Resize one axis of int64 pixels by box averaging, rounded like Pillow (fixed point, half up)."""
-    old = pixels.shape[dim]
+    """Resize one axis of whole float32 pixels by box averaging, rounded like Pillow."""
+    filled, share, half = (part.to(pixels.device) for part in _boxes(pixels.shape[dim], size))
+    total = pixels @ filled.T if dim == -1 else (pixels.transpose(-1, -2) @ filled.T).transpose(-1, -2)
+    shape = (1, -1) if dim == -1 else (-1, 1)
+    return total.mul_(share.reshape(shape)).add_(half.reshape(shape)).floor_()
+
+
+@lru_cache(maxsize=64)
+def _boxes(old: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which old pixels lie in each new one (size, old), one over their number, and what rounds their mean, (size,) each.
+
+    A mean that lies half way goes where Pillow's weight of ``_BITS`` bits puts it.
+    """
     spans = [_span(i, old, old / size) for i in range(size)]
-    start, stop = (torch.tensor(column, device=pixels.device) for column in zip(*spans, strict=True))
-    weight = (0.5 + 2.0**_BITS / (stop - start).double()).long()
-    shape = [-1 if d == dim % pixels.dim() else 1 for d in range(pixels.dim())]
-    total = torch.full_like(pixels.index_select(dim, start), 1 << (_BITS - 1))
-    for tap in range(max(last - first for first, last in spans)):
-        here = (start + tap < stop).long() * weight
-        total += pixels.index_select(dim, (start + tap).clamp(max=old - 1)) * here.reshape(shape)
-    return (total >> _BITS).clamp(0, 255)
+    filled = torch.zeros(size, old)
+    for row, (first, last) in zip(filled, spans, strict=True):
+        row[first:last] = 1
+    counts = [last - first for first, last in spans]
+    up = [int(0.5 + 2.0**_BITS / count) * count >= 2**_BITS for count in counts]
+    half = torch.tensor([0.5 + (_NUDGE if above else -_NUDGE) for above in up])
+    return filled, 1 / torch.tensor(counts, dtype=torch.float32), half
 
 
 def _span(i: int, old: int, scale: float) -> tuple[int, int]:

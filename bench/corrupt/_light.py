@@ -10,20 +10,20 @@ from robench.ops.random import Draws
 from robench.registry import facts
 
 
-@facts(version=1, level="share of the contrast that is left", harder="down", family="digital")
+@facts(version=2, level="share of the contrast that is left", harder="down", family="digital")
 def contrast(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images drawn towards each channel's own mean: (x - mean) * level + mean, clipped; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
     mean = _exact_mean(x)
-    return x.double().sub_(mean).mul_(level).add_(mean).clamp_(0, 1).float()
+    return (x - mean).mul_(level).add_(mean).clamp_(0, 1)
 
 
 def _exact_mean(x: Tensor) -> Tensor:
-    """Mean over height and width, float64 (N, C, 1, 1); summed in whole numbers, whose order changes nothing."""
-    total = x.double().mul_(2.0**32).round_().sum((-2, -1), keepdim=True)
-    return total / (x.shape[-2] * x.shape[-1] * 2.0**32)
+    """Mean over height and width, float32 (N, C, 1, 1); summed in whole numbers, whose order changes nothing."""
+    total = (x * 2.0**22).round_().sum((-2, -1), keepdim=True, dtype=torch.float64)
+    return (total / (x.shape[-2] * x.shape[-1] * 2.0**22)).float()
 
 
 @facts(version=1, level="what is added to the value of HSV", harder="up", family="weather")

@@ -33,8 +33,8 @@ def spatter(x: Tensor, level: tuple[float, ...], *, draws: Draws) -> Tensor:
     if mud:
         cover = gaussian((liquid > threshold).double(), strength)
         cover = cover.masked_fill_(cover < 0.8, 0.0).float()[:, None]
-        return (x * (1 - cover) + _coloured(cover, MUD, x.shape[1])).clamp_(0, 1)
-    return (x + _coloured(drops(liquid) * strength, WATER, x.shape[1])).clamp_(0, 1)
+        return (x * (1 - cover) + coloured(cover, MUD, x.shape[1])).clamp_(0, 1)
+    return (x + coloured(drops(liquid) * strength, WATER, x.shape[1])).clamp_(0, 1)
 
 
 def drops(liquid: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def drops(liquid: Tensor) -> Tensor:
     return torch.where(most > 0, shine / most, 0.0)[:, None]
 
 
-def _coloured(cover: Tensor, colour: tuple[float, float, float], channels: int) -> Tensor:
+def coloured(cover: Tensor, colour: tuple[float, float, float], channels: int) -> Tensor:
     """A cover (N, 1, H, W) in a colour, or in its luminance where the images have no colours."""
     tone = torch.tensor(colour, device=cover.device)[None, :, None, None]
     return cover * (tone if channels == 3 else grey(tone))

@@ -8,25 +8,8 @@ from torch.nn import functional
 
 _TAN = 13573
 """tan(22.5 degrees) in units of 2^-15, as in OpenCV's ``canny.cpp``."""
-_STEPS = (
-    (0, 1, 1.0),
-    (1, 0, 1.0),
-    (1, 1, 1.4),
-    (1, -1, 1.4),
-    (1, 2, 2.1969),
-    (2, 1, 2.1969),
-    (1, -2, 2.1969),
-    (2, -1, 2.1969),
-)
-"""(rows, columns, length) of half of the steps of the 5 x 5 chamfer metric (Borgefors 1986), as in ``distransform.cpp``."""
-
-
-def shifted(x: Tensor, rows: int, cols: int, *, fill: float) -> Tensor:
-    """x (N, H, W) moved so that out[i, j] = x[i + rows, j + cols]; ``fill`` where that lies outside."""
-    reach = max(abs(rows), abs(cols))
-    padded = functional.pad(x, (reach,) * 4, value=fill)
-    height, width = x.shape[-2:]
-    return padded[:, reach + rows : reach + rows + height, reach + cols : reach + cols + width]
+_STRAIGHT, _DIAGONAL, _KNIGHT = 1.0, round(1.4 * 2**16) / 2**16, round(2.1969 * 2**16) / 2**16
+"""Lengths of the steps of the 5 x 5 chamfer metric (Borgefors 1986), in OpenCV's 16 fractional bits."""
 
 
 def canny(x: Tensor, low: int, high: int) -> Tensor:
@@ -43,14 +26,13 @@ def canny(x: Tensor, low: int, high: int) -> Tensor:
     size = across.abs() + down.abs()
     flat, steep = across.abs() * _TAN, down.abs() << 15
     level, upright = steep < flat, steep > flat + (across.abs() << 16)
-    diagonal = torch.where((across ^ down) < 0, 1, 0).bool()
-    near = {(r, c): shifted(size, r, c, fill=0) for r in (-1, 0, 1) for c in (-1, 0, 1)}
-    along = torch.where(diagonal, near[-1, 1], near[-1, -1]), torch.where(diagonal, near[1, -1], near[1, 1])
-    peak = torch.where(
-        level,
-        (size > near[0, -1]) & (size >= near[0, 1]),
-        torch.where(upright, (size > near[-1, 0]) & (size >= near[1, 0]), (size > along[0]) & (size > along[1])),
-    )
+    rising = (across ^ down) < 0
+    framed, (height, width) = functional.pad(size, (1, 1, 1, 1)), size.shape[-2:]
+    near = {(r, c): framed[:, r + 1 : r + 1 + height, c + 1 : c + 1 + width] for r in (-1, 0, 1) for c in (-1, 0, 1)}
+    aslant = rising & (size > near[-1, 1]) & (size > near[1, -1]) | ~rising & (size > near[-1, -1]) & (size > near[1, 1])
+    beside = (size > near[0, -1]) & (size >= near[0, 1])
+    above = (size > near[-1, 0]) & (size >= near[1, 0])
+    peak = level & beside | ~level & (upright & above | ~upright & aslant)
     weak = peak & (size > low)
     return _connected(weak & (size > high), weak)
 
@@ -69,26 +51,41 @@ def _sobel(x: Tensor) -> tuple[Tensor, Tensor]:
 def _connected(start: Tensor, allowed: Tensor) -> Tensor:
     """Pixels of ``allowed`` that ``start`` reaches by steps to any of eight neighbours."""
     while True:
-        grown = (functional.max_pool2d(start[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0) & allowed
+        wide = functional.pad(start, (1, 1, 1, 1))
+        wide = wide[:, :, :-2] | wide[:, :, 1:-1] | wide[:, :, 2:]
+        grown = (wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]) & allowed
         if torch.equal(grown, start):
             return start
         start = grown
 
 
-def distance(edges: Tensor, *, most: float) -> Tensor:
+def distance(edges: Tensor, *, most: int) -> Tensor:
     """Chamfer distance to the nearest edge, float32 (N, H, W), at most ``most``.
+
+    The nearest edge of every row is the nearest one along it, since distances grow with the columns in between.
 
     Source: Borgefors, CVGIP 1986, the 5 x 5 mask; ``cv2.distanceTransform(..., cv2.DIST_L2, 5)``.
     """
-    found = torch.where(edges, 0.0, most).float()
-    while True:
-        nearer = found
-        for rows, cols, length in _STEPS:
-            for sign in (1, -1):
-                nearer = torch.minimum(nearer, shifted(found, sign * rows, sign * cols, fill=most) + length)
-        if torch.equal(nearer, found):
-            return found
-        found = nearer
+    _, height, width = edges.shape
+    cols = torch.arange(width, device=edges.device)
+    left = cols - torch.where(edges, cols, -width - most).cummax(-1).values
+    right = torch.where(edges, cols, 2 * width + most).flip(-1).cummin(-1).values.flip(-1) - cols
+    along = torch.minimum(left, right).clamp_(max=most).int()
+    found = torch.full(edges.shape, float(most), device=edges.device)
+    for away in range(min(height, most)):
+        nearer = chamfer(away, most).to(edges.device).index_select(0, along.flatten()).reshape(edges.shape)
+        for into, of in ((slice(away, None), slice(None, height - away)), (slice(None, height - away), slice(away, None))):
+            torch.minimum(found[:, into], nearer[:, of], out=found[:, into])
+    return found
+
+
+def chamfer(rows: int, most: int) -> Tensor:
+    """Distances of 0..most columns and some rows, float32 (most + 1,), at most ``most``."""
+    cols = torch.arange(most + 1)
+    small, large = cols.clamp(max=rows), cols.clamp(min=rows)
+    steep = (large - small) * _KNIGHT + (2 * small - large) * _DIAGONAL
+    flat = small * _KNIGHT + (large - 2 * small) * _STRAIGHT
+    return torch.where(large >= 2 * small, flat, steep).clamp(max=most).float()
 
 
 def box(x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ TABLE: dict[str, str] = {
     "cifar100": "robench.data.cifar:cifar100",
     "mnist": "robench.data.idx:mnist",
     "fashion_mnist": "robench.data.idx:fashion_mnist",
+    "published_c": "robench.data.published:published_c",
 }
-"""Loaders ``f(*, split='test', ...) -> Dataset``."""
+"""Loaders ``f(*, split='test', ...) -> Dataset``; the fact ``flips`` says that a mirrored image keeps its label."""
 
 PREFIXES: dict[str, str] = {
     "folder": "robench.data._folder:folder",

@@ -83,7 +83,7 @@ _CIFAR100 = _Layout(
 )
 
 
-@facts(version=1, classes=10, shape=(3, 32, 32), splits=("train", "test"), bundled=False)
+@facts(version=1, classes=10, shape=(3, 32, 32), splits=("train", "test"), bundled=False, flips=True)
 def cifar10(*, split: str = "test", root: str = "data/cifar-10") -> Dataset:
     """CIFAR-10, 32x32 colour, from the official binary or Python archive; ids are official indices within the split.
 
@@ -98,7 +98,7 @@ def cifar10(*, split: str = "test", root: str = "data/cifar-10") -> Dataset:
     return _load(_CIFAR10, split, root)
 
 
-@facts(version=1, classes=100, shape=(3, 32, 32), splits=("train", "test"), bundled=False)
+@facts(version=1, classes=100, shape=(3, 32, 32), splits=("train", "test"), bundled=False, flips=True)
 def cifar100(*, split: str = "test", root: str = "data/cifar-100") -> Dataset:
     """CIFAR-100 with its 100 fine labels, from the official binary or Python archive; ids are indices within the split.
 

@@ -29,6 +29,8 @@ class Dataset:
     labels: Tensor
     """int64 (N,), in 0..len(spec.classes)-1."""
     reader: Reader
+    true_labels: Tensor | None = None
+    """int64 (N,): the labels before label noise was put on ``labels``; None where there is no noise."""
 
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.spec.classes))
@@ -57,7 +59,10 @@ class Dataset:
             DataError: A position outside the set.
         """
         rows = self._positions(rows)
-        return replace(self, ids=self.ids[rows], labels=self.labels[rows], reader=_picked(self.reader, rows))
+        true = None if self.true_labels is None else self.true_labels[rows]
+        return replace(
+            self, ids=self.ids[rows], labels=self.labels[rows], reader=_picked(self.reader, rows), true_labels=true
+        )
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, labels, ids) of consecutive positions, ``size`` at a time; the last may be smaller.

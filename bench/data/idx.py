@@ -67,7 +67,7 @@ def mnist(*, split: str = "test", root: str = "data/mnist") -> Dataset:
     return _load(_MNIST, split, root, folders=("", "raw", "MNIST/raw"), origin=origin)
 
 
-@facts(version=1, classes=10, shape=(1, 28, 28), splits=("train", "test"), bundled=False)
+@facts(version=1, classes=10, shape=(1, 28, 28), splits=("train", "test"), bundled=False, flips=True)
 def fashion_mnist(*, split: str = "test", root: str = "data/fashion-mnist") -> Dataset:
     """Fashion-MNIST, 28x28 grey clothing, from IDX files, gzipped or not; ids are official indices within the split.
 

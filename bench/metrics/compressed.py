@@ -220,7 +220,7 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
         left, was = left.loc[both], was.loc[both]
         pair = pd.DataFrame({"score": left["robust"], "score_parent": was["robust"]})
         unknown = int((left["unknown"] | was["unknown"]).sum())
-        told = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": unknown}
+        told: dict[str, Any] = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": unknown}
         told |= {"threat": threat, "eps": float(eps), "attack": "worst"}
         yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, **told)
 

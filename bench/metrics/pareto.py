@@ -41,7 +41,7 @@ def front(points: Any, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
     if values.ndim != 2 or values.shape[1] != len(maximise):
         raise DataError(must("points", f"of shape (N, {len(maximise)})", values.shape, "give one number per direction"))
     signed = np.where(np.asarray(maximise), values, -values)
-    known = ~np.isnan(signed).any(axis=1)
+    known: NDArray[np.bool_] = np.asarray(~np.isnan(signed).any(axis=1))
     found = known.copy()
     for i in np.flatnonzero(known):
         others = signed[known]

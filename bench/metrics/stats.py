@@ -1,5 +1,7 @@
 """Intervals and paired tests. All intervals are 95 % unless ``level`` says otherwise.
 
+Several models at once, and how many samples a comparison needs: ``robench.metrics.comparisons``.
+
 Randomness: numpy's Philox counter with a fixed key and raw words, because metrics import no torch; the words are part
 of numpy's stable stream, so an interval is the same on every run and machine.
 """
@@ -45,11 +47,14 @@ def wilson(k: int, n: int, *, level: float = LEVEL) -> Estimate:
     if n == 0:
         return EMPTY
     z, p = z_value(level), k / n
+    low, high = _score_bounds(p, n, z)
+    return Estimate(p, 0.0 if k == 0 else low, 1.0 if k == n else high, n)
+
+
+def _score_bounds(p: float, n: int, z: float) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if k == 0 else centre - half
-    high = 1.0 if k == n else centre + half
-    return Estimate(p, low, high, n)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def clopper_pearson(k: int, n: int, *, level: float = LEVEL) -> Estimate:
@@ -80,6 +85,17 @@ def mcnemar_exact(b: int, c: int) -> float:
     Source: McNemar, Psychometrika 1947; exact binomial form.
     """
     return 1.0 if b + c == 0 else float(distributions.binomtest(min(b, c), b + c, 0.5).pvalue)
+
+
+def mcnemar_mid_p(b: int, c: int) -> float:
+    """As ``mcnemar_exact``, with half of the observed outcome's probability: less conservative, seldom above its level.
+
+    Source: Fagerland, Lydersen & Laake, BMC Medical Research Methodology 2013 (13:91), equation 3.
+    """
+    if b + c == 0:
+        return 1.0
+    observed = float(distributions.binom.pmf(min(b, c), b + c, 0.5))
+    return 1.0 if b == c else mcnemar_exact(b, c) - observed
 
 
 def tango(b: int, c: int, n: int, *, level: float = LEVEL) -> Estimate:
@@ -142,9 +158,9 @@ def paired_difference(a: Any, b: Any, *, level: float = LEVEL) -> Estimate:
         Tango's interval for scores that are 0 or 1, else a bootstrap over samples.
 
     Raises:
-        DataError: The two have different lengths.
+        DataError: The two have different lengths, or a NaN.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    first, second = known("paired scores", a), known("paired scores", b)
     if first.shape != second.shape or first.ndim != 1:
         raise DataError(must("paired scores", "two vectors of one length", (first.shape, second.shape), "align by sample"))
     if is_binary(first) and is_binary(second):
@@ -156,14 +172,32 @@ def paired_difference(a: Any, b: Any, *, level: float = LEVEL) -> Estimate:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values in the given order that control the family-wise error.
 
+    Raises:
+        DataError: One is not in [0, 1].
+
     Source: Holm, Scandinavian Journal of Statistics 1979.
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = known("p-values", p_values)
+    if ((p < 0) | (p > 1)).any():
+        raise DataError(must("p-values", "in [0, 1]", p_values, "give probabilities"))
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return [float(v) for v in adjusted]
+
+
+def known(what: str, values: Any) -> Floats:
+    """The values as float64, of any shape.
+
+    Raises:
+        DataError: One of them is NaN, which a comparison would silently take for a loss or a win.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if np.isnan(data).any():
+        got = f"{int(np.isnan(data).sum())} NaN among {data.size}"
+        raise DataError(must(what, "numbers", got, "count what could not be measured against the model"))
+    return data
 
 
 def is_binary(scores: Floats) -> bool:
@@ -200,7 +234,10 @@ def bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Floats], *, level
 
 
 def mean_interval(values: Any, *, level: float = LEVEL) -> Estimate:
-    """Mean with a percentile bootstrap interval over samples; without interval for a single sample."""
+    """Mean with a percentile bootstrap interval over samples; without interval for a single sample.
+
+    A NaN among the values makes value and interval NaN: it is neither dropped nor taken for a number.
+    """
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:
         return EMPTY
@@ -229,3 +266,87 @@ def area_interval(x: Any, curves: Any) -> Estimate:
     if len(positions) < 2 or not (np.diff(positions) > 0).all():
         raise DataError(must("curve positions", "two or more increasing numbers", positions.tolist(), "measure more points"))
     return mean_interval(np.trapezoid(heights, positions, axis=1) / (positions[-1] - positions[0]))
+
+
+def hierarchical_bootstrap(scores: Any, *, level: float = LEVEL) -> Estimate:
+    """Mean over trainings and images with a percentile interval: trainings are resampled, then images.
+
+    It covers what it claims only for some 10 trainings or more. By simulation with 3 trainings of 300 images it covers 80 %
+    where trainings differ much (5: 86 %) and 98.6 % where they do not differ. Tables use ``robench.metrics.crossed``.
+
+    Args:
+        scores: (S, N), one row per training, the same N images in the same order in each.
+        level: Coverage that the interval claims.
+
+    Raises:
+        DataError: A NaN, or not a matrix.
+
+    Source: Davison & Hinkley, Bootstrap Methods 1997, section 3.8 (hierarchical data).
+    """
+    data = _matrix(scores)
+    if not data.size:
+        return EMPTY
+    trainings, images = data.shape
+    value = float(data.mean())
+    if min(data.shape) == 1:
+        return Estimate(value, math.nan, math.nan, images)
+    by_image = resample_counts(images) @ data.T / images
+    values = (resample_counts(trainings, key=_KEY + 1) * by_image).sum(axis=1) / trainings
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, min(float(low), value), max(float(high), value), images)
+
+
+def resample_counts(n: int, *, key: int = _KEY) -> Floats:
+    """How often each of n units is in each bootstrap sample, whole numbers (R, n); rows sum to n."""
+    parts = []
+    for index in resamples(n, key=key):
+        cells = (index + n * np.arange(len(index))[:, None]).ravel()
+        parts.append(np.bincount(cells, minlength=index.size).reshape(index.shape))
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _matrix(scores: Any) -> Floats:
+    data = known("scores of trainings", scores)
+    if data.ndim != 2:
+        raise DataError(must("scores of trainings", "a matrix (trainings, images)", data.shape, "align them by image"))
+    return data
+
+
+def delong(positives: Any, negatives: Any, *, level: float = LEVEL) -> Estimate:
+    """Area under the ROC curve in [0, 1]: how often a positive scores above a negative, ties counting half.
+
+    Args:
+        positives: Scores of the class that should score high, (P,).
+        negatives: Scores of the other class, (Q,).
+        level: Coverage of the interval.
+
+    Returns:
+        Value with DeLong's variance, the interval taken on the logit scale; n counts both classes. Where all pairs are
+        ordered alike (or all tied) that variance is 0, and Wilson's bounds for as many pairs as the smaller class has
+        samples stand in for it. Empty where a class is.
+
+    Raises:
+        DataError: A NaN.
+
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 1988; Pepe, 2003, section 5.2.3 (logit scale).
+    """
+    high, low = known("scores of positives", positives).ravel(), known("scores of negatives", negatives).ravel()
+    if not len(high) or not len(low):
+        return EMPTY
+    value, variance = _placements(high, low)
+    n, z = len(high) + len(low), z_value(level)
+    if variance == 0 or not 0 < value < 1:
+        return Estimate(value, *_score_bounds(value, min(len(high), len(low)), z), n)
+    half = z * math.sqrt(variance) / (value * (1 - value))
+    centre = math.log(value / (1 - value))
+    return Estimate(value, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre)), n)
+
+
+def _placements(high: Floats, low: Floats) -> tuple[float, float]:
+    """Area under the curve and its variance; 0 with a single sample in either class."""
+    joint = distributions.rankdata(np.concatenate([high, low]))
+    above = (joint[: len(high)] - distributions.rankdata(high)) / len(low)
+    below = 1 - (joint[len(high) :] - distributions.rankdata(low)) / len(high)
+    if min(len(high), len(low)) == 1:
+        return float(above.mean()), 0.0
+    return float(above.mean()), float(above.var(ddof=1) / len(high) + below.var(ddof=1) / len(low))

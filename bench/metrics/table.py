@@ -2,8 +2,14 @@
 
 Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds besides its name:
 
-* ``corruption`` rows: ``threat`` is the corruption (``mean`` over all of them), ``eps`` the severity (missing over all).
-* scarcity: ``threat`` is ``fraction``, ``eps`` the share of training data, ``attack`` is ``curve`` for the area.
+* ``corruption`` rows: ``threat`` is the corruption, a family of them, ``mean`` (over all of the suite) or ``benchmark``
+  (exactly the published 15), ``eps`` the severity (missing over all), ``attack`` where the images come from:
+  ``robench-C (regenerated, TABLE)`` or ``published(FOLDER)``, for ratios followed by ``over`` the reference model.
+* ``flips`` rows: ``threat`` is the perturbation (``mean`` over all), ``attack`` names the sequences and what frames are
+  compared with.
+* ``scarcity`` rows join trainings (see ``metrics/scarcity.py``): ``threat`` is what a curve runs over (``fraction``,
+  ``shots``, ``imbalance``, ``label_noise``) or ``gain``; ``eps`` the value on it, or the target of ``samples_for_target``;
+  ``attack`` what was measured (``clean``, ``corruption`` or a threat); ``condition`` what else was changed.
 * ``explanation`` and ``explanation_change`` rows: ``attack`` is the explainer.
 * ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
 * ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
@@ -17,8 +23,14 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   ``uncalibrated`` or ``temperature (split it was fitted on)``; ``eps`` is the bin's mean confidence of
   ``accuracy_in_bin`` and the coverage of ``risk_at_coverage``. The row ``temperature`` has the split in ``threat``.
 * ``status``: ``ok``, ``simulated`` (costs of a fake-quantized model, whose time and memory are left out),
+  ``censored`` (the sizes that were tried only bound the number),
   ``limited`` (not all samples were asked for: never ranked, fails every audit) or ``unknown`` (some
   samples are unknown).
+* ``shift`` rows: ``threat`` is the shifted set; of relative robustness ``attack`` is ``over MODEL``. ``groups``: ``threat``
+  is the group or ``worst``; a group of fewer than 50 samples has the status ``insufficient``. ``spatial``: ``threat`` is
+  the grid with its padding. ``evasion_train``: as ``evasion``, on training images; its verdict is that on test images.
+* ``rank`` rows (of the worst case at a threat, of accuracy, of mean corrupted accuracy): value is the model's rank among all
+  that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
@@ -36,10 +48,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.metrics import clean, compressed, confidence, corrupted, cost, explained, ood, robust, scarcity, transfer, twins
+from robench.metrics import (
+    clean,
+    compressed,
+    confidence,
+    corrupted,
+    cost,
+    explained,
+    flips,
+    groups,
+    ood,
+    ranks,
+    robust,
+    scarcity,
+    shifts,
+    transfer,
+    twins,
+)
 from robench.metrics.rows import Metric, each
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
-from robench.spec import Estimate
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
@@ -82,8 +109,10 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                 for row in maker(part, frames):
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
-    if "clean" in frames and len(frames["clean"]):
-        rows += [_finish({**row, "scenario": "clean"}, limited=limited) for row in _scarcity(_ordered(frames["clean"]))]
+    rows += list(ranks.lines(list(rows), frames))
+    limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
+    ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
+    rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
     rows += list(_skipped(frames.get(SKIPPED)))
     return _typed(rows)
 
@@ -144,6 +173,7 @@ _CLEAN: dict[str, Metric] = {
     "accuracy": clean.accuracy,
     **confidence.CONFIDENCE,
     "train_test_gap": clean.train_test_gap,
+    "tenth_percentile_class_accuracy": groups.tenth_percentile_class_accuracy,
     "worst_class_accuracy": clean.worst_class_accuracy,
 }
 _EXPLAINED: dict[str, Metric] = {
@@ -156,16 +186,6 @@ _EXPLAINED: dict[str, Metric] = {
 def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     correct = int((clean.split(rows, "test")["score"] > 0).sum())
     yield from each(_CLEAN, rows, n_clean_correct=correct)
-
-
-def _corruption(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    only = {"corrupted_accuracy": corrupted.corrupted_accuracy}
-    correct = int((rows.groupby("sample")["score_clean"].min() > 0).sum())
-    yield from each(only, rows, threat="mean", n_clean_correct=correct)
-    for severity, part in rows.groupby("severity"):
-        yield from each(only, part, threat="mean", eps=float(severity), n_clean_correct=correct)
-    for (name, severity), part in rows.groupby(["corruption", "severity"]):
-        yield from each(only, part, threat=name, eps=float(severity), n_clean_correct=correct)
 
 
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -240,40 +260,20 @@ def _joined(verdicts: list[Verdict]) -> str:
     return str(Verdict(status, reasons)) if reasons else "sound"
 
 
-def _scarcity(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Accuracy at each fraction (mean over trainings) and the area, per model and data set."""
-    if "fraction" not in frame:
-        return
-    for (model, dataset), rows in frame[frame["fraction"].notna()].groupby(["model", "dataset"], sort=True):
-        rows = rows[[_is_scarcity(c) for c in rows["condition"]]]
-        if rows["fraction"].nunique() < 2:
-            continue
-        key = {"model": model, "dataset": dataset, "condition": "", "threat": "fraction"}
-        for row in each({"data_efficiency_auc": scarcity.data_efficiency_auc}, rows, attack="curve"):
-            yield {**row, **key}
-        for fraction, part in rows.groupby("fraction"):
-            for row in each({"accuracy_at_fraction": _over_trainings}, part, eps=float(fraction)):
-                yield {**row, **key}
-
-
-def _over_trainings(rows: pd.DataFrame) -> Estimate:
-    return corrupted.corrupted_accuracy(clean.split(rows, "test"))
-
-
-def _is_scarcity(condition: str) -> bool:
-    """Whether the condition changes the training data only: none, or one condition that names a fraction."""
-    return not condition or ("fraction" in condition and condition.count("(") <= 1)
-
-
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {
     "calibration": confidence.lines,
     "clean": _clean,
-    "corruption": _corruption,
+    "corruption": corrupted.lines,
     "disagreement": compressed.lines,
     "efficiency": _efficiency,
     "evasion": _evasion,
+    "evasion_train": shifts.train_lines,
     "explanation": _explanation,
     "explanation_change": compressed.changed,
+    "flips": flips.lines,
+    "groups": groups.lines,
+    "shift": shifts.shift_lines,
+    "spatial": shifts.spatial_lines,
     "twin": twins.lines,
     "ood": ood.lines,
 }

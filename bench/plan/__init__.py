@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from robench.plan import attacks, calibration, chains, compression, corruption, ood, plain, scarcity
+from robench.plan import attacks, calibration, chains, compression, corruption, ood, plain, scarcity, shift
 from robench.plan.draft import Draft, Plan, Sources, levels, made_of
 from robench.spec import Settings
 from robench.suite import Suite
 
 __all__ = ["Plan", "Sources", "expand", "levels", "made_of"]
 
-SECTIONS = (plain, attacks, corruption, compression, scarcity, chains, ood, calibration)
+SECTIONS = (plain, attacks, corruption, compression, scarcity, chains, ood, calibration, shift)
 """Modules whose ``section(draft)`` draws a part of the graph, in the order of cells."""
 
 

@@ -64,6 +64,7 @@ def attacked(
     threats: Iterable[str],
     attacks: Iterable[str],
     *,
+    scenario: str = "evasion",
     parent: Artifact | None = None,
     **more: Any,
 ) -> None:
@@ -74,6 +75,7 @@ def attacked(
         model: The model under attack.
         threats: Such as ``linf(8/255)``.
         attacks: References; those that do not know a threat's norm are passed over there.
+        scenario: ``evasion``, or one that takes the same arguments.
         parent: What a compressed model was made from, where that is none of the sources: it goes by the model's own name.
         more: Further fields of the cells: ``condition``, ``data``, ``seed``.
     """
@@ -86,8 +88,8 @@ def attacked(
             if threat.norm not in norms_of(attack):
                 continue
             surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
-            scenario = Ref.of("evasion", attack=str(Ref.parse(attack)), threat=str(threat))
-            draft.add(scenario, model, plugins=_versioned(attack), **{**more, **surrogate})
+            chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
+            draft.add(chosen, model, plugins=_versioned(attack), **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 

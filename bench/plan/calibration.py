@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robench.errors import ConfigError, must
-from robench.plan.corruption import severity
+from robench.plan.corruption import names_of, severity
 from robench.plan.draft import Draft
 from robench.plan.ood import attacked
 from robench.plan.plain import measured
@@ -20,7 +20,7 @@ def section(draft: Draft) -> None:
     split = _split(draft, plan.split)
     if not split:
         return
-    named = {f"{name}({plan.severity})": severity(draft, name, plan.severity) for name in plan.corruptions}
+    named = {f"{name}({plan.severity})": severity(draft, name, plan.severity) for name in names_of(draft, plan.corruptions)}
     for model in measured(draft):
         fit = draft.predictions(model, draft.images(split, plan.limit))
         seen: dict[str, Artifact] = {"clean": draft.predictions(model, draft.test())}

@@ -30,11 +30,18 @@ class Subject:
     conditions: tuple[str, ...] = ()
     compressed: Artifact | None = None
     """The latest compressed model of the chain."""
+    original: Artifact | None = None
+    """The model before the chain's first compression."""
 
     @property
     def condition(self) -> str:
         """The column of that name: the steps so far."""
         return " | ".join(self.conditions)
+
+    @property
+    def uncompressed(self) -> str:
+        """The condition without its compressions."""
+        return " | ".join(c for c in self.conditions if Ref.parse(c).name not in catalog.COMPRESSIONS)
 
 
 Step = Callable[[Draft, Subject, Ref], Subject]
@@ -53,6 +60,9 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
     for step in changes:
         subject = _step_of(step.name)(draft, subject, step)
     draft.clean(subject.model, data=subject.data, condition=subject.condition)
+    if subject.original is not None and subject.model is subject.compressed:
+        told = {"condition": subject.condition, "parent_condition": subject.uncompressed, "data": subject.data}
+        compression.compared(draft, subject.model, subject.original, **told)
     for step in steps[len(changes) :]:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks
@@ -61,8 +71,8 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         if subject.compressed is not None:
             parent = attacks.parent_of(subject.compressed)
             named = attacks.against(subject.compressed, named)
-        more = {"data": subject.data, "condition": subject.condition}
-        attacks.attacked(draft, subject.model, threats, named, parent=parent, **more)
+        asked = (draft, subject.model, threats, named)
+        attacks.attacked(*asked, parent=parent, data=subject.data, condition=subject.condition)
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:
@@ -180,7 +190,7 @@ def _scarce(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 def _compressed(draft: Draft, subject: Subject, step: Ref) -> Subject:
     built, _ = compression.compressed(draft, subject.model, step)
-    return _changed(subject, step, model=built, compressed=built)
+    return _changed(subject, step, model=built, compressed=built, original=subject.original or subject.model)
 
 
 def _defended(draft: Draft, subject: Subject, step: Ref) -> Subject:
@@ -202,7 +212,7 @@ def _attack(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 _STEPS: Mapping[str, Step] = {"scarcity": _scarce, "corruption": _corrupted, "attack": _attack}
 _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "scarcity": ("fraction", "seed", "steps"),
+    "scarcity": scarcity.RETRAINED,
     "corruption": ("name", "severity"),
     "attack": ("attack", "threat"),
 }

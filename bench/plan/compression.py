@@ -5,7 +5,7 @@ from __future__ import annotations
 from robench import catalog
 from robench.errors import ConfigError, must
 from robench.plan.attacks import against, attacked, parent_of, require_norms, without_gradient
-from robench.plan.corruption import corruption_cell, severity
+from robench.plan.corruption import corruption_cell, names_of, severity
 from robench.plan.draft import Draft, made_of
 from robench.spec import Artifact, Ref, ThreatModel
 
@@ -24,8 +24,9 @@ def section(draft: Draft) -> None:
             built, condition = chained(draft, draft.model(name), arm)
             draft.clean(built, condition=condition)
             compared(draft, built, draft.model(name), condition=condition)
+            explained(draft, built, draft.model(name), condition=condition)
             attacked(draft, built, plan.threats, against(built, plan.attacks), parent=parent_of(built), condition=condition)
-            for corruption in plan.corruptions:
+            for corruption in names_of(draft, plan.corruptions):
                 corruption_cell(draft, draft.model(name), corruption)
                 corruption_cell(draft, built, corruption, condition=condition)
             if draft.suite.efficiency:
@@ -36,24 +37,36 @@ def section(draft: Draft) -> None:
 
 def twin_cell(draft: Draft, built: Artifact, threat: str, *, condition: str) -> None:
     """A deployed model against its twin, on clean and adversarial images and on the suite's corruptions at severity 3."""
-    names = draft.suite.compression.corruptions or draft.suite.corruption.names
+    names = list(names_of(draft, draft.suite.compression.corruptions or draft.suite.corruption.names))
     extra = tuple(severity(draft, name, SEVERITY) for name in names)
     versions = [catalog.CORRUPTIONS[name].version for name in names]
     scenario = Ref.of("twin", threat=str(ThreatModel.parse(threat)))
     draft.add(scenario, built, plugins=versions, extra=extra, condition=condition)
 
 
-def compared(draft: Draft, model: Artifact, parent: Artifact, *, condition: str, parent_condition: str = "") -> None:
-    """Predictions of a compressed model beside its parent's, and its explanations where the suite asks for them."""
-    told = {"parent": parent_condition}
-    both = tuple(draft.predictions(m, draft.test()) for m in (model, parent))
-    draft.add(Ref.of("disagreement", **told), model, extra=both, condition=condition)
-    explainers = draft.suite.compression.explainers
+def compared(
+    draft: Draft, model: Artifact, parent: Artifact, *,
+    condition: str, parent_condition: str = "", data: Artifact | None = None,
+) -> None:  # fmt: skip
+    """Predictions of a compressed model beside its parent's, on the test images or on others."""
+    images = data or draft.test()
+    both = tuple(draft.predictions(m, images) for m in (model, parent))
+    draft.add(Ref.of("disagreement", parent=parent_condition), model, data=images, extra=both, condition=condition)
+
+
+def explained(draft: Draft, model: Artifact, parent: Artifact, *, condition: str) -> None:
+    """A compressed model's explanations beside its parent's, by the explainers of the section that can be had."""
+    explainers = list(draft.suite.compression.explainers)
+    if without_gradient(model):
+        lost = [e for e in explainers if catalog.EXPLAINERS[Ref.parse(e).name].facts.get("gradient")]
+        explainers = [e for e in explainers if e not in lost]
+        if lost:
+            draft.note(f"explanation_change of {model.label} {condition}: {', '.join(lost)} left out, there is no gradient")
     if explainers:
         refs = [catalog.EXPLAINERS.resolve(e) for e in explainers]
         plugins = [f"{ref}|{catalog.EXPLAINERS[ref.name].version}" for ref in refs]
         few = draft.images("test", min(draft.suite.explain_limit, draft.suite.limit or draft.suite.explain_limit))
-        scenario = Ref.of("explanation_change", explainers=tuple(explainers), **told)
+        scenario = Ref.of("explanation_change", explainers=tuple(explainers))
         draft.add(scenario, model, data=few, extra=(parent,), plugins=plugins, condition=condition)
 
 

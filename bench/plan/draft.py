@@ -32,6 +32,8 @@ class Sources:
     """(channels, height, width) of the data's images, where it is known."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further data sets of the user, as named → content hash of their test split."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Data set as named → names of its classes, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class Draft:
         if name not in self.sources.models:
             raise ConfigError(must("a model of the suite", "a known one", name, suggestion(name, self.sources.models)))
         return self.sources.models[name]
+
+    def sampled(self, whole: Artifact, *, label: str = "", **args: Any) -> Artifact:
+        """A scarce, imbalanced or noisy part of images; the whole where nothing but a seed is asked for."""
+        ref = catalog.BUILDERS.resolve(Ref.of("sampled", **args))
+        if ref == catalog.BUILDERS.resolve(Ref.of("sampled", seed=args.get("seed", 0))):
+            return whole
+        return Artifact("data", ref, catalog.BUILDERS["sampled"].version, (whole,), label=label or whole.label)
 
     def predictions(self, model: Artifact, data: Artifact) -> Artifact:
         """The one kept forward pass of a model over images; a severity is a part of the pass over all five."""

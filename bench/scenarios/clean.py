@@ -11,13 +11,12 @@ from robench.scenarios.objects import Objects, columns
 from robench.task import CLASSIFICATION
 
 
-@facts(version=2)
+@facts(version=3)
 def clean(objects: Objects, *, split: str = "test") -> list[dict[str, Any]]:
     """One row per sample: prediction, score, confidence, Brier and log loss, margin, and how the model was made.
 
     The first further artifact holds the model's predictions on the cell's images.
     """
-    made = {k: v for k, v in objects.model.made.items() if k != "train_seed"}
     seen = objects.sharded(objects.extra(0))
     probabilities = seen.logits.double().softmax(1)
     target = torch.nn.functional.one_hot(seen.labels, seen.logits.shape[1])
@@ -33,5 +32,5 @@ def clean(objects: Objects, *, split: str = "test") -> list[dict[str, Any]]:
         brier=(probabilities - target).square().sum(1),
         nll=-own.clamp_min(1e-12).log(),
         margin=CLASSIFICATION.margin(seen.logits, seen.labels),
-        **made,
+        **objects.model.made,
     )

@@ -9,11 +9,27 @@ from robench.scenarios.objects import Objects, columns
 from robench.task import CLASSIFICATION
 
 
-@facts(version=2)
-def corruption(objects: Objects, *, corruption: str = "", table: str = "digits-v1") -> list[dict[str, Any]]:
+@facts(version=3)
+def corruption(
+    objects: Objects,
+    *,
+    corruption: str = "",
+    table: str = "digits-v1",
+    family: str = "",
+    source: str = "",
+    reference: str = "",
+) -> list[dict[str, Any]]:
     """One row per sample and severity.
 
     The cell's further artifacts are the model's predictions on the five severities and on the clean images.
+
+    Args:
+        objects: The cell's objects.
+        corruption: Name of the corruption.
+        table: The severity table, or the published folder.
+        family: noise, blur, weather, digital, ...
+        source: What the images are called: ``robench-C (regenerated, TABLE)`` or ``published(FOLDER)``.
+        reference: Model beside whose errors these are put.
 
     Source: Hendrycks & Dietterich, ICLR 2019.
     """
@@ -30,6 +46,10 @@ def corruption(objects: Objects, *, corruption: str = "", table: str = "digits-v
             corruption=corruption,
             severity=severity,
             table=table,
+            family=family,
+            source=source,
+            reference=reference,
+            classes=seen.logits.shape[1],
             score_clean=before,
         )
     return rows

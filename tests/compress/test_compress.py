@@ -152,7 +152,7 @@ def test_facts_say_what_is_simulated():
     simulated = {name for name in table if table[name].facts["simulated"]}
     assert simulated == {"int8", "int8_weights", "int4_weights"}
     assert {name for name in table if table[name].facts.get("trainable")} == {
-        "float", "prune", "prune_2_4", "prune_channels", "finetune", "distill",
+        "float", "prune", "prune_2_4", "prune_channels", "finetune", "distill", "prune_gradually",
     }  # fmt: skip
     assert table["int8"].facts["needs"] == "calibration"
     assert dict(table["int8"].parameters) == {"bits": 8}

@@ -147,9 +147,14 @@ def test_taking_out_channels_has_the_size_that_torch_pruning_has():
 
 @pytest.mark.parametrize(
     ("arch", "share"),
-    [("small_cnn(in_channels=3, size=16)", 0.5), ("resnet18(in_channels=3, width=4)", 0.6), ("mlp(in_channels=3, size=16)", 0.6),
-     ("vit(in_channels=3, size=16)", 0.95), ("wrn(in_channels=3, depth=10, width=1)", 0.7)],
-)  # fmt: skip
+    [
+        ("small_cnn(in_channels=3, size=16)", 0.5),
+        ("resnet18(in_channels=3, width=4)", 0.6),
+        ("mlp(in_channels=3, size=16)", 0.6),
+        ("vit(in_channels=3, size=16)", 0.95),
+        ("wrn(in_channels=3, depth=10, width=1)", 0.7),
+    ],
+)
 def test_every_architecture_gets_smaller(arch, share):
     model = Normalised(fresh(arch, seed=0), mean=(0.5,), std=(0.2,)).eval()
     before = copy.deepcopy(model.state_dict())
@@ -189,7 +194,7 @@ def test_channels_that_are_added_or_shared_stay():
     grouped = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6))
     with pytest.raises(ModelError, match="channels between two layers only"):
         prune_channels(grouped)
-    with pytest.raises(ModelError, match="traceable by torch.fx"):
+    with pytest.raises(ModelError, match="traceable by torch"):
         prune_channels(Switch())
     for amount in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="amount must be in"):

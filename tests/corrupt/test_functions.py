@@ -50,9 +50,10 @@ def test_gaussian_blur_equals_scipy(sigma: float) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("quality", [80, 40, 7, 1])
-def test_jpeg_equals_pillow(channels: int, quality: int) -> None:
-    pictures = _bytes(2, channels, 24, 32)
+@pytest.mark.parametrize("quality", [95, 80, 40, 25, 7, 1])
+@pytest.mark.parametrize("size", [(24, 32), (17, 33), (5, 4), (64, 64)])
+def test_jpeg_equals_pillow(channels: int, size: tuple[int, int], quality: int) -> None:
+    pictures = _bytes(2, channels, *size)
     out = jpeg(_tensor(pictures), quality, draws=_draws(2))
     for picture, ours in zip(pictures, out, strict=True):
         buffer = io.BytesIO()

@@ -73,7 +73,7 @@ def test_between_two_tables_every_level_lies_between_theirs(side: int) -> None:
 
 def test_a_mapping_is_its_own_table_and_unknown_names_get_a_suggestion() -> None:
     assert table_of({"jpeg": (1, 2, 3, 4, 5)}) == {"jpeg": (1, 2, 3, 4, 5)}
-    with pytest.raises(ConfigError, match=r"must be a known one, got 'digits'; did you mean 'digits-v1'\?"):
+    with pytest.raises(ConfigError, match=r"must be a known one, got 'digits'; did you mean 'digits-v2'\?"):
         table_of("digits")
 
 

@@ -54,6 +54,13 @@ def clean(model: str, condition: str = "", *, fraction: float = 1.0, seed: int =
     )
 
 
+def scarcity(model: str, fraction: float, seed: int) -> pd.DataFrame:
+    """Clean rows of a training on a share of 1000 images, a fifth of them wrongly labelled."""
+    frame = clean(model, f"scarcity(fraction={fraction})", fraction=fraction, seed=seed)
+    count = round(1000 * fraction)
+    return frame.assign(train_n=count, noisy_n=count // 5, memorised_n=count // 10)
+
+
 def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", "noise")) -> pd.DataFrame:
     parts = []
     correct = clean(model)["score"].to_numpy()[:N]
@@ -132,10 +139,12 @@ def protocol(model: str, name: str = "robench-standard") -> pd.DataFrame:
     return rows.assign(stage=stage, stage_access=access, escalated="")
 
 
-def corruption(model: str) -> pd.DataFrame:
+def corruption(
+    model: str, names: tuple[str, ...] = ("gaussian_noise", "contrast", "jpeg"), reference: str = ""
+) -> pd.DataFrame:
     ids = np.arange(N)
     parts = []
-    for index, name in enumerate(("gaussian_noise", "contrast", "jpeg")):
+    for index, name in enumerate(names):
         for severity in range(1, 6):
             good = skill(model) > 0.04 * severity + 0.05 * index
             parts.append(
@@ -146,12 +155,34 @@ def corruption(model: str) -> pd.DataFrame:
                         "label": ids % 4,
                         "corruption": name,
                         "severity": severity,
-                        "table": "28",
+                        "table": "imagenet-v1",
+                        "family": "noise" if "noise" in name else "digital",
+                        "source": "robench-C (regenerated, imagenet-v1)",
+                        "reference": reference,
+                        "classes": 1000,
                         "score": good.astype(float),
                         "score_clean": 1.0,
                     }
                 )
             )
+    return pd.concat(parts, ignore_index=True)
+
+
+def benchmark(model: str) -> pd.DataFrame:
+    """All 15 corruptions, and the scores of a reference model: every fourth image wrong, of the corrupted every second."""
+    from robench.metrics.corrupted import ALEXNET
+
+    frame = corruption(model, tuple(ALEXNET))
+    return frame.assign(reference_score=frame["sample"] % 2.0, reference_score_clean=(frame["sample"] % 4 > 0) * 1.0)
+
+
+def flips(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    base = {**cell(model, "flips"), "sample": ids, "label": ids % 4, "frames": 31, "source": "robench-P (regenerated)"}
+    parts = [
+        pd.DataFrame({**base, "perturbation": name, "compared": compared, "flips": (ids % 3) / 30})
+        for name, compared in (("gaussian_noise", "first"), ("tilt", "previous"))
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -182,6 +213,52 @@ def efficiency(model: str) -> pd.DataFrame:
         "peak_tensor_bytes": 9000,
     }
     return pd.DataFrame([{**cell(model, "efficiency"), **row, "peak_memory_bytes": 1e7, "threads": 1}])
+
+
+def ood(model: str) -> pd.DataFrame:
+    """Two detectors on two sources; ``knn`` does not apply to ``masked``."""
+    ids = np.arange(N)
+    parts = []
+    for detector in ("energy", "knn"):
+        shared = {**cell(model, "ood"), "detector": detector, "error": "", "status": "ok"}
+        if detector == "knn" and model == "masked":
+            told = {**shared, "sample": [-1], "is_id": False, "score": np.nan, "status": "skipped", "error": "no features"}
+            parts += [pd.DataFrame({**told, "source": source}) for source in ("noise", "glyphs")]
+            continue
+        parts.append(pd.DataFrame({**shared, "sample": ids, "source": "", "is_id": True, "score": skill(model) + 0.3}))
+        for source, shift in (("noise", -0.5), ("glyphs", 0.2)):
+            told = {**shared, "sample": ids, "source": source, "is_id": False}
+            parts.append(pd.DataFrame({**told, "score": skill(model)[::-1] + shift}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration(model: str) -> pd.DataFrame:
+    ids = np.arange(N)
+    parts = []
+    for source, sure in (("clean", 2.0), ("pgd linf(0.1)", -0.5)):
+        height = sure + 3 * skill(model)
+        logits = [[h if k == i % 4 else 0.1 * k for k in range(4)] for i, h in zip(ids, height, strict=True)]
+        shared = {"split": "validation", "fit_n": 40, "temperature": 1.5, "error": "", "unknown": ""}
+        rows = {"sample": ids, "label": ids % 4, "source": source, "logits": logits}
+        parts.append(pd.DataFrame({**cell(model, "calibration"), **rows, **shared}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def shifts() -> dict[str, pd.DataFrame]:
+    """Frames of ``plain`` on a shifted set with a reference line, on a grid of rotations, and in two groups."""
+    ids = np.arange(N)
+    base = {"sample": ids, "label": ids % 4, "score": (ids % 5 > 0).astype(float)}
+    one = pd.DataFrame(
+        {**cell("plain", "shift"), **base, "shift": "sketch", "split": "shifted", "baseline": "", "masked": 0}
+    )
+    both = pd.concat([one, one.assign(split="clean", score=(ids % 10 > 0).astype(float))], ignore_index=True)
+    worst = (ids % 3 > 0).astype(float)
+    turned = {"grid": "grid", "score_worst": worst, "score_mean": (1 + worst) / 2, "score_clean": 1.0}
+    return {
+        "shift": both.assign(slope=0.9, intercept=-0.5, references=20),
+        "spatial": pd.DataFrame({**cell("plain", "spatial"), "sample": ids, **turned}),
+        "groups": pd.DataFrame({**cell("plain", "groups"), **base, "group": np.where(ids < 52, "day", "night")}),
+    }
 
 
 def disagreement(model: str, condition: str = "prune(amount=0.5)") -> pd.DataFrame:
@@ -222,15 +299,25 @@ def twin(model: str) -> pd.DataFrame:
 
 def frames() -> dict[str, pd.DataFrame]:
     """Frames of three models; ``masked`` is suspicious; ``plain`` has scarcity conditions."""
-    scarce = [clean("plain", f"data(fraction={f})", fraction=f, seed=s) for f in (0.1, 0.5) for s in (0, 1)]
+    scarce = [scarcity("plain", f, s) for f in (0.05, 0.1, 0.5, 1.0) for s in (0, 1)]
     return {
         "clean": pd.concat([*(clean(m) for m in MODELS), *scarce], ignore_index=True),
         "evasion": pd.concat([evasion(m) for m in MODELS], ignore_index=True),
         "sentinel": pd.concat([sentinel(m) for m in MODELS], ignore_index=True),
         "corruption": pd.concat([corruption(m) for m in MODELS], ignore_index=True),
+        "flips": pd.concat([flips(m) for m in MODELS], ignore_index=True),
         "explanation": pd.concat([explanation(m) for m in MODELS], ignore_index=True),
         "efficiency": pd.concat([efficiency(m) for m in MODELS], ignore_index=True),
         "twin": twin("plain"),
         "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
         "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
+    }
+
+
+def confident() -> dict[str, pd.DataFrame]:
+    """``frames`` and those of detection and calibration."""
+    return {
+        **frames(),
+        "ood": pd.concat([ood(m) for m in MODELS], ignore_index=True),
+        "calibration": pd.concat([calibration(m) for m in MODELS], ignore_index=True),
     }

@@ -12,7 +12,7 @@ from robench.registry import Table
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
 SCENARIOS = {
     "clean", "evasion", "corruption", "explanation", "efficiency", "disagreement", "explanation_change", "twin", "ood",
-    "calibration",
+    "calibration", "shift", "spatial", "groups", "flips",
 }  # fmt: skip
 
 
@@ -22,12 +22,16 @@ def test_every_metric_declares_its_facts_and_stays_in_its_bounds(name, synthetic
     facts = entry.facts
     assert facts["group"] in GROUPS and facts["needs"] in SCENARIOS and facts["summary"].endswith(".")
     assert isinstance(facts["higher_is_better"], bool) and facts["unit"]
-    frame = synthetic.frames()[facts["needs"]]
+    frame = {**synthetic.confident(), **synthetic.shifts()}[facts["needs"]]
     rows = frame[frame["model"] == "plain"]
+    if facts["needs"] == "corruption":
+        rows = synthetic.benchmark("plain")
     if facts["group"] == "compression" and facts["needs"] in ("corruption", "evasion"):
         rows = rows.assign(score=rows["score_clean"], score_parent=1.0)
     if facts["needs"] == "evasion":
         rows = rows.assign(draws=50, score_mean=0.75 * rows["score_adv"], score_worst=0.0)
+    if facts["needs"] == "ood":
+        rows = rows[(rows["detector"] == "energy") & rows["source"].isin(["", "glyphs"])]
     estimate = entry.load()(rows)
     low, high = facts["bounds"]
     assert estimate.n > 0

@@ -77,10 +77,9 @@ def test_corruptions_have_each_severity_and_their_means(table):
 
 def test_scarcity_has_conditions_seeds_fractions_and_an_area(table):
     conditions = pick(table, model="plain", metric="accuracy")["condition"]
-    assert list(conditions) == [
-        "", "data(fraction=0.1)", "data(fraction=0.1) seed=1", "data(fraction=0.5)", "data(fraction=0.5) seed=1",
-    ]  # fmt: skip
-    assert list(pick(table, metric="accuracy_at_fraction")["eps"]) == [0.1, 0.5, 1.0]
+    told = [f"scarcity(fraction={f}){seed}" for f in (0.05, 0.1, 0.5, 1.0) for seed in ("", " seed=1")]
+    assert list(conditions) == ["", *told]
+    assert list(pick(table, metric="accuracy_at_fraction")["eps"]) == [0.05, 0.1, 0.5, 1.0]
     assert len(pick(table, metric="data_efficiency_auc")) == 1
 
 

@@ -99,6 +99,6 @@ def test_a_temperature_that_cannot_be_fitted_is_said_and_leaves_what_is_uncalibr
     )  # fmt: skip
     table = pd.DataFrame(list(lines(frame, {})))
     told = table[table["metric"] == "temperature"].iloc[0]
-    assert told["status"] == "skipped" and told["excludes"] == "outputs are NaN" and math.isnan(told["value"])
+    assert told["status"] == "skipped" and told["validity"] == "skipped: outputs are NaN" and math.isnan(told["value"])
     assert set(table["attack"]) == {"uncalibrated", "temperature (validation)"}
     assert set(table.loc[table["attack"] != "uncalibrated", "metric"]) == {"temperature"}

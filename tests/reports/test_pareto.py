@@ -1,0 +1,47 @@
+"""The picture of cost against quality, and its table among the reports."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from robench.metrics.table import tidy
+from robench.reports.curves import image
+from robench.reports.pareto import pareto_picture
+from robench.reports.write import write_reports
+
+
+def frames(synthetic, *, compressed: bool = True):
+    whole = synthetic.frames()
+    if compressed:
+        small = {"condition": "prune(amount=0.5)", "cell": "small"}
+        costs = whole["efficiency"].query("model == 'plain'").assign(stored_bytes=2000, latency_p50_ms=math.nan, **small)
+        rows = whole["clean"].query("model == 'plain' and condition == ''").assign(**small)
+        whole["efficiency"] = pd.concat([whole["efficiency"], costs], ignore_index=True)
+        whole["clean"] = pd.concat([whole["clean"], rows], ignore_index=True)
+    return whole
+
+
+def test_without_a_compressed_model_there_is_no_picture(synthetic):
+    assert pareto_picture(tidy(frames(synthetic, compressed=False))) is None
+
+
+def test_one_line_of_panels_per_quality_and_the_front_is_named(synthetic):
+    table = tidy(frames(synthetic))
+    figure = pareto_picture(table)
+    panels = figure.axes
+    assert len(panels) == 2 and panels[0].get_ylabel() == "clean accuracy"
+    assert [a.get_xlabel() for a in panels] == ["stored bytes", "latency of one image (ms)"]
+    told = {t.get_text() for t in panels[0].texts}
+    assert any("prune(amount=0.5)" in t for t in told)
+    assert not any("prune(amount=0.5)" in t.get_text() for t in panels[1].texts), "it has no latency of its own"
+    assert image(figure) == image(pareto_picture(table))
+
+
+def test_the_reports_hold_the_picture_and_its_table(synthetic, tmp_path):
+    write_reports(frames(synthetic), tmp_path)
+    costs = pd.read_csv(tmp_path / "pareto.csv")
+    assert set(costs["cost"]) == {"stored_bytes", "latency_p50_ms"} and costs["front"].any()
+    assert (tmp_path / "pareto.png").stat().st_size > 5000 and (tmp_path / "pareto.svg").is_file()
+    assert "Cost against quality" in (tmp_path / "report.html").read_text(encoding="utf-8")

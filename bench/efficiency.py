@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,43 +29,36 @@ _MOST_IMAGES = 4
 """The largest batch of the throughput, in large batches."""
 
 
-class Form(Protocol):
+@dataclass(frozen=True)
+class Form:
     """What is known of the form of a model that ships, where the module itself does not show it."""
 
-    @property
-    def files(self) -> Mapping[str, int] | None:
-        """Name and bytes of every file that ships; None: the state as one safetensors file."""
-
-    @property
-    def counted(self) -> nn.Module | None:
-        """Network whose parameters and operations are counted in place of the model's, which hides them."""
-
-    @property
-    def bits(self) -> Mapping[str, int]:
-        """Bits of a stored weight by parameter name, where they are not those of its type."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """A ``Form`` from values."""
-
     files: Mapping[str, int] | None = None
-    counted: nn.Module | None = None
+    """Name and bytes of every file that ships; by default the state as one safetensors file."""
     bits: Mapping[str, int] = field(default_factory=dict)
+    """Bits of a stored weight by parameter name; by default those of its type."""
+    simulated: bool = False
+    """The module only imitates the deployed one: its time and memory say nothing, its bytes only if ``files`` tells them."""
 
 
-def form_of(model: nn.Module) -> Form:
-    """The form that a model tells of itself by a method ``deployed_form``, else that of a plain module.
+@runtime_checkable
+class Deployed(Protocol):
+    """A module that runs a deployed form (an ONNX file, a compiled program), and tells what torch cannot see in it.
 
-    A module that runs a deployed form (an ONNX file, a compiled program) has that method.
+    One that also has ``twin()``, the same arithmetic in torch, has its multiply-adds counted there.
     """
-    told: Callable[[], Form] | None = getattr(model, "deployed_form", None)
-    return Told() if told is None else told()
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Name and content of every file that ships."""
+
+    def tensors(self) -> Iterator[Any]:
+        """Every array that is stored as weights."""
 
 
 def measure(
     model: nn.Module, shape: Sequence[int], *,
-    device: str = "cpu", batch: int | None = None, runs: int = 100, form: Form | None = None, simulated: bool = False,
+    device: str = "cpu", batch: int | None = None, runs: int = 100, form: Form | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The columns of one ``efficiency`` row, measured on a copy of the model in inference mode.
 
@@ -82,9 +75,7 @@ def measure(
         device: Where to measure.
         batch: Images in a large batch, at least 1; by default 32, on CUDA 128.
         runs: Timed calls of a batch size, at least 1; see ``latency_ms``.
-        form: The form that ships; by default what the model tells of itself.
-        simulated: Whether the model only imitates the deployed one: its time and memory say nothing then, and its bytes only
-            where ``form`` tells them.
+        form: The form that ships; by default what a ``Deployed`` model tells of itself, or its state.
 
     Raises:
         ConfigError: A shape that is not (C, H, W), or batch or runs below 1.
@@ -96,38 +87,60 @@ def measure(
     own = copy.deepcopy(model).to(device)
     if own.training:
         own.eval()
-    form = form_of(own) if form is None else form
+    form = form or Form()
     images = Draws(0, torch.arange(large)).uniform("efficiency", tuple(shape)).to(device)
     return {
         **_counts(own, images[:1], form),
-        "stored_bytes": _stored(own, form, simulated=simulated),
-        **(_no_times() if simulated else _times(own, images, runs)),
-        **(_no_memory() if simulated else _memory(own, images, hidden=form.counted is not None)),
+        **(_no_times() if form.simulated else _times(own, images, runs)),
+        **_memory(own, images, form),
         "large_batch": large,
         "threads": torch.get_num_threads(),
         "device": device,
-        "simulated": simulated,
+        "simulated": form.simulated,
     }
 
 
 def _counts(model: nn.Module, x: Tensor, form: Form) -> dict[str, Any]:
-    """Parameters and operations."""
-    shown = model if form.counted is None else form.counted.to(x.device)
-    nonzero = {name: int(torch.count_nonzero(p)) for name, p in shown.named_parameters()}
-    bits = {name: form.bits.get(name, 8 * p.element_size()) for name, p in shown.named_parameters()}
+    """Parameters, operations and bytes."""
+    numbers = list(_numbers(model, form.bits))
+    nominal = sum(nonzero * bits for _, nonzero, bits in numbers)
     return {
-        "parameters": sum(p.numel() for p in shown.parameters()),
-        "nonzero": sum(nonzero.values()),
-        "macs": macs(shown, x),
-        "nominal_bytes": -(-sum(count * bits[name] for name, count in nonzero.items()) // 8),
+        "parameters": sum(count for count, _, _ in numbers),
+        "nonzero": sum(nonzero for _, nonzero, _ in numbers),
+        "macs": _macs(model, x),
+        "stored_bytes": _stored(model, form),
+        "nominal_bytes": -(-nominal // 8),
     }
 
 
-def _stored(model: nn.Module, form: Form, *, simulated: bool) -> int | None:
-    """Bytes of what ships; None where that is not known."""
+def _numbers(model: nn.Module, bits: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
+    """(elements, those that are not 0, bits of one) of every stored tensor."""
+    if isinstance(model, Deployed):
+        for value in model.tensors():
+            array = torch.as_tensor(value)
+            yield array.numel(), int(torch.count_nonzero(array)), 8 * array.element_size()
+        return
+    for name, p in model.named_parameters():
+        yield p.numel(), int(torch.count_nonzero(p)), bits.get(name, 8 * p.element_size())
+
+
+def _macs(model: nn.Module, x: Tensor) -> int | None:
+    """Operations of the model, or of the twin that shows them; None where it has none."""
+    if not isinstance(model, Deployed):
+        return macs(model, x)
+    try:
+        shown = getattr(model, "twin", lambda: None)()
+    except ModelError:
+        shown = None
+    return None if shown is None else macs(shown.to(x.device), x)
+
+
+def _stored(model: nn.Module, form: Form) -> int | None:
     if form.files is not None:
         return sum(form.files.values())
-    return None if simulated or form.counted is not None else stored_bytes(model)
+    if isinstance(model, Deployed):
+        return sum(len(content) for content in model.files.values())
+    return None if form.simulated else stored_bytes(model)
 
 
 def _times(model: nn.Module, x: Tensor, runs: int) -> dict[str, Any]:
@@ -150,19 +163,16 @@ def _no_times() -> dict[str, Any]:
     return dict.fromkeys([*names, "throughput", "throughput_batch"])
 
 
-def _memory(model: nn.Module, x: Tensor, *, hidden: bool) -> dict[str, Any]:
-    """What one forward of x takes; the tensors of a model that hides them cannot be seen."""
-    told = {"peak_tensor_bytes": None if hidden else peak_bytes(model, x), "note": ""}
+def _memory(model: nn.Module, x: Tensor, form: Form) -> dict[str, Any]:
+    if form.simulated:
+        return {"peak_memory_bytes": None, "peak_tensor_bytes": None, "note": ""}
+    told = {"peak_tensor_bytes": None if isinstance(model, Deployed) else peak_bytes(model, x), "note": ""}
     if x.is_cuda:
         return {"peak_memory_bytes": _allocated(model, x), **told}
     try:
         return {"peak_memory_bytes": resident_bytes(model, x, threads=torch.get_num_threads()), **told}
     except ModelError as error:
         return {"peak_memory_bytes": None, **told, "note": str(error)}
-
-
-def _no_memory() -> dict[str, Any]:
-    return {"peak_memory_bytes": None, "peak_tensor_bytes": None, "note": ""}
 
 
 def macs(model: nn.Module, x: Tensor) -> int:

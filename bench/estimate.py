@@ -17,6 +17,8 @@ START = 6.0
 """Seconds until a worker has imported what it needs."""
 OVERHEAD = 0.06
 """Seconds per cell outside the model: loading, judging twice, writing."""
+FITTING = 0.6
+"""Seconds per cell of OOD detectors on top of that: covariance and principal space of a thousand features."""
 PROTOCOLS = {
     "autoattack-standard": 11_600.0,
     "autoattack-plus": 24_300.0,
@@ -62,6 +64,7 @@ def estimate_seconds(
             speed[base.digest] = _seconds_per_forward(base, cell, context)
         seconds = _forwards(cell, plan) * speed[base.digest]
         total += OVERHEAD + (min(seconds, MEASURING) if cell.scenario.name == "efficiency" else seconds)
+        total += FITTING if cell.scenario.name == "ood" else 0.0
     for artifact in (a for level in plan.levels for a in level):
         total += _building(artifact, max(speed.values(), default=1e-4))
     return START + total / count, count
@@ -101,6 +104,9 @@ def _forwards(cell: Cell, plan: Plan) -> float:
     if name == "sentinel":
         every, few, more = SENTINEL
         return samples * every + min(samples, few) * more
+    if name == "ood":
+        steps = 4.0 if any(Ref.parse(d).name == "odin" for d in cell.scenario.kwargs["detectors"]) else 0.0
+        return samples * steps * (1 + len(cell.scenario.kwargs["sources"]))
     if name == "twin":
         return samples * (6.0 + 2.0 * len(cell.extra) + 2 * _attack_passes("pgd(steps=20)"))
     if name == "efficiency":
@@ -138,6 +144,9 @@ def _building(artifact: Artifact, forward: float) -> float:
         arguments = artifact.builder.kwargs
         inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
         return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+    if artifact.builder.name == "attacked":
+        images = artifact.inputs[1].builder.kwargs.get("limit") or 1000
+        return float(images) * (3 + BROKEN * _attack_passes(artifact.builder.kwargs["attack"])) * forward
     if artifact.builder.name == "tuned":
         arguments = catalog.COMPRESSIONS.resolve(artifact.builder.kwargs["method"]).kwargs
         return float(arguments["steps"]) * arguments.get("batch_size", 64) * 5 * forward

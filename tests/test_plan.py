@@ -143,6 +143,50 @@ def test_arms_that_make_no_sense_are_refused(arms, message):
         compressed_cells(arms)
 
 
+DEPLOYED = """
+name: deployed
+limit: 60
+models: [digits-standard]
+compression:
+  models: [digits-standard]
+  arms: [int8, onnx_int8, "prune(amount=0.5) | onnx_int8"]
+  threats: [linf(0.1), l2(1.5)]
+  attacks: [noise(draws=2), pgd(steps=4), ddn, robench-standard]
+"""
+
+
+def test_a_model_without_a_gradient_meets_its_twins_its_parent_and_queries():
+    cells = [c for c in plan(DEPLOYED).cells if c.scenario.name == "evasion"]
+    met = {}
+    for cell in cells:
+        met.setdefault((cell.condition, cell.scenario.kwargs["threat"]), set()).add(cell.scenario.kwargs["attack"])
+    common = {"noise(draws=2)", "robench-standard", "transfer(source='digits-standard')"}
+    assert met["int8", "linf(0.1)"] == {*common, "pgd(steps=4)"}
+    lent = {*common, "through(attack='pgd(steps=4)')", "compressed-union(source='digits-standard')"}
+    assert met["onnx_int8", "linf(0.1)"] == lent and met["onnx_int8", "l2(1.5)"] == {*lent, "through(attack='ddn')"}
+    chained = [c for c in cells if c.condition == "prune(amount=0.5) | onnx_int8" and c.extra]
+    assert {Ref.parse(c.extra[0].builder.kwargs["method"]).name for c in chained} == {"prune"}  # what the runtime took over
+    twins = [c for c in plan(DEPLOYED).cells if c.scenario.name == "twin"]
+    assert {c.condition for c in twins} == {"onnx_int8", "prune(amount=0.5) | onnx_int8"}
+    assert all(c.model.stored for c in twins)
+
+
+def test_an_attack_that_transfers_takes_the_parents_images_where_it_names_no_source():
+    text = DEPLOYED.replace("noise(draws=2)", "compressed-union(queries=7)")
+    met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}
+    assert "compressed-union(queries=7, source='digits-standard')" in met
+    assert {c.extra[0].label for c in plan(text).cells if c.condition == "int8" and "union" in str(c.scenario)} == {
+        "digits-standard"
+    }
+
+
+def test_the_version_of_an_attack_that_another_runs_is_part_of_the_cell(monkeypatch):
+    before = digests(DEPLOYED)
+    monkeypatch.setitem(catalog.ATTACKS["ddn"].facts, "version", 99)
+    changed = [c for c in plan(DEPLOYED).cells if c.digest not in before]
+    assert {c.scenario.kwargs["attack"] for c in changed} == {"ddn", "through(attack='ddn')"}
+
+
 def test_levels_hold_each_stored_artifact_once():
     for name in PACKAGED:
         found = plan(read_suite(name))

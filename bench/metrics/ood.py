@@ -9,7 +9,7 @@ Every interval resamples ID and OOD images apart; n is the smaller of their numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -92,21 +92,39 @@ def estimated(inside: Floats, outside: Floats, statistic: Callable[[Counted], Fl
     count = min(len(inside), len(outside))
     if count == 0:
         return stats.EMPTY
-    exact, resampled = _counted(inside.tobytes(), outside.tobytes())
-    return weighted.joined(statistic(exact), statistic(resampled), count)
+    ones = [np.ones((len(side), 1)) for side in (inside, outside)]
+    drawn = [statistic(found) for found in _resamples(inside, outside)]
+    return weighted.joined(statistic(_counted(inside, outside, ones)), np.concatenate(drawn), count)
+
+
+def _resamples(inside: Floats, outside: Floats) -> Iterator[Counted]:
+    """Images at each score in resamples, in parts; a single part is kept for the next statistic."""
+    parts = weighted.parts(len(inside) + len(outside), REPLICATES)
+    if len(parts) == 1:
+        yield _kept(inside.tobytes(), outside.tobytes())
+        return
+    for part in parts:
+        yield _counted(inside, outside, _drawn(inside, outside, part))
 
 
 @lru_cache(maxsize=1)
-def _counted(inside: bytes, outside: bytes) -> tuple[Counted, Counted]:
-    """Images at each score as they are and in resamples; kept for the next statistic."""
-    first, second, groups = ranked(np.frombuffer(inside), np.frombuffer(outside))
-    sides = list(enumerate((first, second)))
-    exact = [_summed(np.ones((len(ranks), 1)), ranks, groups) for _, ranks in sides]
-    drawn = [weighted.whole(len(ranks), replicates=REPLICATES, stream=i) for i, ranks in sides]
-    # Sums of whole numbers are exact in single precision too, and half as dear.
-    resampled = [_summed(drawn[i].astype(np.float32), ranks, groups) for i, ranks in sides]
-    parts = [(pair[0], pair[1], *(np.cumsum(side, axis=0) for side in pair)) for pair in (exact, resampled)]
-    return Counted(*parts[0]), Counted(*parts[1])
+def _kept(inside: bytes, outside: bytes) -> Counted:
+    sides = np.frombuffer(inside), np.frombuffer(outside)
+    return _counted(*sides, _drawn(*sides, slice(None)))
+
+
+def _drawn(inside: Floats, outside: Floats, part: slice) -> list[Any]:
+    """Weights of both sides; sums of whole numbers are exact in single precision too, and half as dear."""
+    return [
+        weighted.draws(len(side), REPLICATES, stream)[:, part].astype(np.float32)
+        for stream, side in enumerate((inside, outside))
+    ]
+
+
+def _counted(inside: Floats, outside: Floats, weights: Sequence[Any]) -> Counted:
+    first, second, groups = ranked(inside, outside)
+    own, other = _summed(weights[0], first, groups), _summed(weights[1], second, groups)
+    return Counted(own, other, np.cumsum(own, axis=0), np.cumsum(other, axis=0))
 
 
 def _summed(weights: Floats, ranks: NDArray[np.int64], groups: int) -> Floats:

@@ -7,7 +7,7 @@ whose confidence is not a number in [0, 1] counts as fully confident and wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,19 +80,29 @@ def _estimate(frame: pd.DataFrame, statistic: Callable[[Accepted], Floats]) -> E
     confidence, losses = _of(frame)
     if not len(losses):
         return stats.EMPTY
-    exact, resampled = _resampled(confidence.tobytes(), losses.tobytes())
-    return weighted.joined(statistic(exact), statistic(resampled), len(losses))
+    exact = statistic(accepted(confidence, losses, np.ones((len(losses), 1))))
+    drawn = [statistic(found) for found in _resamples(confidence, losses)]
+    return weighted.joined(exact, np.concatenate(drawn), len(losses))
+
+
+def _resamples(confidence: Floats, losses: Floats) -> Iterator[Accepted]:
+    """The samples in resamples, in parts; a single part is kept for the next statistic."""
+    parts = weighted.parts(len(losses), REPLICATES)
+    if len(parts) == 1:
+        yield _kept(confidence.tobytes(), losses.tobytes())
+        return
+    for part in parts:
+        yield accepted(confidence, losses, _drawn(len(losses), part))
 
 
 @lru_cache(maxsize=1)
-def _resampled(confidence: bytes, losses: bytes) -> tuple[Accepted, Accepted]:
-    """The samples as they are and in resamples; kept for the next statistic."""
+def _kept(confidence: bytes, losses: bytes) -> Accepted:
     keys, lost = np.frombuffer(confidence), np.frombuffer(losses)
-    return accepted(keys, lost, np.ones((len(keys), 1))), accepted(keys, lost, _drawn(len(keys)))
+    return accepted(keys, lost, _drawn(len(keys), slice(None)))
 
 
-def _drawn(count: int) -> Floats:
-    return weighted.whole(count, replicates=REPLICATES)
+def _drawn(count: int, part: slice) -> Floats:
+    return weighted.draws(count, REPLICATES)[:, part].astype(np.float64)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
@@ -106,21 +116,24 @@ def aurc(frame: pd.DataFrame) -> Estimate:
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def e_aurc(frame: pd.DataFrame) -> Estimate:
-    """AURC less that of the best order of the same errors, in [0, 1]: 0 where every error is less confident than every hit.
+    """AURC less that of the best order of as many errors, in [0, 1]: 0 where every error is less confident than every hit.
 
     The best order's area is exact for n samples, not the limit err + (1 - err) ln(1 - err), which it approaches.
 
     Source: Geifman et al., ICLR 2019, section 3 (excess AURC).
     """
-    _, losses = _of(frame)
+    return _estimate(frame, lambda found: np.maximum(_area(found) - _least_area(found), 0.0))
 
-    def excess(found: Accepted) -> Floats:
-        drawn = np.ones((len(losses), 1)) if found.ends.shape[1] == 1 else _drawn(len(losses))
-        # The best order accepts what loses least first, so that equal losses are a group.
-        gap: Floats = np.maximum(_area(found) - _area(accepted(-losses, losses, drawn)), 0.0)
-        return gap
 
-    return _estimate(frame, excess)
+def _least_area(found: Accepted) -> Floats:
+    """The area if all that is lost were lost on as few samples as can be, accepted last: losses of 0 and 1, (R,)."""
+    total, lost = found.ends[-1], found.lost_by[-1]
+    kept = total - lost
+    harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, int(total[0]) + 1))]
+    whole = np.floor(kept).astype(np.int64)
+    # Sum over n > kept of (n - kept) / n.
+    area: Floats = (total - whole - kept * (harmonic[-1] - harmonic[whole])) / total
+    return area
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 0.5), needs="clean", group="generalization")

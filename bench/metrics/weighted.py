@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robench.metrics import stats
 from robench.metrics.stats import Floats
@@ -28,19 +29,22 @@ def weights(n: int, *, replicates: int = stats.REPLICATES, stream: int = 0) -> I
     if n * replicates <= _KEPT:
         yield _kept(n, replicates, stream)
         return
-    for index in stats.resamples(n, replicates=replicates, key=_KEY + stream):
+    for index in _resamples(n, replicates, stream):
         yield _counts(index, n)
+
+
+def _resamples(n: int, replicates: int, stream: int) -> Iterator[NDArray[np.int64]]:
+    return stats.resamples(n, replicates=replicates, key=_KEY + stream)
 
 
 @lru_cache(maxsize=8)
 def _kept(n: int, replicates: int, stream: int) -> Floats:
-    parts = [_counts(index, n) for index in stats.resamples(n, replicates=replicates, key=_KEY + stream)]
-    found = np.concatenate(parts, axis=1)
+    found = np.concatenate([_counts(index, n) for index in _resamples(n, replicates, stream)], axis=1)
     found.setflags(write=False)
     return found
 
 
-def _counts(index: np.ndarray, n: int) -> Floats:
+def _counts(index: NDArray[np.int64], n: int) -> Floats:
     cells = index * len(index) + np.arange(len(index))[:, None]
     return np.bincount(cells.ravel(), minlength=n * len(index)).reshape(n, len(index)).astype(np.float64)
 
@@ -54,10 +58,19 @@ def totals(values: Floats, weights: Floats) -> Floats:
     return found
 
 
-def whole(n: int, *, replicates: int = stats.REPLICATES, stream: int = 0) -> Floats:
-    """All bootstrap weights at once, (n, replicates)."""
-    parts = list(weights(n, replicates=replicates, stream=stream))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+@lru_cache(maxsize=8)
+def draws(n: int, replicates: int, stream: int = 0) -> NDArray[np.uint16]:
+    """All bootstrap weights at once, small: (n, replicates)."""
+    parts = [_counts(index, n).astype(np.uint16) for index in _resamples(n, replicates, stream)]
+    found = np.concatenate(parts, axis=1)
+    found.setflags(write=False)
+    return found
+
+
+def parts(n: int, replicates: int) -> list[slice]:
+    """Consecutive resamples, so many at once that n samples of them are at most some millions of numbers."""
+    step = max(1, _KEPT // max(n, 1))
+    return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
 def estimate(n: int, statistic: Statistic) -> Estimate:

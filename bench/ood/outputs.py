@@ -71,12 +71,12 @@ def linear_head(net: nn.Module, seen: Seen) -> Head | None:
 
 def missing(needs: str, known: Known) -> str:
     """Why a detector of these needs cannot run on this model; empty where it can."""
+    if needs in ("features", "head") and not len(known.labels):
+        return "there are no training images to fit on"
     if needs in ("features", "head") and not known.train.features.shape[1]:
         return "the model has no last linear layer whose input could be kept as features"
     if needs == "head" and known.head is None:
         return "no linear layer of the model turns the kept features into its logits"
     if needs in ("features", "head") and not bool(known.train.features.isfinite().all()):
         return "features of training images are not finite"
-    if needs in ("features", "head") and not len(known.labels):
-        return "there are no training images to fit on"
     return "" if needs != "gradient" or known.net is not None else "the model itself is not at hand"

@@ -121,10 +121,11 @@ def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
 
     Args:
         model: An artifact of the builder ``compressed``.
-        attacks: References.
+        attacks: References; one that transfers and names no source takes the parent's images.
     """
+    attacks = [_from_parent(attack, model.label) for attack in attacks]
     if not without_gradient(model):
-        return [*attacks, transfer_from(model.label)]
+        return list(dict.fromkeys([*attacks, transfer_from(model.label)]))
     asked = [_lent(attack) for attack in attacks]
     return list(dict.fromkeys([*asked, transfer_from(model.label), str(Ref.of("compressed-union", source=model.label))]))
 
@@ -142,6 +143,12 @@ def without_gradient(model: Artifact) -> bool:
     """Whether what executes a compressed model gives no gradient."""
     method = Ref.parse(str(model.builder.kwargs["method"]))
     return not catalog.COMPRESSIONS[method.name].facts.get("gradient", True)
+
+
+def _from_parent(attack: str, name: str) -> str:
+    ref = Ref.parse(attack)
+    own = catalog.ATTACKS[ref.name].facts.get("surrogate") and not ref.kwargs.get("source")
+    return str(Ref.of(ref.name, **{**ref.kwargs, "source": name})) if own else attack
 
 
 def _lent(attack: str) -> str:

@@ -71,8 +71,8 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         if subject.compressed is not None:
             parent = attacks.parent_of(subject.compressed)
             named = attacks.against(subject.compressed, named)
-        more = {"data": subject.data, "condition": subject.condition}
-        attacks.attacked(draft, subject.model, threats, named, parent=parent, **more)
+        asked = (draft, subject.model, threats, named)
+        attacks.attacked(*asked, parent=parent, data=subject.data, condition=subject.condition)
 
 
 def parse_chain(text: str) -> tuple[Ref, ...]:

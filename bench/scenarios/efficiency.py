@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from robench.compress.notes import noted
 from robench.compress.packing import packed_bits, packed_files
-from robench.efficiency import Form, Told, form_of, measure
+from robench.efficiency import Form, measure
 from robench.inference import untouched
 from robench.registry import facts
 from robench.scenarios.objects import Objects
@@ -19,13 +17,12 @@ def efficiency(objects: Objects, *, batch: int | None = None) -> list[dict[str, 
     """One row: parameters, MACs, bytes, latency, throughput and memory of the form that ships."""
     with untouched(objects.net):
         shape, device = objects.data.spec.shape, objects.context.device
-        simulated = objects.model.simulated
-        row = measure(objects.net, shape, device=device, batch=batch, form=_form(objects.net), simulated=simulated)
+        row = measure(objects.net, shape, device=device, batch=batch, form=_form(objects))
     notes = [row["note"], *noted(objects.net)]
     return [{**row, "note": "; ".join(n for n in notes if n)}]
 
 
-def _form(net: nn.Module) -> Form:
+def _form(objects: Objects) -> Form:
     """What ships of weights on a grid is the packed file; of other models what they tell themselves."""
-    files = packed_files(net)
-    return Told(files, bits=packed_bits(net)) if files else form_of(net)
+    files, bits = packed_files(objects.net), packed_bits(objects.net)
+    return Form(files or None, bits, simulated=objects.model.simulated)

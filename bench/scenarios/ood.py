@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ from robench.inference import untouched
 from robench.ood.outputs import Known, Scorer, Seen, linear_head, missing
 from robench.registry import facts
 from robench.scenarios.objects import Objects, columns
-from robench.spec import Artifact, Context
+from robench.spec import Artifact, Context, Ref
 from robench.workshop import load, load_model
 
 _AT_ONCE = 512
@@ -35,6 +35,8 @@ class Group:
     """Empty for the data set's own."""
     ids: Tensor
     seen: Seen
+    images: Callable[[Tensor], Tensor]
+    """Images of some rows, read for the detectors that need them."""
 
 
 @facts(version=1)
@@ -66,8 +68,9 @@ def _scored(objects: Objects, train: Artifact | None, name: str, groups: list[Gr
     """Rows of one detector: on all groups, or the reason why there are none."""
     scorer, reason = _fitted(objects.cell.model, train, name, objects.context, objects.cell.settings.width)
     parts: list[Tensor] = []
+    look = catalog.DETECTORS[Ref.parse(name).name].facts["needs"] == "gradient"
     try:
-        parts = [_scores(scorer, objects, group.seen) for group in groups] if scorer else []
+        parts = [_scores(scorer, objects, group, look) for group in groups] if scorer else []
     except NoGradientError as error:
         reason = str(error)
     if not parts:
@@ -87,13 +90,13 @@ def _skipped(source: str, reason: str) -> dict[str, Any]:
     return {"sample": -1, "score": math.nan, **told}
 
 
-def _scores(scorer: Scorer, objects: Objects, seen: Seen) -> Tensor:
+def _scores(scorer: Scorer, objects: Objects, group: Group, look: bool) -> Tensor:
     """Scores (N,) in parts of a fixed size."""
-    parts = []
-    for rows in torch.arange(len(seen.logits)).split(_AT_ONCE):
-        images = None if seen.images is None else seen.images[rows].to(objects.context.device)
-        parts.append(scorer(Seen(seen.logits[rows], seen.features[rows], images)))
-    return torch.cat(parts) if parts else torch.zeros(0)
+    parts = [torch.zeros(0, dtype=torch.float64)]
+    for rows in torch.arange(len(group.ids)).split(_AT_ONCE) if len(group.ids) else ():
+        images = group.images(rows).to(objects.context.device) if look else None
+        parts.append(scorer(Seen(group.seen.logits[rows], group.seen.features[rows], images)))
+    return torch.cat(parts)
 
 
 def _group(objects: Objects, position: int, source: str) -> Group:
@@ -102,11 +105,10 @@ def _group(objects: Objects, position: int, source: str) -> Group:
     if isinstance(found, Attacked):
         chosen = (found.broken & ~found.failed).nonzero().flatten()
         rows = chosen[torch.isin(chosen, _shard(objects, len(found.seen)))]
-        return _of(source, found.seen, rows, found.images)
+        return _of(source, found.seen, rows, found.images.__getitem__)
     seen: Predictions = found
     data: Dataset = load(objects.cell.extra[position].inputs[1], objects.context)
-    rows = _shard(objects, len(seen))
-    return _of(source, seen, rows, data.images())
+    return _of(source, seen, _shard(objects, len(seen)), data.images)
 
 
 def _shard(objects: Objects, count: int) -> Tensor:
@@ -114,9 +116,9 @@ def _shard(objects: Objects, count: int) -> Tensor:
     return torch.arange(index, count, of)
 
 
-def _of(source: str, seen: Predictions, rows: Tensor, images: Tensor) -> Group:
+def _of(source: str, seen: Predictions, rows: Tensor, images: Callable[[Tensor], Tensor]) -> Group:
     part = seen.take(rows)
-    return Group(source, part.ids, Seen(part.logits, part.features, images[rows]))
+    return Group(source, part.ids, Seen(part.logits, part.features), lambda some: images(rows[some]))
 
 
 @lru_cache(maxsize=32)

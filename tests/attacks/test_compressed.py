@@ -89,6 +89,28 @@ def test_no_gradient_is_never_robust(rows, watched):
     assert verdict(naive, watched).status == "invalid"
 
 
+class Zeros(nn.Module):
+    """What careless code makes of a model without a gradient: zeros in its place."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_zeros_for_gradients_would_have_been_a_false_robustness(deployed, parent, rows, watched):
+    """PGD on zeros reports nine tenths robust; what robench reports of the same model is under a half."""
+    careless = opened(Zeros(deployed), 24, parent)
+    naive = lead(evasion(careless, attack="pgd(steps=20)", threat=THREAT))
+    assert (naive["status"] == "ok").all() and robust_accuracy(naive).value > 0.9
+    honest = robust_accuracy(rows[UNION]).value
+    assert honest < 0.5 and verdict(rows[UNION], watched).status == "sound"
+    told = verdict(naive, lead(sentinel(careless, threat=THREAT)))
+    assert told.status == "suspicious" and "attacks met zero gradients in 100.0 % of their passes" in told.reasons
+
+
 def test_the_union_breaks_what_each_of_its_parts_breaks(rows):
     union = worst_case(rows[UNION])["robust"]
     assert (rows[UNION]["status"] == "ok").all()

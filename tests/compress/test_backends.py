@@ -16,6 +16,7 @@ from robench.compress import TABLE
 from robench.compress._layers import is_layer
 from robench.compress.backends._onnx import FILE, OnnxModel, onnx_fp32, onnx_int8, opened
 from robench.compress.backends._torchao import torchao_int8_weight_only
+from robench.efficiency import measure
 from robench.errors import ConfigError, ModelError, NoGradientError, NotInstalledError
 from robench.inference import fingerprint
 from robench.registry import Table
@@ -167,14 +168,15 @@ def test_a_graph_without_a_twin_has_no_gradient(monkeypatch, integers, images):
 
 def test_what_ships_is_counted_from_the_file(integers):
     parent = zoo.load("digits-standard")
-    form = integers["digits-standard"].deployed_form()
-    assert form.files == {FILE: len(integers["digits-standard"].files[FILE])} and not form.simulated
-    counted = {n: p.numel() for n, p in form.counted.named_parameters()}
-    assert sum(counted.values()) == sum(p.numel() for p in parent.parameters())
-    eight = sum(count for name, count in counted.items() if form.bits[name] == 8)
-    assert eight == sum(m.weight.numel() for m in parent.modules() if is_layer(m))
-    assert {form.bits[name] for name in counted} == {8, 32}
-    assert form.files[FILE] < 0.4 * 4 * sum(counted.values())
+    model, count = integers["digits-standard"], sum(p.numel() for p in parent.parameters())
+    arrays = list(model.tensors())
+    assert sum(a.size for a in arrays) == count and {str(a.dtype) for a in arrays} == {"int8", "int32"}
+    weights = sum(m.weight.numel() for m in parent.modules() if is_layer(m))
+    assert sum(a.size for a in arrays if a.dtype == "int8") == weights
+    row = measure(model, (1, 32, 32), runs=1, batch=2)
+    assert row["parameters"] == count and row["stored_bytes"] == len(model.files[FILE]) < 0.4 * 4 * count
+    assert row["nominal_bytes"] <= weights + 4 * (count - weights) and not row["simulated"]
+    assert row["macs"] == measure(parent, (1, 32, 32), runs=1, batch=2)["macs"] and row["peak_memory_bytes"] > 0
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
@@ -213,9 +215,8 @@ def test_torchao_holds_integers_in_linear_layers_and_keeps_the_gradient(images):
     assert 0 < (outputs - parent(images[:32])).abs().max() < 0.5
     gradient = torch.autograd.grad(outputs.sum(), x)[0]
     assert (gradient.flatten(1).abs().amax(1) > 0).all()
-    form = model.deployed_form()
-    assert sum(p.numel() for p in form.counted.parameters()) == sum(p.numel() for p in parent.parameters())
-    assert torch.allclose(form.counted(x), outputs, atol=1e-3) and set(form.bits.values()) == {8}
+    assert sum(value.numel() for value in model.tensors()) == sum(p.numel() for p in parent.parameters())
+    assert torch.allclose(model.twin()(x), outputs, atol=1e-3) and len(model.files["model.pt"]) > 0
     assert torch.equal(copy.deepcopy(model)(x), outputs) and fingerprint(model) == fingerprint(copy.deepcopy(model))
     with pytest.raises(ModelError, match=r"one with nn\.Linear layers"):
         torchao_int8_weight_only(nn.Sequential(nn.Conv2d(1, 2, 3)))

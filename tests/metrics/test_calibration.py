@@ -52,6 +52,8 @@ def test_binned_errors_equal_torchmetrics_and_netcal(seed):
     p = calibration.softmax(logits)
     frame = calibration.outcomes(p, labels)
     told = {"num_classes": 6, "n_bins": 15}
+    adaptive = ECE(bins=15, equal_intervals=False).measure(p, labels)
+    assert calibration.adaptive_ece(frame).value == pytest.approx(float(adaptive), abs=1e-6)
     for metric, norm, theirs in ((calibration.ece, "l1", ECE), (calibration.mce, "max", MCE)):
         expected = multiclass_calibration_error(torch.tensor(p), torch.tensor(labels), norm=norm, **told)
         assert metric(frame).value == pytest.approx(float(expected), abs=1e-6)
@@ -87,6 +89,13 @@ def test_classwise_error_equals_a_slow_twin_with_a_class_absent():
             inside = (p[:, k] > b / 15) & (p[:, k] <= (b + 1) / 15)
             if inside.any():
                 slow += inside.mean() * abs((labels[inside] == k).mean() - p[inside, k].mean()) / 4
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    each = [
+        float(binary_calibration_error(torch.tensor(p[:, k]), torch.tensor((labels == k).astype(int)), n_bins=15))
+        for k in range(4)
+    ]
+    assert slow == pytest.approx(np.mean(each), abs=1e-6)
     found = calibration.classwise_ece(pd.DataFrame({"label": labels, "logits": list(logits)}))
     assert found.value == pytest.approx(slow, abs=1e-8)
     assert found.low <= found.value <= found.high and found.n == 200

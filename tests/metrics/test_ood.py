@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from robench.metrics import ood
+from robench.metrics import ood, weighted
 
 METRICS = (ood.auroc, ood.aupr_in, ood.aupr_out, ood.fpr_at_95_tpr_id_positive)
 
@@ -105,6 +105,15 @@ def test_intervals_hold_the_value_are_repeatable_and_do_not_depend_on_order_of_s
     assert first.low < first.value < first.high and first.n == 90
     assert metric(rows(inside, outside)) == first
     assert 0.05 < first.high - first.low < 0.35
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_images_are_resampled_in_parts_with_the_same_interval(metric, monkeypatch):
+    rng = np.random.default_rng(4)
+    frame = rows(rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 50).round(1))
+    whole = metric(frame)
+    monkeypatch.setattr(weighted, "_KEPT", 110 * 300)
+    assert metric(frame) == whole
 
 
 def test_a_perfect_result_on_few_images_has_a_wide_interval():

@@ -106,12 +106,22 @@ def test_intervals_equal_a_bootstrap_that_copies_samples(metric):
     score = (rng.uniform(size=25) < 0.7).astype(float)
     confidence = rng.uniform(0.3, 1, 25).round(1)
     frame = rows(confidence, score)
-    drawn = np.concatenate(list(weighted.weights(25, replicates=2000)), axis=1)[:, :60]
+    drawn = weighted.draws(25, 1000)[:, :60].astype(float)
     by_weights = selective._area(selective.accepted(confidence, 1 - score, drawn))
     copied = [rows(np.repeat(confidence, w.astype(int)), np.repeat(score, w.astype(int))) for w in drawn.T]
     assert by_weights == pytest.approx([selective.aurc(c).value for c in copied])
     found = metric(frame)
     assert found.low <= found.value <= found.high and found == metric(frame)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_samples_are_resampled_in_parts_with_the_same_interval(metric, monkeypatch):
+    rng = np.random.default_rng(1)
+    frame = rows(rng.uniform(size=70).round(2), (rng.uniform(size=70) < 0.7).astype(float))
+    whole = metric(frame)
+    monkeypatch.setattr(weighted, "_KEPT", 70 * 300)
+    assert len(weighted.parts(70, 1000)) == 4
+    assert metric(frame) == whole
 
 
 def test_weights_are_the_resamples_of_the_house_and_large_ones_are_not_kept(monkeypatch):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robench.compress.backends._form import Form
 from robench.compress.backends._require import quietly, require
 from robench.compress.backends._twin import Twin
 from robench.errors import ConfigError, ModelError, NoGradientError, must, suggestion
@@ -24,6 +23,9 @@ FILE = "model.onnx"
 
 RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 """How the range of an activation follows from what was observed, and the name that ONNX Runtime has for it."""
+
+_GRIDS = ("QuantizeLinear", "DequantizeLinear")
+"""Operators whose inputs behind the first are scales and zero points."""
 
 _CHUNK = 64
 """Calibration images at once, at most."""
@@ -134,14 +136,13 @@ class OnnxModel(nn.Module):
         """
         return Twin(self.files[FILE])
 
-    def deployed_form(self) -> Form:
-        """What ships: the bytes of its file, and weights and operations as its twin shows them.
-
-        Raises:
-            ModelError: An operator that the twin does not know.
-        """
-        twin = self.twin()
-        return Form({name: len(content) for name, content in self.files.items()}, twin, dict(twin.bits))
+    def tensors(self) -> Iterator[Any]:
+        """What the file stores as weights and biases: NumPy arrays, integers as integers, without scales and sizes."""
+        onnx = require("onnx", extra=EXTRA)
+        graph = onnx.load_model_from_string(self.files[FILE]).graph
+        beside = {name for node in graph.node if node.op_type in _GRIDS for name in list(node.input)[1:]}
+        arrays = ((one.name, onnx.numpy_helper.to_array(one).copy()) for one in graph.initializer)
+        return (array for name, array in arrays if name not in beside and array.ndim and array.dtype != "int64")
 
     def _session(self) -> Any:
         threads = torch.get_num_threads()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robench.compress.backends._form import Form
 from robench.compress.backends._require import quietly, require
 from robench.errors import ModelError, must
 from robench.registry import facts
@@ -64,12 +65,16 @@ class TorchaoModel(nn.Module):
         torch.save(self._hidden[0].state_dict(), buffer)
         return {FILE: buffer.getvalue()}
 
-    def deployed_form(self) -> Form:
-        """What ships: the bytes of its state, and a copy with plain weights to count in."""
-        shown, bits = copy.deepcopy(self._hidden[0]), {}
-        for path, module in shown.named_modules():
+    def tensors(self) -> Iterator[Any]:
+        """What is stored as weights: of a quantised one its integers, without their scales."""
+        for value in self._hidden[0].state_dict().values():
+            yield getattr(value, "qdata", value)
+
+    def twin(self) -> nn.Module:
+        """A copy with the same weights as floats, in which operations can be counted."""
+        shown = copy.deepcopy(self._hidden[0])
+        for module in shown.modules():
             weight = getattr(module, "weight", None)
             if type(module) is nn.Linear and hasattr(weight, "qdata"):
                 module.weight = nn.Parameter(weight.dequantize(), requires_grad=False)  # type: ignore[operator,union-attr]
-                bits[f"{path}.weight"] = 8
-        return Form({name: len(content) for name, content in self.files.items()}, shown, bits)
+        return shown

@@ -11,9 +11,6 @@ from robench.compress.backends._operators import OPERATORS
 from robench.compress.backends._require import require
 from robench.errors import ModelError, must
 
-_GRIDS = ("QuantizeLinear", "DequantizeLinear")
-"""Operators whose inputs behind the first are scales and zero points."""
-
 
 class Twin(nn.Module):
     """An ONNX graph node by node, (N, C, H, W) → (N, K); rounding to integers has a straight-through gradient.
@@ -35,11 +32,8 @@ class Twin(nn.Module):
         self.given, self.told = graph.input[0].name, graph.output[0].name
         self.held: dict[str, str] = {}
         self.fixed: dict[str, Tensor] = {}
-        self.bits: dict[str, int] = {}
-        """Bits in the file of every parameter."""
-        grids = {name for node in graph.node if node.op_type in _GRIDS for name in list(node.input)[1:]}
         for initializer in graph.initializer:
-            self._hold(initializer.name, _tensor(initializer), weight=initializer.name not in grids)
+            self._hold(initializer.name, _tensor(initializer))
         self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
         for node in graph.node:
             self._add(node.op_type, list(node.input), list(node.output), _attributes(node))
@@ -56,25 +50,19 @@ class Twin(nn.Module):
     def _constants(self) -> dict[str, Tensor]:
         return self.fixed | {name: getattr(self, own) for name, own in self.held.items()}
 
-    def _hold(self, name: str, value: Tensor, *, weight: bool = False, bits: int = 0) -> None:
-        """Keep a constant: weights as parameters, scales and levels as buffers, sizes and places as they are."""
+    def _hold(self, name: str, value: Tensor) -> None:
+        """Keep a constant: numbers and grids as buffers, which follow the module's device, sizes and places as they are."""
         if value.dtype in (torch.int64, torch.bool):
             self.fixed[name] = value
             return
-        own = self.held[name] = f"constant{len(self.held)}"
-        if weight and value.is_floating_point() and value.ndim:  # a single number is arithmetic, not a weight
-            self.register_parameter(own, nn.Parameter(value, requires_grad=False))
-            self.bits[own] = bits or 8 * value.element_size()
-        else:
-            self.register_buffer(own, value)
+        self.held[name] = f"constant{len(self.held)}"
+        self.register_buffer(self.held[name], value)
 
     def _drop_unused(self) -> None:
         """Forget what is used by no node: the levels of weights that are floats on their grid by now."""
         used = {name for _, inputs, _, _ in self.nodes for name in inputs}
         for name in [name for name in self.held if name not in used]:
-            own = self.held.pop(name)
-            delattr(self, own)
-            self.bits.pop(own, None)
+            delattr(self, self.held.pop(name))
 
     def _add(self, kind: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]) -> None:
         """Keep a node, or what it gives where it depends on no image."""
@@ -83,10 +71,8 @@ class Twin(nn.Module):
             self._hold(outputs[0], attributes["value"])
         elif all(name in constants or not name for name in inputs):
             found = OPERATORS[kind]([constants[name] if name else None for name in inputs], attributes)
-            first = constants.get(inputs[0])
-            told = {"weight": kind == "DequantizeLinear", "bits": 0 if first is None else 8 * first.element_size()}
             for name, value in zip(outputs, found if isinstance(found, tuple) else (found,), strict=False):
-                self._hold(name, value, **told)  # type: ignore[arg-type]
+                self._hold(name, value)
         else:
             self.nodes.append((kind, inputs, outputs, attributes))
 

@@ -197,7 +197,7 @@ def mce(frame: pd.DataFrame) -> Estimate:
 
 
 def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
-    """Mean of a column over the test samples; what is not a number counts as the worst, a missing column is no measurement."""
+    """Mean of a column over the test samples; what is not a number counts as the worst; nothing without it."""
     if column not in frame:
         return stats.EMPTY
     values = split(frame, "test")[column].to_numpy(np.float64)

@@ -67,12 +67,15 @@ def test_every_scenario_of_full_reaches_every_model():
     cells = plan(read_suite("full")).cells
     for scenario in ("clean", "evasion", "sentinel", "corruption", "explanation", "efficiency"):
         assert {c.model.label for c in cells if c.scenario.name == scenario} >= set(ZOO), scenario
-    arms = {c.condition for c in cells if c.model.builder.name in ("compressed", "tuned")}
-    assert arms == set(read_suite("full").compression.arms)
+    arms = {c.condition for c in cells if c.model.builder.name in ("compressed", "tuned") and c.data.builder.name == "images"}
+    assert arms == {*read_suite("full").compression.arms, "onnx_int8"}
+    crossed = {c.condition for c in cells if " | corruption(" in c.condition}
+    assert len(crossed) == 2 and {c.model.builder.name for c in cells if c.condition in crossed} == {"compressed"}
     assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
     trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
     # 2 recipes x 4 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
     assert len(trained) == (2 * 4 + 1 + 2 + 2) * 3
+    assert {c.scenario.name for c in cells} >= {"ood", "calibration", "spatial", "flips", "disagreement", "twin"}
 
 
 def test_attacks_meet_only_the_norms_they_declare():

@@ -28,7 +28,8 @@ _SCALES = {"kB": 1e3, "MMACs": 1e6}
 _KEYS = ["dataset", "model"]
 _NOTE = (
     "A line is one compressed model; differences are against the line (as it is) above, on the same images. Percent with "
-    "95 % intervals over images. kB are those of all files that ship. A model without a latency imitates the one that ships."
+    "95 % intervals over images. kB are those of all files that ship; a model without a latency imitates that. "
+    "Robust accuracy is under each model's own attacks; its drop counts those that the parent met too."
 )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from robench.compress._prune import prune
 from robench.efficiency import Form, macs, measure, peak_bytes, stored_bytes
 from robench.errors import ConfigError
+from robench.models import fresh
 
 COLUMNS = {
     "parameters", "nonzero", "macs", "stored_bytes", "nominal_bytes", "latency_p50_ms", "latency_p95_ms",
@@ -161,3 +162,15 @@ def test_refusals(change):
 def test_on_a_gpu():
     row = measure(net(), (2, 5, 5), device="cuda", runs=3)
     assert row["device"] == "cuda" and row["peak_memory_bytes"] > 4 * row["parameters"]
+
+
+@pytest.mark.parametrize(("arch", "outputs", "activations"), [
+    ("small_cnn(in_channels=3)", 16 * 256 + 32 * 64 + 64 * 16 + 10, 16 * 256 + 32 * 64 + 64 * 16),
+    ("mlp(in_channels=3)", 96 + 96 + 10, 96 + 96),
+])  # fmt: skip
+def test_multiply_adds_are_torch_prunings_but_for_shifts_and_activations(arch, outputs, activations):
+    library = pytest.importorskip("torch_pruning")
+    model, x = fresh(arch, seed=0).eval(), torch.zeros(1, 3, 32, 32)
+    operations, parameters = library.utils.count_ops_and_params(model, x)
+    assert macs(model, x) == operations - outputs - activations
+    assert measure(model, (3, 32, 32), runs=1)["parameters"] == parameters

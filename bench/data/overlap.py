@@ -9,10 +9,10 @@ from robench.data.dataset import Dataset
 _AT_ONCE = 512
 
 
-def image_hashes(data: Dataset) -> frozenset[bytes]:
-    """SHA-256 of every distinct image of a data set, of its shape and 8-bit pixels."""
-    found = set()
+def image_hashes(data: Dataset) -> tuple[bytes, ...]:
+    """SHA-256 of every image of a data set, of its shape and 8-bit pixels, in its order."""
+    found = []
     for x, _, _ in data.batches(_AT_ONCE):
         for image in (x * 255).round().byte().numpy():
-            found.add(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest())
-    return frozenset(found)
+            found.append(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest())
+    return tuple(found)

@@ -16,7 +16,7 @@ import pandas as pd
 from robench.metrics import robust, stats
 from robench.metrics.rows import each, row
 from robench.registry import facts
-from robench.spec import Estimate
+from robench.spec import Estimate, Ref
 
 BINS = 15
 _KEYS = ("model", "dataset", "seed")
@@ -117,8 +117,9 @@ def robust_accuracy_drop(frame: pd.DataFrame) -> Estimate:
     """The parent's robust accuracy minus the compressed model's at one threat, in [-1, 1], with Tango's interval.
 
     Args:
-        frame: One row per sample with ``score_parent`` and ``score``: what is left in the worst case over each
-            model's own attacks; a sample that is unknown counts as lost.
+        frame: One row per sample with ``score_parent`` and ``score``: what is left in the worst case, of the parent over
+            the attacks that both met, of the compressed model over all of its own, so that a compressed model that was
+            attacked less never looks better; a sample that is unknown counts as lost.
     """
     return stats.paired_difference(frame["score_parent"], frame["score"])
 
@@ -212,8 +213,8 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
     """Robust accuracy lost at every threat that both models were attacked at."""
     own, parent = _pair(evasion, rows)
     for (eps, threat), part in own.groupby(["eps", "threat"]):
-        same = parent[parent["threat"] == threat]
-        if same.empty:
+        same = parent[(parent["threat"] == threat) & parent["attack"].isin({_plain(a) for a in part["attack"].unique()})]
+        if same.empty or set(same["access"]) <= {"noise"}:
             continue
         left, was = robust.worst_case(part), robust.worst_case(same)
         both = left.index.intersection(was.index)
@@ -223,6 +224,12 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
         told: dict[str, Any] = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": unknown}
         told |= {"threat": threat, "eps": float(eps), "attack": "worst"}
         yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, **told)
+
+
+def _plain(attack: str) -> str:
+    """The attack that ``through(attack=...)`` takes to a model without a gradient; others as they are."""
+    ref = Ref.parse(attack)
+    return str(ref.kwargs["attack"]) if ref.name == "through" and "attack" in ref.kwargs else attack
 
 
 def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

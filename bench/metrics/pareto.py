@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from robench.errors import DataError, must
 from robench.metrics.validity import DOUBTED
+from robench.spec import Ref
 
 COSTS = ("stored_bytes", "latency_p50_ms")
 """Metrics that are to be low; of a model whose time was only imitated there is none."""
@@ -53,8 +54,9 @@ def front(points: Any, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
 def pareto(table: pd.DataFrame) -> pd.DataFrame:
     """Cost against quality of all models and conditions, for each data set, cost, quality and threat; ``COLUMNS``.
 
-    Only what was measured on equally many samples is compared (the largest number; robust accuracy at one threat, corrupted
-    accuracy over all corruptions). ``left_out`` says why a line is not compared; such a line is never in ``front``.
+    Only what was measured alike is compared: on equally many samples (the largest number), at one threat under every attack
+    that another line met there (transfers aside), on every corruption that another line met. ``left_out`` says why a line is
+    not compared; such a line is never in ``front``.
 
     Args:
         table: A tidy table.
@@ -83,7 +85,7 @@ def _compared(table: pd.DataFrame, rows: pd.DataFrame, cost: str) -> pd.DataFram
     costs = table[table["metric"] == cost].drop_duplicates(_KEYS).set_index(_KEYS)["value"]
     keys = pd.MultiIndex.from_frame(rows[_KEYS])
     found = rows[[*_KEYS, "value", "ci_low", "ci_high", "n"]].assign(cost_value=costs.reindex(keys).to_numpy(np.float64))
-    found["left_out"] = _reasons(rows, found)
+    found["left_out"] = _reasons(rows, found, met=_met(table, rows))
     compared = found["left_out"] == ""
     points = found.loc[compared, ["cost_value", "value"]]
     found["front"] = False
@@ -91,9 +93,33 @@ def _compared(table: pd.DataFrame, rows: pd.DataFrame, cost: str) -> pd.DataFram
     return found.sort_values(["cost_value", "model", "condition"], kind="stable")
 
 
-def _reasons(rows: pd.DataFrame, found: pd.DataFrame) -> pd.Series:
+def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """For each line, the set of attacks or corruptions that it met besides transfers."""
+    quality, threat = rows["metric"].iloc[0], rows["threat"].iloc[0]
+    parts = table[table["metric"] == quality]
+    if quality == "robust_accuracy":
+        parts = parts[(parts["threat"] == threat) & (parts["attack"] != "worst")]
+        parts = parts.assign(met=[_plain(a) for a in parts["attack"]])
+    else:
+        parts = parts[parts["eps"].notna() & (parts["threat"] != "mean")].assign(met=parts["threat"])
+    sets = parts[parts["met"] != ""].groupby(_KEYS)["met"].agg(frozenset)
+    keys = pd.MultiIndex.from_frame(rows[_KEYS])
+    return pd.Series([sets.get(key, frozenset()) for key in keys], index=rows.index, dtype=object)
+
+
+def _plain(attack: str) -> str:
+    """An attack's name as other models meet it: without ``through``; empty for transfers and unions of them."""
+    ref = Ref.parse(attack)
+    if ref.name == "through":
+        return str(ref.kwargs["attack"])
+    return "" if "source" in ref.kwargs else attack
+
+
+def _reasons(rows: pd.DataFrame, found: pd.DataFrame, *, met: pd.Series) -> pd.Series:
     """Why each line cannot be compared; empty where it can."""
-    reasons = pd.Series("", index=found.index, dtype=object)
+    every = frozenset().union(*met)
+    lacks = [", ".join(sorted(every - own)) for own in met]
+    reasons = pd.Series([f"it did not meet {lack}" if lack else "" for lack in lacks], index=found.index, dtype=object)
     most = found["n"].max()
     reasons[found["cost_value"].isna()] = "its cost was not measured"
     reasons[found["value"].isna()] = "its quality is not a number"

@@ -61,8 +61,8 @@ def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:
         subject = _step_of(step.name)(draft, subject, step)
     draft.clean(subject.model, data=subject.data, condition=subject.condition)
     if subject.original is not None and subject.model is subject.compressed:
-        told = {"condition": subject.condition, "parent_condition": subject.uncompressed, "data": subject.data}
-        compression.compared(draft, subject.model, subject.original, **told)
+        compression.compared(draft, subject.model, subject.original, condition=subject.condition,
+                             parent_condition=subject.uncompressed, data=subject.data)  # fmt: skip
     for step in steps[len(changes) :]:
         threats = [step.kwargs["threat"]] if "threat" in step.kwargs else draft.suite.threats
         named = [step.kwargs["attack"]] if "attack" in step.kwargs else draft.suite.attacks

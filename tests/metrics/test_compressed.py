@@ -181,6 +181,15 @@ def test_the_table_sets_every_scenario_beside_the_parents():
     assert robust["value"] == pytest.approx(evasion[evasion["condition"] == ""]["score_adv"].mean() - left)
     assert robust["status"] == "unknown" and robust["n_unknown"] == 3 and robust["attack"] == "worst"
     assert set(rows.index.get_level_values(0)) >= {*compressed.METRICS, "class_accuracy_drop", "class_drop_p_value"}
+    stronger = attacked("", 0.0).assign(attack="apgd")
+    more = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": pd.concat([evasion, stronger])})
+    again = more[more["metric"] == "robust_accuracy_drop"].iloc[0]
+    assert again["value"] == robust["value"], "an attack that only the parent met does not count against it"
+    lent = evasion.assign(attack=evasion["attack"].where(evasion["condition"] == "", "through(attack='pgd')"))
+    through = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": lent})
+    assert through.loc[through["metric"] == "robust_accuracy_drop", "value"].item() == robust["value"]
+    noise = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": evasion.assign(access="noise")})
+    assert "robust_accuracy_drop" not in set(noise["metric"])
     alone = tidy({"disagreement": ROWS.assign(scenario="disagreement")})
     assert not set(alone["metric"]) & {"corrupted_accuracy_drop", "robust_accuracy_drop"}
 

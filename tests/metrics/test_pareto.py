@@ -89,8 +89,11 @@ def test_the_table_marks_the_front_and_says_who_is_left_out():
 
 def test_numbers_that_cannot_be_compared_are_never_in_front():
     robust = {"attack": "worst", "threat": "linf(0.1)", "eps": 0.1}
+    pgd = {**robust, "attack": "pgd"}
+    met = [line("m", c, "robust_accuracy", 0.9, **pgd) for c in ("", "small", "bad")]
     rows = [
         *models(),
+        *met,
         line("m", "", "robust_accuracy", 0.2, validity="sound", **robust),
         line("m", "small", "robust_accuracy", 0.9, validity="suspicious: zero gradients", **robust),
         line("m", "bad", "robust_accuracy", 0.1, validity="sound", n=50, **{**robust}),
@@ -105,12 +108,29 @@ def test_numbers_that_cannot_be_compared_are_never_in_front():
     assert attacked["left_out"].to_dict() == {
         "": "", "small": "its verdict is not sound", "bad": "measured on fewer than 100 samples",
     }  # fmt: skip
-    corrupted = found[(found["quality"] == "corrupted_accuracy") & (found["cost"] == "stored_bytes")]
-    assert len(corrupted) == 2 and corrupted.set_index("condition")["front"].to_dict() == {"small": True, "": False}
+    corrupted = found[(found["quality"] == "corrupted_accuracy") & (found["cost"] == "stored_bytes")].set_index("condition")
+    assert len(corrupted) == 2 and corrupted["front"].to_dict() == {"small": True, "": False}
+    assert corrupted["left_out"].to_dict() == {"small": "", "": "it did not meet fog"}
+
+
+def test_a_model_that_met_fewer_attacks_is_not_compared():
+    robust = {"threat": "linf(0.1)", "eps": 0.1}
+    attacks = {"": ["pgd", "apgd"], "small": ["pgd", "transfer(source='m')"], "bad": ["apgd", "through(attack='pgd')"],
+               "twin": []}  # fmt: skip
+    rows = models()
+    for condition, names in attacks.items():
+        rows += [line("m", condition, "robust_accuracy", 0.4, attack=a, **robust) for a in names]
+        rows.append(line("m", condition, "robust_accuracy", 0.3, attack="worst", validity="sound", **robust))
+    found = pareto(pd.DataFrame(rows))
+    told = found[(found["quality"] == "robust_accuracy") & (found["cost"] == "stored_bytes")].set_index("condition")
+    assert told["left_out"].to_dict() == {
+        "": "", "bad": "", "small": "it did not meet apgd", "twin": "it did not meet apgd, pgd",
+    }  # fmt: skip
+    assert told["front"].to_dict() == {"": True, "bad": True, "small": False, "twin": False}
 
 
 def test_without_costs_there_is_no_table(synthetic):
-    frames = synthetic.frames()
-    assert len(pareto(tidy({k: frames[k] for k in ("clean", "evasion")}))) == 0
-    whole = pareto(tidy(frames))
+    frames = {"corruption": synthetic.corruption("plain")}
+    assert len(pareto(tidy(frames))) == 0
+    whole = pareto(tidy({**frames, "efficiency": synthetic.efficiency("plain")}))
     assert set(whole["cost"]) == {"stored_bytes", "latency_p50_ms"} and whole["front"].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from robench.metrics.table import tidy
 from robench.reports.compression import PLAIN, compression
@@ -11,23 +12,25 @@ from robench.reports.write import write_reports
 ARM = "prune(amount=0.5)"
 
 
-def frames(synthetic):
-    whole = synthetic.frames()
-    for scenario in ("clean", "efficiency", "corruption", "evasion"):
-        rows = whole[scenario].query("model == 'plain' and condition == ''").assign(condition=ARM, cell="small")
-        whole[scenario] = pd.concat([whole[scenario], rows], ignore_index=True)
-    whole["disagreement"] = whole["disagreement"].query("model == 'plain'")
-    whole["explanation_change"] = whole["explanation_change"].query("model == 'plain'")
-    return whole
+@pytest.fixture(scope="module")
+def table(synthetic):
+    """A model and its compressed copy, which fares the same."""
+    found = {}
+    for name in ("clean", "efficiency", "corruption", "evasion"):
+        rows = getattr(synthetic, name)("plain")
+        rows = rows.query("split == 'test'") if name == "clean" else rows
+        rows = rows[rows["threat"] == "linf(8/255)"] if name == "evasion" else rows
+        found[name] = pd.concat([rows, rows.assign(condition=ARM, cell="small")], ignore_index=True)
+    for name in ("disagreement", "explanation_change"):
+        found[name] = getattr(synthetic, name)("plain", ARM)
+    return tidy(found)
 
 
-def test_nothing_compressed_gives_no_table(synthetic):
-    whole = synthetic.frames()
-    assert compression(tidy({k: f for k, f in whole.items() if k != "disagreement"})) is None
+def test_nothing_compressed_gives_no_table(table):
+    assert compression(table[table["scenario"] != "disagreement"]) is None
 
 
-def test_a_compressed_model_stands_under_its_parent(synthetic):
-    table = tidy(frames(synthetic))
+def test_a_compressed_model_stands_under_its_parent(table):
     found = compression(table).cells
     assert list(found["condition"]) == [PLAIN, ARM] and set(found["model"]) == {"plain"} and "dataset" not in found
     plain, small = found.to_dict("records")
@@ -38,16 +41,16 @@ def test_a_compressed_model_stands_under_its_parent(synthetic):
     assert small["same map (saliency)"] and plain["same map (saliency)"] == ""
 
 
-def test_a_number_that_is_not_sound_says_so(synthetic):
-    table = tidy(frames(synthetic))
+def test_a_number_that_is_not_sound_says_so(table):
+    table = table.copy()
     worst = (table["attack"] == "worst") & (table["condition"] == ARM) & (table["metric"] == "robust_accuracy")
     table.loc[worst, "validity"] = "suspicious: zero gradients"
     found = compression(table).cells.set_index("condition")
     assert found.loc[ARM, "robust@linf(8/255) %"].endswith("(suspicious)")
 
 
-def test_the_page_and_the_run_directory_have_it(synthetic, tmp_path):
-    write_reports(frames(synthetic), tmp_path)
+def test_the_page_and_the_run_directory_have_it(table, tmp_path):
+    write_reports(table, tmp_path)
     assert "<h2>Compression</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     written = pd.read_csv(tmp_path / "compression.csv")
     assert list(written["condition"]) == [PLAIN, ARM]

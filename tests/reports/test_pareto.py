@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+import pytest
 
 from robench.metrics.table import tidy
 from robench.reports.curves import image
@@ -12,23 +13,26 @@ from robench.reports.pareto import pareto_picture
 from robench.reports.write import write_reports
 
 
-def frames(synthetic, *, compressed: bool = True):
-    whole = synthetic.frames()
-    if compressed:
-        small = {"condition": "prune(amount=0.5)", "cell": "small"}
-        costs = whole["efficiency"].query("model == 'plain'").assign(stored_bytes=2000, latency_p50_ms=math.nan, **small)
-        rows = whole["clean"].query("model == 'plain' and condition == ''").assign(**small)
-        whole["efficiency"] = pd.concat([whole["efficiency"], costs], ignore_index=True)
-        whole["clean"] = pd.concat([whole["clean"], rows], ignore_index=True)
-    return whole
+@pytest.fixture(scope="module")
+def frames(synthetic):
+    """A model on clean images and its smaller copy, which has no latency of its own."""
+    small = {"condition": "prune(amount=0.5)", "cell": "small"}
+    clean = synthetic.clean("plain").query("split == 'test'").drop(columns=["fraction", "train_n", "train_accuracy"])
+    costs = synthetic.efficiency("plain")
+    return {
+        "clean": pd.concat([clean, clean.assign(**small)], ignore_index=True),
+        "efficiency": pd.concat(
+            [costs, costs.assign(stored_bytes=2000, latency_p50_ms=math.nan, **small)], ignore_index=True
+        ),
+    }
 
 
-def test_without_a_compressed_model_there_is_no_picture(synthetic):
-    assert pareto_picture(tidy(frames(synthetic, compressed=False))) is None
+def test_without_a_compressed_model_there_is_no_picture(frames):
+    assert pareto_picture(tidy({k: f[f["condition"] == ""] for k, f in frames.items()})) is None
 
 
-def test_one_line_of_panels_per_quality_and_the_front_is_named(synthetic):
-    table = tidy(frames(synthetic))
+def test_one_line_of_panels_per_quality_and_the_front_is_named(frames):
+    table = tidy(frames)
     figure = pareto_picture(table)
     panels = figure.axes
     assert len(panels) == 2 and panels[0].get_ylabel() == "clean accuracy"
@@ -39,8 +43,8 @@ def test_one_line_of_panels_per_quality_and_the_front_is_named(synthetic):
     assert image(figure) == image(pareto_picture(table))
 
 
-def test_the_reports_hold_the_picture_and_its_table(synthetic, tmp_path):
-    write_reports(frames(synthetic), tmp_path)
+def test_the_reports_hold_the_picture_and_its_table(frames, tmp_path):
+    write_reports(frames, tmp_path)
     costs = pd.read_csv(tmp_path / "pareto.csv")
     assert set(costs["cost"]) == {"stored_bytes", "latency_p50_ms"} and costs["front"].any()
     assert (tmp_path / "pareto.png").stat().st_size > 5000 and (tmp_path / "pareto.svg").is_file()

@@ -16,9 +16,12 @@ from robench.victim import Victim
 LOSSES = ("ce", "margin")
 """What Auto-PGD climbs on the parent."""
 
+STEPS, QUERIES = 50, 1000
+"""Steps of each Auto-PGD on the parent; queries without gradients for every survivor."""
+
 
 @facts(version=1, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
-def compressed_union(engine: Engine, *, source: str = "", queries: int = 1000, steps: int = 50) -> None:
+def compressed_union(engine: Engine, *, source: str = "") -> None:
     """Per image the worst of three: gradients (its own, else its twin's), transfer from the parent, and Square.
 
     The gradient stages are those of ``robench-standard``. Where the model itself has no gradient they take that of the
@@ -28,8 +31,6 @@ def compressed_union(engine: Engine, *, source: str = "", queries: int = 1000, s
     Args:
         engine: The samples and the compressed model; ``engine.surrogate`` is the float parent.
         source: Name of the parent, for the tables.
-        queries: Of the gradient-free search, for every survivor.
-        steps: Of each Auto-PGD on the parent.
 
     Raises:
         AttackError: No parent was given.
@@ -50,8 +51,8 @@ def compressed_union(engine: Engine, *, source: str = "", queries: int = 1000, s
         with engine.searching(found.model, f"{found.name}-"):
             _dense(engine)
     for number, loss in enumerate(LOSSES):
-        engine.run(f"transfer-{loss}", anew(carried(engine, loss, steps), 5 + number), access="transfer")
-    engine.run("square", anew(plain(square, queries=queries), 3), access="score")
+        engine.run(f"transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
+    engine.run("square", anew(plain(square, queries=QUERIES), 3), access="score")
     _require_gradient(flags)
 
 

@@ -171,13 +171,15 @@ def engine_of(model, *, surrogate=None, count=8):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The union's gradient stages, cut down to their first one."""
+    """The union's gradient stages cut down to their first one, and small budgets."""
+    monkeypatch.setattr(_compressed, "STEPS", 8)
+    monkeypatch.setattr(_compressed, "QUERIES", 40)
     monkeypatch.setattr(_compressed, "_dense", lambda engine: engine.run("sieve", sieve(5)))
 
 
 def test_the_union_names_its_stages_and_what_they_saw(deployed, parent, short):
     engine = engine_of(deployed, surrogate=parent, count=12)
-    compressed_union(engine, queries=20, steps=5)
+    compressed_union(engine)
     access = {stage.name: stage.access for stage in engine.waterfall}
     assert access["transfer-ce"] == access["transfer-margin"] == "transfer" and access["square"] == "score"
     assert "bpda-sieve" in access and "the model returns no gradient" in engine.escalated
@@ -185,19 +187,19 @@ def test_the_union_names_its_stages_and_what_they_saw(deployed, parent, short):
 
 def test_a_model_with_a_gradient_is_searched_itself(parent, short):
     engine = engine_of(parent, surrogate=zoo.load("digits-augmented"))
-    compressed_union(engine, queries=5, steps=3)
+    compressed_union(engine)
     names = [stage.name for stage in engine.waterfall]
     assert "sieve" in names and not any(name.startswith("bpda") for name in names)
 
 
-def test_without_a_twin_the_union_fails_after_everything_else(deployed, parent):
+def test_without_a_twin_the_union_fails_after_everything_else(deployed, parent, short):
     class Silent(nn.Module):
         def forward(self, x):
             return deployed(x)
 
     engine = engine_of(Silent(), surrogate=parent)
     with pytest.raises(NoGradientError):
-        compressed_union(engine, queries=50, steps=10)
+        compressed_union(engine)
     assert {"transfer-ce", "square"} <= {stage.name for stage in engine.waterfall} and engine.broken.any()
 
 

@@ -17,9 +17,7 @@ LOSSES = ("ce", "margin")
 """What Auto-PGD climbs on the parent."""
 
 
-@facts(
-    version=1, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True, gradientless=True
-)
+@facts(version=1, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
 def compressed_union(engine: Engine, *, source: str = "", queries: int = 1000, steps: int = 50) -> None:
     """Per image the worst of three: gradients (its own, else its twin's), transfer from the parent, and Square.
 

@@ -72,7 +72,8 @@ def _imported() -> Any:
         stand_in.resource_filename = _resource  # type: ignore[attr-defined]
         sys.modules["pkg_resources"] = stand_in
     try:
-        module, inner = (importlib.import_module(name) for name in (PACKAGE, f"{PACKAGE}.corruptions"))
+        module: Any = importlib.import_module(PACKAGE)
+        inner: Any = importlib.import_module(f"{PACKAGE}.corruptions")
     finally:
         if missing:
             del sys.modules["pkg_resources"]

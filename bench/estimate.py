@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from robench import catalog
+from robench.builders.training import fresh_network
 from robench.devices import exact_arithmetic, resolve_device, usable_cores
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context, Ref
@@ -60,13 +61,13 @@ def estimate_seconds(
     total = 0.0
     for cell in plan.cells:
         base = _base(cell.model)
-        if base.digest not in speed:
-            speed[base.digest] = _seconds_per_forward(base, cell, context)
-        seconds = _forwards(cell, plan) * speed[base.digest]
+        if _kind(base) not in speed:
+            speed[_kind(base)] = _seconds_per_forward(base, cell, context)
+        seconds = _forwards(cell, plan) * speed[_kind(base)]
         total += OVERHEAD + (min(seconds, MEASURING) if cell.scenario.name == "efficiency" else seconds)
         total += FITTING if cell.scenario.name == "ood" else 0.0
     for artifact in (a for level in plan.levels for a in level):
-        total += _building(artifact, max(speed.values(), default=1e-4))
+        total += _building(artifact, speed.get(_kind(artifact), max(speed.values(), default=1e-4)))
     return START + total / count, count
 
 
@@ -76,11 +77,20 @@ def _base(artifact: Artifact) -> Artifact:
     return artifact
 
 
+def _kind(model: Artifact) -> str:
+    """What is equally fast: trained networks of one architecture, else the model itself."""
+    return str(model.builder.kwargs["arch"]) if model.builder.name == "trained" else model.digest
+
+
 def _seconds_per_forward(model: Artifact, cell: Cell, context: Context) -> float:
-    """Seconds of one forward of one sample; a network still to be trained is taken as a small CNN."""
-    if model.stored:
+    """Seconds of one forward of one sample; of a network still to be trained, before its training."""
+    if cell.data.stored or any(part.stored for part in cell.data.inputs):
         return 3e-5
-    net, data = load_model(model, context).net, load(cell.data, context)
+    data = load(cell.data, context)
+    if model.builder.name == "trained":
+        net = fresh_network(data, model.builder.kwargs["arch"], seed=0).to(context.device).eval()
+    else:
+        net = load_model(model, context).net
     x = data.images(torch.arange(min(64, len(data)))).to(context.device)
     with exact_arithmetic(), torch.no_grad():
         net(x)
@@ -113,7 +123,7 @@ def _forwards(cell: Cell, plan: Plan) -> float:
         return TIMED
     if name == "explanation_change":
         return plan.suite.explain_limit * COMPARED * len(cell.scenario.kwargs["explainers"])
-    per_sample = {"clean": 1.0, "corruption": 6.0, "disagreement": 0.0}.get(name, 1.0)
+    per_sample = {"clean": 1.0, "corruption": 6.0, "flips": 31.0, "disagreement": 0.0}.get(name, 1.0)
     if name == "explanation":
         return plan.suite.explain_limit * 400.0 * len(cell.scenario.kwargs["explainers"])
     return samples * per_sample
@@ -142,8 +152,8 @@ def _gradients(ref: Ref) -> int:
 def _building(artifact: Artifact, forward: float) -> float:
     if artifact.builder.name == "trained":
         arguments = artifact.builder.kwargs
-        inner = 20.0 if "at" in arguments["recipe"] or "trades" in arguments["recipe"] else 1.0
-        return float(arguments["steps"]) * arguments["batch_size"] * 4 * inner * forward
+        inner = catalog.RECIPES.resolve(arguments["recipe"]).kwargs.get("steps", 0)
+        return float(arguments["steps"]) * arguments["batch_size"] * (4 + 3 * inner) * forward
     if artifact.builder.name == "attacked":
         images = artifact.inputs[1].builder.kwargs.get("limit") or 1000
         return float(images) * (3 + BROKEN * _attack_passes(artifact.builder.kwargs["attack"])) * forward

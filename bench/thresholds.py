@@ -21,6 +21,8 @@ class Thresholds:
     """Largest share of samples whose gradient may disagree with finite differences."""
     agreement: float = 0.85
     """Smallest cosine, over samples, between slopes along random directions as measured and as the gradient has them."""
+    lent: float = 0.7
+    """The same where the gradient is a substitute's: a model that computes in integers moves in steps, which it smooths."""
     hidden: float = 0.045
     """Largest mean share of the squared gradient on pixels where it is said to be zero."""
     uneven: float = 0.1

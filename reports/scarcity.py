@@ -80,7 +80,7 @@ def data_quality_curve(table: pd.DataFrame, *, dataset: str | None = None) -> Fi
                 ax, line, place, _measured(str(metric), str(attack)), style="--" if kind in ("asymmetric", "pair") else "-"
             )
             if kind not in ("", "symmetric"):
-                ax.text(0.98, 0.98, f"dashed: {kind}", transform=ax.transAxes, ha="right", va="top", fontsize=8)
+                ax.set_xlabel(f"{_AXES[axis]} (dashed: {kind})")
     _legend(figure, axes)
     return figure
 
@@ -186,7 +186,8 @@ def _dots(ax: Axes, rows: pd.DataFrame, arms: list[str], title: str) -> None:
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         ax.errorbar(x, y, xerr=np.nan_to_num(sides), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
         ax.plot(x[~doubted], y[~doubted], marker, color=colour, label=at)
-        ax.plot(x[doubted], y[doubted], marker, color=colour, fillstyle="none", label="hollow: suspicious")
+        if doubted.any():
+            ax.plot(x[doubted], y[doubted], marker, color=colour, fillstyle="none", label="hollow: suspicious")
     ax.set_xlabel("percentage points")
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right"]].set_visible(False)

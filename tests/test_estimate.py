@@ -29,6 +29,14 @@ def test_more_steps_images_and_cells_take_longer():
     assert seconds(more=training) > seconds() + 100 * 64 * 1e-3
 
 
+def test_a_training_costs_its_own_architecture_s_time_and_the_steps_of_its_search():
+    plain, searched = (
+        seconds(more=f"scarcity: {{recipes: ['{recipe}'], fractions: [1.0], steps: 100}}\n") - seconds()
+        for recipe in ("standard", "pgd_at(steps=4)")
+    )
+    assert searched - plain == pytest.approx(100 * 64 * 12 * 1e-3)
+
+
 def test_workers_share_the_work():
     assert seconds(workers=2) == pytest.approx(seconds(workers=1) / 2)
 
@@ -46,7 +54,7 @@ def test_real_speed_is_measured_and_positive(monkeypatch):
     assert estimate.START < total < 600
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "standard", "full"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "standard", "full", "scarcity"])
 def test_packaged_suites_can_be_estimated(name):
     plan, paths = plan_run(name)
     assert estimate.estimate_seconds(plan, device="cpu", workers=2, sources=paths)[0] > estimate.START

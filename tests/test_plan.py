@@ -71,8 +71,8 @@ def test_every_scenario_of_full_reaches_every_model():
     assert arms == set(read_suite("full").compression.arms)
     assert {c.condition for c in cells if c.model.builder.name == "defended"} == {"bit_depth(bits=3)"}
     trained = {c.model.digest for c in cells if c.model.builder.name == "trained"}
-    # 2 recipes x 5 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
-    assert len(trained) == (2 * 5 + 1 + 2 + 2) * 3
+    # 2 recipes x 4 fractions, label noise, 2 augmentations, a transfer and its twin from scratch, each on 3 seeds
+    assert len(trained) == (2 * 4 + 1 + 2 + 2) * 3
 
 
 def test_attacks_meet_only_the_norms_they_declare():

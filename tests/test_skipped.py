@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from robench import api, runner, workshop
+from robench.cli import main
 from robench.errors import NotInstalledError
 from robench.metrics.table import SKIPPED, tidy
 from robench.reports.leaderboard import leaderboard
@@ -19,7 +22,7 @@ from robench.suite import parse_suite
 
 SUITE = """
 name: deployed
-limit: 12
+limit: 8
 models: [digits-mlp]
 compression:
   models: [digits-mlp]
@@ -56,6 +59,14 @@ def test_the_run_goes_on_and_the_rows_say_how_to_get_it(without, tmp_path):
     assert set(table.loc[table["status"] != SKIPPED, "condition"]) == {"", "prune(amount=0.5)"}
     assert "digits-mlp onnx_int8" in page(table).partition("<h2>Skipped</h2>")[2]
     assert len(leaderboard(table)) == len(leaderboard(table[table["status"] != SKIPPED]))
+
+
+def test_the_command_line_says_it_and_ends_well(without, tmp_path):
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("limit: 8", "limit: 4").replace("prune(amount=0.5), ", ""))
+    told = ["run", "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "run"), "--workers", "1"]
+    done = CliRunner().invoke(main, told, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert re.search(r"skipped: \d+ cells: the library onnxruntime must be installed", done.stderr)
 
 
 def test_installed_later_the_same_command_measures_what_is_missing(without, tmp_path):

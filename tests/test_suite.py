@@ -21,8 +21,8 @@ def test_full_covers_what_the_issue_asks_for():
     suite = read_suite("full")
     assert suite.limit >= 300 and suite.explain_limit >= 100
     assert len(suite.models) == 7
-    assert len(suite.corruption.names) >= 8
-    assert suite.scarcity.fractions == [0.05, 0.1, 0.25, 0.5, 1.0] and len(suite.scarcity.seeds) > 1
+    assert {"benchmark", "extra"} <= set(suite.corruption.names) and suite.corruption.sequences
+    assert suite.scarcity.fractions == [0.05, 0.1, 0.25, 1.0] and len(suite.scarcity.seeds) > 1
     assert {"prune(amount=0.5)", "prune(amount=0.7)", "prune(amount=0.9)", "int8"} < set(suite.compression.arms)
     assert suite.defenses and suite.efficiency and len(suite.explainers) == 3
     assert any("1" in curve.eps for curve in suite.curves)

@@ -90,7 +90,8 @@ def _kept(
     place = folder(artifact, context)
     if not is_built(artifact, context):
         buffer = io.BytesIO()
-        np.savez(buffer, **make())
+        arrays: dict[str, Any] = dict(make())
+        np.savez(buffer, **arrays)
         write_atomically(place / "images.npz", buffer.getvalue())
         write_atomically(place / "header.json", json.dumps({"builder": str(artifact.builder)}).encode())
     try:

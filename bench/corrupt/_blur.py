@@ -36,15 +36,24 @@ def defocus_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tens
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``cv2.filter2D``).
     """
-    kernel = disk(*level)
-    width, reach = x.shape[-1], len(kernel) // 2
     pixels, total = to_grey(x), torch.zeros_like(x, dtype=torch.float64)
-    for away in range(reach + 1):
-        row = kernel[reach + away]
-        if row.any():
-            rows = pixels if not away else _beside(pixels, away)
-            total += rows.double() @ weights(convolution(width, row, border="mirror"), device=x.device).T
+    for away, matrix in _rows(*level, x.shape[-1]):
+        rows = pixels if not away else _beside(pixels, away)
+        total += rows.double() @ matrix.to(x.device).T
     return total.mul_(2.0**-WEIGHT_BITS / 255).clamp_(0, 1).float()
+
+
+@lru_cache(maxsize=32)
+def _rows(radius: float, smoothing: float, width: int) -> tuple[tuple[int, Tensor], ...]:
+    """(rows away from the middle, what such a row of the kernel does to a row of the image), where it is not zero."""
+    kernel = disk(radius, smoothing)
+    reach = len(kernel) // 2
+    lines = ((away, kernel[reach + away]) for away in range(reach + 1))
+    return tuple((away, _line(line, width)) for away, line in lines if line.any())
+
+
+def _line(kernel: Floats, width: int) -> Tensor:
+    return weights(convolution(width, kernel, border="mirror"), device=torch.device("cpu"))
 
 
 def _beside(pixels: Tensor, away: int) -> Tensor:
@@ -55,7 +64,6 @@ def _beside(pixels: Tensor, away: int) -> Tensor:
     return above.add_(below)
 
 
-@lru_cache(maxsize=32)
 def disk(radius: float, smoothing: float) -> Floats:
     """The kernel: pixels whose centres lie in the disk, equal weights, under a Gaussian of 3 or 5 pixels; (K, K).
 

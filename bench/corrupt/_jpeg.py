@@ -18,8 +18,8 @@ from robench.ops.random import Draws
 from robench.registry import facts
 
 _SIDE = 8
-_FIXED = 16
-"""Fractional bits of libjpeg's colour conversion."""
+_UNIT, _HALF = 2.0**-16, 2.0**15
+"""Unit of libjpeg's colour conversion, and half of one in that unit."""
 _CONST, _PASS1 = 13, 2
 """Fractional bits of the transform's constants, and of what its first pass hands on (``jfdctint.c``, ``jidctint.c``)."""
 
@@ -45,7 +45,7 @@ def jpeg(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     if x.shape[1] == 1:
         return _coded(pixels[:, 0], bright)[:, None] / 255
     y, cb, cr = _to_ycc(pixels)
-    size = x.shape[-2:]
+    size = (x.shape[-2], x.shape[-1])
     halves = torch.cat([_halved(cb), _halved(cr)])
     halves = _doubled(_coded(halves, colour), size)
     return _to_rgb(_coded(y, bright), *halves.split(len(x))) / 255
@@ -63,21 +63,20 @@ def quantisation(quality: int) -> tuple[Tensor, Tensor]:
 
 def _to_ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Brightness and colours, whole float32 (N, H, W) each, in libjpeg's fixed point; float32 holds every sum."""
-    r, g, b = rgb.unbind(1)
-    unit, half = 2.0**-_FIXED, 2.0 ** (_FIXED - 1)
-    y = (r * 19595 + g * 38470 + b * 7471 + half).mul_(unit).floor_()
-    cb = (r * -11059 + g * -21709 + b * 32768 + (half - 1)).mul_(unit).floor_().add_(128)
-    cr = (r * 32768 + g * -27439 + b * -5329 + (half - 1)).mul_(unit).floor_().add_(128)
+    planes = rgb.transpose(0, 1).flatten(1)
+    parts = torch.tensor([[19595.0, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]], device=rgb.device)
+    half = torch.tensor([[_HALF], [_HALF - 1], [_HALF - 1]], device=rgb.device)
+    whole = (parts @ planes).add_(half).mul_(_UNIT).floor_()
+    whole[1:] += 128
+    y, cb, cr = whole.reshape(3, len(rgb), *rgb.shape[2:])
     return y, cb, cr
 
 
 def _to_rgb(y: Tensor, cb: Tensor, cr: Tensor) -> Tensor:
+    """Colour again, whole float32 (N, 3, H, W) in 0..255."""
     cb, cr = cb - 128, cr - 128
-    unit, half = 2.0**-_FIXED, 2.0 ** (_FIXED - 1)
-    r = y + (cr * 91881 + half).mul_(unit).floor_()
-    g = y + (cb * -22554 + half - cr * 46802).mul_(unit).floor_()
-    b = y + (cb * 116130 + half).mul_(unit).floor_()
-    return torch.stack([r, g, b], dim=1).clamp_(0, 255)
+    found = torch.stack([cr * 91881, (cb * -22554).sub_(cr * 46802), cb * 116130], dim=1)
+    return found.add_(_HALF).mul_(_UNIT).floor_().add_(y[:, None]).clamp_(0, 255)
 
 
 def _halved(plane: Tensor) -> Tensor:
@@ -112,12 +111,12 @@ def _doubled(half: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _mixed(plane: Tensor, *, dim: int) -> Tensor:
-    """Twice as many rows or columns: 3 * own + the one before, and 3 * own + the one after."""
+    """Twice as many rows or columns: 3 * own + the one before, and 3 * own + the one after; (N, H, W)."""
     count = plane.shape[dim]
     here = torch.arange(count, device=plane.device)
-    own = plane * 3
-    parts = [own + plane.index_select(dim, (here + away).clamp(0, count - 1)) for away in (-1, 1)]
-    return torch.stack(parts, dim=dim if dim == -1 else -2).flatten(dim - 1 if dim == -1 else -3, dim if dim == -1 else -2)
+    parts = [plane.index_select(dim, (here + away).clamp(0, count - 1)).add_(plane, alpha=3) for away in (-1, 1)]
+    wide = plane.shape[-1] * (2 if dim == -1 else 1)
+    return torch.stack(parts, dim=dim).reshape(len(plane), -1, wide)
 
 
 def _coded(plane: Tensor, steps: Tensor) -> Tensor:

@@ -86,5 +86,6 @@ def _check(x: Tensor, ids: Tensor) -> None:
         raise DataError(must("images", "float32 (N, C, H, W)", (str(x.dtype), tuple(x.shape)), "convert them first"))
     if ids.shape != x.shape[:1]:
         raise DataError(must("ids", f"of shape ({len(x)},)", tuple(ids.shape), "give one id per image"))
-    if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        raise DataError(must("pixels", "in [0, 1]", (x.min().item(), x.max().item()), "divide 8-bit images by 255"))
+    low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if not (low >= 0 and high <= 1):
+        raise DataError(must("pixels", "in [0, 1]", (low.item(), high.item()), "divide 8-bit images by 255"))

@@ -83,17 +83,17 @@ def folded(places: NDArray[np.int64], size: int, *, border: str) -> NDArray[np.i
 
 
 @lru_cache(maxsize=64)
-def gaussian_matrix(size: int, sigma: float, truncate: float, border: str) -> Floats:
+def gaussian_weights(size: int, sigma: float, truncate: float, border: str) -> Tensor:
     """The matrix of a sampled Gaussian of 2 int(truncate sigma + 0.5) + 1 weights, as scipy's ``gaussian_filter1d``."""
     radius = int(truncate * sigma + 0.5)
     here = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 / (sigma * sigma) * here**2)
-    return convolution(size, kernel / kernel.sum(), border=border)
+    return weights(convolution(size, kernel / kernel.sum(), border=border), device=torch.device("cpu"))
 
 
 def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str = "nearest") -> Tensor:
     """Images under a Gaussian of ``sigma`` pixels, float64 (..., H, W); unchanged where sigma is 0."""
     if sigma <= 0:
         return x.double()
-    rows, cols = (weights(gaussian_matrix(n, sigma, truncate, border), device=x.device) for n in x.shape[-2:])
+    rows, cols = (gaussian_weights(n, sigma, truncate, border).to(x.device) for n in x.shape[-2:])
     return separable(x, rows, cols)

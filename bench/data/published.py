@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ def _of_arrays(data: Dataset, root: str, corruption: str) -> tuple[Dataset, ...]
             must(f"the images of {corruption}.npy", f"of shape {data.spec.shape}", got, "name the data's own folder")
         )
     if len(data) and (int(data.ids.min()) < 0 or int(data.ids.max()) >= count):
-        got = f"{int(data.ids.min())}..{int(data.ids.max())}"
-        raise DataError(must("the ids of the clean images", f"in 0..{count - 1}", got, "use the official test split"))
+        told = f"{int(data.ids.min())}..{int(data.ids.max())}"
+        raise DataError(must("the ids of the clean images", f"in 0..{count - 1}", told, "use the official test split"))
     if not torch.equal(labels[data.ids], data.labels):
         wrong = int((labels[data.ids] != data.labels).sum())
         expected = f"those of {data.spec.name}"
@@ -135,7 +136,8 @@ def _level(data: Dataset, home: Path, clean: list[Path]) -> Dataset:
 
 def _paths(data: Dataset) -> list[Path]:
     """The files of the clean images, in order."""
-    reader, rows = data.reader, torch.arange(len(data))
+    reader: Any = data.reader
+    rows = torch.arange(len(data))
     if hasattr(reader, "rows"):
         reader, rows = reader.reader, reader.rows
     if not isinstance(reader, FileReader):

@@ -10,10 +10,10 @@ import math
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import optimize, special
 
 from robench.errors import DataError, must
-from robench.metrics import weighted
+from robench.metrics import stats, weighted
 from robench.metrics.clean import split
 from robench.metrics.stats import Floats
 from robench.registry import facts
@@ -25,6 +25,8 @@ SMALLEST = 1e-12
 """Probabilities are at least this in a log loss."""
 LOG_T = (-5.0, 5.0)
 """Where the logarithm of a temperature is looked for."""
+_KEY = 20240608
+_AT_ONCE, _MANY, _FEW = 8_000_000, 1_000_000, 200
 
 
 def softmax(logits: Floats, *, temperature: float = 1.0) -> Floats:
@@ -101,6 +103,40 @@ def binned(bins_of: NDArray[np.int64], values: Floats, weights: Floats) -> Float
     return weighted.totals(spread, weights)
 
 
+def by_chance(variances: Floats, *, stream: int = 0) -> Floats:
+    """What the gaps (sums over a bin) of a perfectly calibrated model look like, (cells, R): normal, of these variances.
+
+    Source: Bröcker & Smith, Weather and Forecasting 2007 (consistency resampling), in its normal limit.
+    """
+    words = np.random.Philox(key=_KEY + stream).random_raw(len(variances) * stats.REPLICATES) >> np.uint64(11)
+    normal = special.ndtri((words.astype(np.float64) + 0.5) * 2.0**-53).reshape(len(variances), -1)
+    found: Floats = np.abs(normal) * np.sqrt(np.maximum(variances, 0))[:, None]
+    return found
+
+
+def _unbiased_end(found: Estimate, chance: Floats) -> Estimate:
+    """The estimate with a lower end that allows for its bias: absolute gaps of a finite sample are never 0.
+
+    Args:
+        found: An error with the percentiles of its bootstrap, which repeats the bias.
+        chance: The same error of samples of a perfectly calibrated model, (R,).
+
+    Returns:
+        The lower end is 0 where such samples show as much in 2.5 % of cases, else the lower of the percentile's and of the
+        reflected upper one.
+    """
+    if found.n < 2:
+        return found
+    possible = found.value <= float(np.quantile(chance, (1 + stats.LEVEL) / 2))
+    low = 0.0 if possible else max(0.0, min(found.low, 2 * found.value - found.high))
+    return Estimate(found.value, low, found.high, found.n)
+
+
+def _by_bin(bins_of: NDArray[np.int64], values: Floats) -> Floats:
+    """Sums of values (N,) per bin, (BINS,)."""
+    return binned(bins_of, values, np.ones((len(values), 1)))[:, 0]
+
+
 def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
     rows = split(frame, "test")
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
@@ -110,14 +146,16 @@ def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
         gaps: Floats = np.abs(binned(bins_of, score - confidence, weights)).sum(axis=0) / len(rows)
         return gaps
 
-    return weighted.estimate(len(rows), error)
+    variances = _by_bin(bins_of, confidence * (1 - confidence))
+    return _unbiased_end(weighted.estimate(len(rows), error), by_chance(variances).sum(axis=0) / max(len(rows), 1))
 
 
 @facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def ece(frame: pd.DataFrame) -> Estimate:
     """Expected calibration error in [0, 1]: 15 equal-width bins on the confidence, bootstrap interval over samples.
 
-    The estimate is biased upward for few samples, and so is its bootstrap; the interval is widened to hold the value.
+    The estimate is biased upward for few samples, and so is its bootstrap; the lower end allows for that, and is 0 where a
+    perfectly calibrated model could show as much.
 
     Source: Guo et al., ICML 2017, equation 3.
     """
@@ -153,7 +191,9 @@ def mce(frame: pd.DataFrame) -> Estimate:
         worst: Floats = (gaps / np.maximum(counts, 1)).max(axis=0)
         return worst
 
-    return weighted.estimate(len(rows), error)
+    variances = _by_bin(bins_of, confidence * (1 - confidence))
+    sizes = np.maximum(np.bincount(bins_of, minlength=BINS), 1)
+    return _unbiased_end(weighted.estimate(len(rows), error), (by_chance(variances) / sizes[:, None]).max(axis=0))
 
 
 def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
@@ -196,18 +236,29 @@ def classwise_ece(frame: pd.DataFrame) -> Estimate:
 
 
 def classwise(probabilities: Floats, labels: NDArray[np.int64]) -> Estimate:
-    """Classwise ECE of probabilities (N, K) and labels (N,)."""
+    """Classwise ECE of probabilities (N, K) and labels (N,); above a million of them from 200 resamples instead of 2000."""
     p, y = _checked(probabilities, labels)
-    classes = p.shape[1]
-    spread = np.zeros((len(y), classes * BINS))
-    cells = np.arange(classes) * BINS + equal_width(p)
-    np.put_along_axis(spread, cells, (np.arange(classes) == y[:, None]) - p, axis=1)
+    count, classes = p.shape
+    step = max(1, _AT_ONCE // max(count * BINS, 1))
+    parts = [np.arange(start, min(start + step, classes)) for start in range(0, classes, step)]
 
     def error(weights: Floats) -> Floats:
-        gaps: Floats = np.abs(weighted.totals(spread, weights)).sum(axis=0) / (classes * len(y))
+        sums = (np.abs(weighted.totals(_cells(p[:, k], (y[:, None] == k) - p[:, k]), weights)).sum(axis=0) for k in parts)
+        gaps: Floats = sum(sums, np.zeros(weights.shape[1])) / (classes * count)
         return gaps
 
-    return weighted.estimate(len(y), error)
+    variances = [_cells(p[:, k], p[:, k] * (1 - p[:, k])).sum(axis=0) for k in parts] if count else [np.zeros(1)]
+    chance = sum(by_chance(v, stream=i).sum(axis=0) for i, v in enumerate(variances)) / (classes * max(count, 1))
+    replicates = stats.REPLICATES if count * classes <= _MANY else _FEW
+    return _unbiased_end(weighted.estimate(count, error, replicates=replicates), chance)
+
+
+def _cells(p: Floats, values: Floats) -> Floats:
+    """Values (N, K) at the bin of each probability, (N, K BINS), else 0."""
+    classes = p.shape[1]
+    spread = np.zeros((len(p), classes * BINS))
+    np.put_along_axis(spread, np.arange(classes) * BINS + equal_width(p), values, axis=1)
+    return spread
 
 
 def stacked(frame: pd.DataFrame) -> Floats:

@@ -3,7 +3,7 @@
 Rows of the ``ood`` frame that one detector gave to the ID images and to one source of others (OOD). A score that is not a
 number counts against the detector: below every other on an ID image, above every other on an OOD image.
 
-Every interval resamples ID and OOD images apart; n is the smaller of their numbers.
+Every interval resamples ID and OOD images apart; n is the smaller of their numbers. No resample trains a detector again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from robench.spec import Estimate
 REPLICATES = 1000
 TPR = 0.95
 """Share of ID images that are let through where the false positive rate is read."""
+
+Joined = Callable[[Floats, Floats, int], Estimate]
+"""Value (1,), resamples (R,) and number of images to an estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +90,23 @@ def _let_through(found: Counted) -> Floats:
     return shares
 
 
-def estimated(inside: Floats, outside: Floats, statistic: Callable[[Counted], Floats]) -> Estimate:
-    """A statistic of ID and OOD scores with a stratified bootstrap interval; empty where either has no image."""
+def estimated(
+    inside: Floats, outside: Floats, statistic: Callable[[Counted], Floats], *, joined: Joined = weighted.joined
+) -> Estimate:
+    """A statistic of ID and OOD scores with a stratified bootstrap interval; empty where either has no image.
+
+    Args:
+        inside: Scores of ID images (N,).
+        outside: Scores of OOD images (M,).
+        statistic: What is estimated.
+        joined: Makes the interval of the value and its resamples; by default their percentiles.
+    """
     count = min(len(inside), len(outside))
     if count == 0:
         return stats.EMPTY
     ones = [np.ones((len(side), 1)) for side in (inside, outside)]
     drawn = [statistic(found) for found in _resamples(inside, outside)]
-    return weighted.joined(statistic(_counted(inside, outside, ones)), np.concatenate(drawn), count)
+    return joined(statistic(_counted(inside, outside, ones)), np.concatenate(drawn), count)
 
 
 def _resamples(inside: Floats, outside: Floats) -> Iterator[Counted]:
@@ -147,13 +159,21 @@ def _scores(frame: pd.DataFrame) -> tuple[Floats, Floats]:
 def auroc(frame: pd.DataFrame) -> Estimate:
     """Chance that an ID image scores above an OOD image (ties half), in [0, 1]: the area under the ROC curve; .5 is chance.
 
-    Where the two are told apart without any error no resample differs. So a value that cannot be told from 1 (or 0) has at
-    least the interval that Newcombe gives a perfect one.
+    Source: Mann & Whitney, Annals of Mathematical Statistics 1947.
+    """
+    return _area(frame, _areas)
 
-    Source: Mann & Whitney 1947; Newcombe, Statistics in Medicine 2006 (25:559), method 5.
+
+def _area(frame: pd.DataFrame, statistic: Callable[[Counted], Floats]) -> Estimate:
+    """An area under a curve with an interval on the scale of its logit.
+
+    Where ID and OOD images are told apart without any error no resample differs. So an area that cannot be told from 1 (or
+    0) has at least the interval that Newcombe gives a perfect ROC area.
+
+    Source: Newcombe, Statistics in Medicine 2006 (25:559), method 5.
     """
     inside, outside = _scores(frame)
-    found = estimated(inside, outside, _areas)
+    found = estimated(inside, outside, statistic, joined=weighted.logistic)
     if math.isnan(found.low):
         return found
     width = _newcombe_bound(len(inside), len(outside))
@@ -180,7 +200,7 @@ def aupr_in(frame: pd.DataFrame) -> Estimate:
 
     Source: Davis & Goadrich, ICML 2006 (no linear interpolation); Hendrycks & Gimpel, ICLR 2017, section 2.
     """
-    return estimated(*_scores(frame), _precision_in)
+    return _area(frame, _precision_in)
 
 
 @facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
@@ -189,7 +209,7 @@ def aupr_out(frame: pd.DataFrame) -> Estimate:
 
     Source: as ``aupr_in``.
     """
-    return estimated(*_scores(frame), _precision_out)
+    return _area(frame, _precision_out)
 
 
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="ood", group="robustness")

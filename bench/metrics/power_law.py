@@ -127,5 +127,5 @@ def needed(n: Any, accuracy: Any, target: float) -> Floats:
     rise = rows[at, first] - rows[at, before]
     share = np.where(rise > 0, (target - rows[at, before]) / np.where(rise > 0, rise, 1.0), 0.0)
     found = np.exp(logs[before] + share * (logs[first] - logs[before]))
-    found = np.where(first == 0, np.exp(logs[0]), found)
+    found = np.where(first == 0, float(np.asarray(n)[0]), found)
     return np.where(reached.any(1), found, np.inf)

@@ -139,16 +139,19 @@ def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     if _truth(rows["nonfinite_gradient"]).gt(0).any():
         yield "non-finite gradients"
     if _lent(rows):
-        apart = float(rows["twin_agrees"].dropna().lt(1).mean()) if rows["twin_agrees"].notna().any() else 1.0
+        known = rows["twin_agrees"].dropna()
+        apart = float(known.lt(1).mean()) if len(known) else 0.0
         if apart > limits.twins:
             yield f"the twin that lends its gradient predicts differently on {_percent(apart)} of samples"
+        if known.empty:
+            yield "the twin that lends its gradient was not held against the model"
     wrong = float(_truth(rows["gradient_error"]).gt(0.5).mean())
     if wrong > limits.misleading:
         yield f"gradients disagree with finite differences on {_percent(wrong)} of samples"
     measured, claimed = _truth(rows["slope"]), _truth(rows["slope_claimed"])
     norms = float(np.sqrt((measured**2).sum() * (claimed**2).sum()))
     cosine = float((measured * claimed).sum()) / norms if norms else float(not (measured.any() or claimed.any()))
-    if cosine < limits.agreement:
+    if cosine < (limits.lent if _lent(rows) else limits.agreement):
         yield f"slopes along random directions agree with the gradient by a cosine of {cosine:.2f} only"
     hidden = float(_truth(rows["hidden"]).mean()) if "hidden" in rows else 0.0
     if hidden > limits.hidden:

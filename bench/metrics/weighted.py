@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from robench.metrics import stats
 from robench.metrics.stats import Floats
@@ -73,14 +74,14 @@ def parts(n: int, replicates: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
-def estimate(n: int, statistic: Statistic) -> Estimate:
+def estimate(n: int, statistic: Statistic, *, replicates: int = stats.REPLICATES) -> Estimate:
     """The statistic of n samples with a percentile bootstrap interval; empty without samples.
 
     Source: Efron & Tibshirani, 1993, section 13.3.
     """
     if n == 0:
         return stats.EMPTY
-    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n)]), n)
+    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n, replicates=replicates)]), n)
 
 
 def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
@@ -92,4 +93,22 @@ def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
     if n == 1:
         return Estimate(value, math.nan, math.nan, 1)
     low, high = np.quantile(resampled, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
+    return Estimate(value, min(float(low), value), max(float(high), value), n)
+
+
+def logistic(exact: Floats, resampled: Floats, n: int) -> Estimate:
+    """The value (1,) in [0, 1] with a normal interval on the scale of its logit, of the spread of its resamples (R,).
+
+    Percentiles of an area under a curve cover too little near 1, where resamples lie on one side of it. Values closer than
+    1/(4n) to 0 or 1 are taken to be that far off. A single sample has no interval.
+
+    Source: Qin & Hotilovac, Statistical Methods in Medical Research 2008 (17:207; logit intervals of areas).
+    """
+    value = float(exact[0])
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    near = 1 / (4 * n)
+    middle, drawn = (special.logit(np.clip(v, near, 1 - near)) for v in (value, np.asarray(resampled, np.float64)))
+    half = stats.z_value() * float(drawn.std())
+    low, high = special.expit([middle - half, middle + half])
     return Estimate(value, min(float(low), value), max(float(high), value), n)

@@ -10,7 +10,7 @@ from typing import Any
 from robench import catalog
 from robench.errors import ConfigError, must, suggestion
 from robench.plan.attacks import attacked, require_norms
-from robench.plan.corruption import corruption_cell
+from robench.plan.corruption import corruption_cell, names_of
 from robench.plan.draft import Draft, made_of
 from robench.spec import Artifact, Ref
 from robench.zoo.entries import ZOO
@@ -108,7 +108,7 @@ def _measured(draft: Draft, arm: Arm, seed: int) -> None:
     more: dict[str, Any] = {"condition": arm.condition, "seed": seed, "data": _tested(draft, arm)}
     draft.clean(built, **more)
     attacked(draft, built, plan.threats, plan.attacks, **more)
-    for name in plan.corruptions:
+    for name in names_of(draft, plan.corruptions):
         corruption_cell(draft, built, name, **more)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from robench import zoo
+from robench.attacks import _compressed
+from robench.attacks._cascade import sieve
 from robench.attacks._compressed import carried, compressed_union
 from robench.attacks._engine import Engine
 from robench.bpda import substitute
@@ -16,7 +19,6 @@ from robench.errors import AttackError, ConfigError, NoGradientError
 from robench.evaluation import _in_memory
 from robench.metrics.robust import robust_accuracy, worst_case
 from robench.metrics.validity import verdict
-from robench.ops.random import Draws
 from robench.scenarios.evasion import evasion
 from robench.scenarios.objects import Objects
 from robench.scenarios.sentinel import sentinel
@@ -61,7 +63,7 @@ def deployed(parent):
 
 @pytest.fixture(scope="module")
 def objects(deployed, parent):
-    return opened(deployed, 24, parent)
+    return opened(deployed, 16, parent)
 
 
 def lead(rows):
@@ -84,7 +86,7 @@ def test_no_gradient_is_never_robust(rows, watched):
     correct = naive[naive["score_clean"] > 0]
     assert (naive["score_adv"] == naive["score_clean"]).all()
     assert (correct["status"] == "failed").all() and correct["error"].str.startswith("NoGradientError").all()
-    assert worst_case(naive)["unknown"].sum() == len(correct) > 20
+    assert worst_case(naive)["unknown"].sum() == len(correct) > 12
     assert robust_accuracy(naive).value == 0
     assert verdict(naive, watched).status == "invalid"
 
@@ -102,7 +104,7 @@ class Zeros(nn.Module):
 
 def test_zeros_for_gradients_would_have_been_a_false_robustness(deployed, parent, rows, watched):
     """PGD on zeros reports nine tenths robust; what robench reports of the same model is under a half."""
-    careless = opened(Zeros(deployed), 24, parent)
+    careless = opened(Zeros(deployed), 16, parent)
     naive = lead(evasion(careless, attack="pgd(steps=20)", threat=THREAT))
     assert (naive["status"] == "ok").all() and robust_accuracy(naive).value > 0.9
     honest = robust_accuracy(rows[UNION]).value
@@ -136,21 +138,27 @@ def test_the_sentinel_looks_through_the_twin_and_says_so(watched):
 
 
 def test_a_twin_that_predicts_differently_is_suspicious(rows, watched):
-    apart = watched.assign(twin_agrees=[0.0] * 3 + [1.0] * (len(watched) - 3))
+    apart = watched.assign(twin_agrees=[0.0] * 2 + [1.0] * (len(watched) - 2))
     assert (
         "the twin that lends its gradient predicts differently on 12.5 % of samples" in verdict(rows[UNION], apart).reasons
     )
-    unknown = watched.assign(twin_agrees=float("nan"))
-    assert (
-        "the twin that lends its gradient predicts differently on 100.0 % of samples"
-        in verdict(rows[UNION], unknown).reasons
-    )
+    unknown = verdict(rows[UNION], watched.assign(twin_agrees=float("nan")))
+    assert "the twin that lends its gradient was not held against the model" in unknown.reasons
+
+
+def test_a_lent_gradient_may_smooth_the_steps_of_integers(rows, watched):
+    """Slopes at an angle whose cosine is 0.8: too far off for a gradient of its own, not for one that is lent."""
+    slope, aside = np.ones(len(watched)), np.tile([1.0, -1.0], len(watched) // 2)
+    tilted = watched.assign(slope=slope, slope_claimed=0.8 * slope + 0.6 * aside)
+    assert verdict(rows[UNION], tilted).status == "sound"
+    assert any("cosine of 0.80 only" in r for r in verdict(rows[UNION], tilted.assign(gradient="own")).reasons)
+    assert not verdict(rows[UNION], tilted.assign(slope_claimed=0.6 * slope + 0.8 * aside)).sound
 
 
 def test_results_do_not_depend_on_what_is_held_at_once(objects, deployed, parent, rows):
-    other = opened(deployed, 24, parent)
+    other = opened(deployed, 16, parent)
     object.__setattr__(other, "context", Context("", "cpu", 5))
-    for attack in (THROUGH, QUERIES.replace("1000", "50")):
+    for attack in (THROUGH, QUERIES.replace("1000", "20")):
         a, b = (pd.DataFrame(evasion(o, attack=attack, threat=THREAT)).drop(columns="seconds") for o in (objects, other))
         pd.testing.assert_frame_equal(a, b)
 
@@ -161,15 +169,21 @@ def engine_of(model, *, surrogate=None, count=8):
     return Engine(model, x, y, ids, ThreatModel.parse(THREAT), surrogate=surrogate)
 
 
-def test_the_union_names_its_stages_and_what_they_saw(deployed, parent):
-    engine = engine_of(deployed, surrogate=parent, count=24)
+@pytest.fixture
+def short(monkeypatch):
+    """The union's gradient stages, cut down to their first one."""
+    monkeypatch.setattr(_compressed, "_dense", lambda engine: engine.run("sieve", sieve(5)))
+
+
+def test_the_union_names_its_stages_and_what_they_saw(deployed, parent, short):
+    engine = engine_of(deployed, surrogate=parent, count=12)
     compressed_union(engine, queries=20, steps=5)
     access = {stage.name: stage.access for stage in engine.waterfall}
     assert access["transfer-ce"] == access["transfer-margin"] == "transfer" and access["square"] == "score"
     assert "bpda-sieve" in access and "the model returns no gradient" in engine.escalated
 
 
-def test_a_model_with_a_gradient_is_searched_itself(parent):
+def test_a_model_with_a_gradient_is_searched_itself(parent, short):
     engine = engine_of(parent, surrogate=zoo.load("digits-augmented"))
     compressed_union(engine, queries=5, steps=3)
     names = [stage.name for stage in engine.waterfall]
@@ -217,4 +231,3 @@ def test_through_is_the_attack_on_the_substitute_and_restores_the_model(deployed
         pgd(deployed, x, y, threat=THREAT, steps=5)
     with pytest.raises(ConfigError, match="the norm of ddn must be one of l2, got 'linf'"):
         through(deployed, x, y, threat=THREAT, attack="ddn")
-    assert Draws(0, torch.arange(1)).seed == 0

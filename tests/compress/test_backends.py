@@ -102,6 +102,15 @@ def test_batch_norms_are_folded_into_the_layers_before_weights_are_rounded(calib
     assert (ours - theirs).abs().max() < 0.05 * theirs.std()
 
 
+def test_attention_is_quantised_too(integers):
+    """Every product of the transformer, the two of each attention included, has both its sides on a grid."""
+    graph = onnx.load_model_from_string(integers["digits-vit"].files[FILE]).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert len(products) == 1 + 3 * (4 + 2) + 1  # patches, three blocks of four layers and an attention, classes
+    assert all(makers[name] == "DequantizeLinear" for node in products for name in list(node.input)[:2])
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_results_depend_neither_on_the_batch_nor_on_company_nor_threads(name, integers, images):
     model = integers[name]
@@ -224,7 +233,7 @@ def test_torchao_holds_integers_in_linear_layers_and_keeps_the_gradient(images):
 
 def test_torchao_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(NotInstalledError, match=r"library torchao must be installed.*'robench\[torchao\]'"):
+    with pytest.raises(NotInstalledError, match=r"library torchao must be installed.*'robench\[compress\]'"):
         torchao_int8_weight_only(zoo.load("digits-mlp"))
 
 

@@ -65,7 +65,7 @@ def test_a_large_single_image_equals_its_batch() -> None:
 @pytest.mark.parametrize(("name", "table"), [(n, t) for t in TABLES for n in TABLES[t]])
 def test_severity_moves_pixels_further(name: str, table: str) -> None:
     data = digits(split="validation")
-    rows = torch.arange(64)
+    rows = torch.arange(24)
     x, ids = data.images(rows), data.ids[rows]
     facts = CORRUPTIONS[name].facts
     x = x.expand(-1, facts.get("channels", 1), -1, -1) * 0.9 + 0.05

@@ -208,9 +208,9 @@ def test_fog_keeps_the_brightest_value(level: tuple[float, float]) -> None:
 
 
 def test_frost_lays_one_of_five_textures_over_each_image() -> None:
-    x = pictures(1, 32).expand(400, 3, 32, 32)
-    bare = frost(torch.zeros_like(x), (1.0, 1.0), draws=draws_of(400))
-    torch.testing.assert_close(frost(x, (0.75, 0.45), draws=draws_of(400)), (0.75 * x + 0.45 * bare).clamp(0, 1))
+    x = pictures(1, 32).expand(80, 3, 32, 32)
+    bare = frost(torch.zeros_like(x), (1.0, 1.0), draws=draws_of(80))
+    torch.testing.assert_close(frost(x, (0.75, 0.45), draws=draws_of(80)), (0.75 * x + 0.45 * bare).clamp(0, 1))
     textures = _textures(256, 3)
     means = bare.mean((2, 3))
     closest = (means[:, None] - torch.tensor(_FROST)[None, :, :3]).norm(dim=2).argmin(1)
@@ -219,7 +219,7 @@ def test_frost_lays_one_of_five_textures_over_each_image() -> None:
         texture = textures[:, c]
         assert texture.mean((1, 2)).tolist() == pytest.approx(tint, abs=0.02)
         assert texture.std().item() < 2.5 * contrast
-    assert len({row.tobytes() for row in bare.numpy()}) > 390
+    assert len({row.tobytes() for row in bare.numpy()}) > 75
 
 
 def test_frost_of_one_channel_is_grey() -> None:

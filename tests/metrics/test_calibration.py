@@ -101,6 +101,17 @@ def test_classwise_error_equals_a_slow_twin_with_a_class_absent():
     assert found.low <= found.value <= found.high and found.n == 200
 
 
+def test_many_classes_are_taken_in_parts(monkeypatch):
+    logits, labels = drawn(60, 7, seed=1)
+    whole = calibration.classwise(calibration.softmax(logits), labels)
+    monkeypatch.setattr(calibration, "_AT_ONCE", 2 * 60 * 15)
+    parts = calibration.classwise(calibration.softmax(logits), labels)
+    assert parts.value == pytest.approx(whole.value, abs=1e-12) and parts.high == pytest.approx(whole.high, abs=1e-12)
+    monkeypatch.setattr(calibration, "_MANY", 0)
+    few = calibration.classwise(calibration.softmax(logits), labels)
+    assert few.value == parts.value and few.high == pytest.approx(parts.high, rel=0.1)
+
+
 def test_brier_and_log_loss_equal_scikit_learn():
     logits, labels = drawn(seed=8)
     p = calibration.softmax(logits)
@@ -170,6 +181,23 @@ def test_intervals_are_those_of_the_bootstrap_over_samples():
     found = calibration.brier(frame)
     low, high = bootstrap(80, lambda index: values[index].mean(axis=1))
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-8), pytest.approx(high, abs=1e-8))
+
+
+def calibrated(n: int, rng) -> pd.DataFrame:
+    """Outcomes of a model that is right as often as it says."""
+    p = calibration.softmax(rng.normal(0, 1.5, (n, 5)))
+    labels = (rng.uniform(size=(n, 1)) > np.cumsum(p, axis=1)).sum(axis=1).clip(0, 4)
+    return calibration.outcomes(p, labels)
+
+
+@pytest.mark.parametrize("metric", BINNED)
+def test_the_interval_of_a_calibrated_model_reaches_zero_and_that_of_an_overconfident_one_does_not(metric):
+    rng = np.random.default_rng(5)
+    reached = sum(metric(calibrated(300, rng)).low == 0 for _ in range(40))
+    assert reached >= 36 and metric(calibrated(300, rng)).value > 0.01
+    sure = rows((rng.uniform(size=300) < 0.6).astype(float), rng.uniform(0.9, 1, 300))
+    found = metric(sure)
+    assert 0.2 < found.low <= found.value <= found.high
 
 
 def test_the_temperature_of_overconfident_logits_is_found():

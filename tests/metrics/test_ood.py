@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from robench.metrics import ood, weighted
@@ -127,21 +128,22 @@ def test_a_perfect_result_on_few_images_has_a_wide_interval():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("metric", METRICS)
-def test_intervals_cover_the_truth(metric):
-    """Normal scores, 150 a side: the true values come from a sample of two millions."""
+def test_intervals_cover_the_truth(metric, shift):
+    """Normal scores, 300 a side, 500 replications; the true average precisions come from a sample of a million a side."""
     rng = np.random.default_rng(7)
-    big = np.sort(rng.normal(0, 1, 1_000_000))
-    truth = {
-        ood.auroc: 0.9213504,  # Phi(2 / sqrt 2)
-        ood.fpr_at_95_tpr_id_positive: 1 - np.searchsorted(big, 2 - 1.6448536) / len(big),
-    }
-    if metric not in truth:
-        own, scores = np.r_[np.ones(len(big)), np.zeros(len(big))], np.r_[big + 2, rng.normal(0, 1, len(big))]
-        sign = 1 if metric is ood.aupr_in else -1
-        truth[metric] = average_precision_score(own == (sign > 0), sign * scores)
+    if metric is ood.auroc:
+        truth = norm.cdf(shift / np.sqrt(2))
+    elif metric is ood.fpr_at_95_tpr_id_positive:
+        truth = norm.sf(shift - norm.ppf(0.95))
+    else:
+        own, scores = np.r_[np.ones(1_000_000), np.zeros(1_000_000)], rng.normal(size=2_000_000)
+        scores[:1_000_000] += shift
+        inside = metric is ood.aupr_in
+        truth = average_precision_score(own if inside else 1 - own, scores if inside else -scores)
     hits = 0
-    for _ in range(400):
-        found = metric(rows(rng.normal(2, 1, 150), rng.normal(0, 1, 150)))
-        hits += found.low <= truth[metric] <= found.high
-    assert 0.91 <= hits / 400 <= 0.985
+    for _ in range(500):
+        found = metric(rows(rng.normal(shift, 1, 300), rng.normal(0, 1, 300)))
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 500 <= 0.985

@@ -80,5 +80,5 @@ def test_sizes_for_a_target_by_hand() -> None:
     )
     assert needed(n, accuracy, 0.8)[0] == pytest.approx(10**2.5)
     assert needed(n, accuracy, 0.8).tolist()[1:] == [np.inf, pytest.approx(10.0), pytest.approx(100.0)]
-    assert needed(n, accuracy, 0.6).tolist()[1] == pytest.approx(10.0)
+    assert needed(n, accuracy, 0.6).tolist()[1] == 10.0 and needed([52.0, 105.0], [[0.9, 0.9]], 0.8)[0] == 52.0
     assert needed(n, accuracy, 0.75)[3] == pytest.approx(10 ** (1 + 0.65 / 0.7))

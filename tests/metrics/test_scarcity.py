@@ -21,7 +21,7 @@ def clean(condition: str, share: float, *, seed: int = 0, dataset: str = "digits
     right = (np.arange(N) < round(share * N)).astype(float)
     base = {"model": "m", "dataset": dataset, "scenario": "clean", "condition": condition, "seed": seed, "split": "test"}
     return pd.DataFrame({**base, "cell": f"{condition}{seed}", "sample": np.arange(N), "label": np.arange(N) % 4,
-                         "score": right, "confidence": 0.9, "brier": 0.1, "margin": 1.0, **more})  # fmt: skip
+                         "score": right, "confidence": 0.9, "brier": 0.1, "nll": 0.2, "margin": 1.0, **more})  # fmt: skip
 
 
 def attacked(condition: str, share: float, *, seed: int = 0, failed: int = 0, attack: str = "pgd") -> pd.DataFrame:
@@ -37,7 +37,11 @@ def worn(condition: str, name: str, share: float, *, seed: int = 0) -> pd.DataFr
 
 def table(**frames: list[pd.DataFrame]) -> pd.DataFrame:
     whole = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    return pd.DataFrame(list(scarcity.lines(whole, [])), columns=[*COLUMNS]).fillna({"status": ""})
+    return (
+        pd.DataFrame(list(scarcity.lines(whole, [])), columns=[*COLUMNS], dtype=object)
+        .infer_objects()
+        .assign(status=lambda t: t["status"].astype(object).fillna(""))
+    )
 
 
 def only(rows: pd.DataFrame, **keys: object) -> pd.Series:

@@ -160,3 +160,36 @@ def test_area_of_known_curves():
     assert e.low == pytest.approx(e.high)
     with pytest.raises(DataError, match="curve positions must be two or more increasing numbers"):
         stats.area_interval([0.0, 0.0], [[1.0, 1.0]])
+
+
+def test_the_hierarchical_bootstrap_draws_trainings_then_images():
+    scores = np.random.default_rng(3).random((4, 9)).round(1)
+    images = np.concatenate(list(stats.resamples(9)))
+    trainings = np.concatenate(list(stats.resamples(4, key=stats._KEY + 1)))
+    slow = [np.mean([scores[s][i].mean() for s in drawn]) for drawn, i in zip(trainings, images, strict=True)]
+    e = stats.hierarchical_bootstrap(scores)
+    assert (e.value, e.n) == (pytest.approx(scores.mean()), 9)
+    assert (e.low, e.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+
+
+def test_a_single_training_or_image_says_nothing_about_others():
+    for shape in ((1, 5), (5, 1)):
+        e = stats.hierarchical_bootstrap(np.ones(shape))
+        assert e.value == 1.0 and math.isnan(e.low)
+    assert stats.hierarchical_bootstrap(np.ones((3, 0))).n == 0
+    with pytest.raises(DataError, match="scores of trainings must be a matrix"):
+        stats.hierarchical_bootstrap([1.0, 0.0])
+
+
+def test_nan_is_refused_where_it_would_be_taken_for_a_loss_and_told_where_it_is_a_mean():
+    for call in (
+        lambda: stats.paired_difference([1.0, math.nan], [1.0, 0.0]),
+        lambda: stats.holm([0.1, math.nan]),
+        lambda: stats.hierarchical_bootstrap([[1.0, math.nan], [1.0, 0.0]]),
+    ):
+        with pytest.raises(DataError, match=r"must be numbers, got '1 NaN among \d'"):
+            call()
+    e = stats.mean_interval([0.5, math.nan, 1.0])
+    assert math.isnan(e.value) and math.isnan(e.low) and e.n == 3
+    with pytest.raises(DataError, match=r"p-values must be in \[0, 1\]"):
+        stats.holm([0.1, 1.2])

@@ -113,3 +113,36 @@ def test_permutation_is_one_and_depends_on_its_step(n):
     assert sorted(order.tolist()) == list(range(n))
     assert torch.equal(order, permutation(3, "epoch", n))
     assert n < 100 or not torch.equal(order, permutation(3, "epoch", n, step=1))
+
+
+def test_shorts_are_the_samples_own_whatever_the_company():
+    ids = torch.tensor([5, 6, 7, 2, -1, 2**40, 8])
+    whole = Draws(3, ids).shorts("a", (2, 19))
+    assert whole.shape == (7, 2, 19) and whole.dtype == torch.int32
+    assert whole.min() >= 0 and whole.max() < 2**16
+    assert all(torch.equal(whole[i : i + 1], Draws(3, ids[i : i + 1]).shorts("a", (2, 19))) for i in range(7))
+    assert torch.equal(whole.flip(0), Draws(3, ids.flip(0)).shorts("a", (2, 19)))
+    for other in (
+        Draws(4, ids).shorts("a", (2, 19)),
+        Draws(3, ids).shorts("b", (2, 19)),
+        Draws(3, ids + 1).shorts("a", (2, 19)),
+    ):
+        assert (whole == other).float().mean() < 0.02
+    assert Draws(3, ids[:0]).shorts("a", (4,)).shape == (0, 4)
+
+
+def test_shorts_are_uniform_and_uncorrelated():
+    words = Draws(0, torch.arange(200)).shorts("a", (512,)).double()
+    counts = torch.histc(words, bins=64, min=0, max=2**16)
+    expected = words.numel() / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 120  # 63 degrees of freedom
+    correlation = torch.corrcoef(words)
+    assert (correlation - torch.eye(200)).abs().max() < 0.25
+
+
+def test_shorts_have_golden_values():
+    assert Draws(0, torch.arange(2)).shorts("x", (2, 2)).tolist() == [
+        [[19740, 64073], [60492, 8673]],
+        [[8350, 19415], [57576, 32246]],
+    ]
+    assert Draws(7, torch.tensor([3, -1])).shorts("a", (3,)).tolist() == [[22539, 43799, 3476], [42897, 26505, 54708]]

@@ -70,6 +70,12 @@ def test_a_data_set_without_validation_images_takes_training_images_and_says_so(
     assert any("training images are taken" in note for note in found.notes)
 
 
+def test_a_corruption_that_does_not_apply_is_left_out_and_said():
+    found = plan(SUITE.replace("corruptions: [gaussian_noise]", "corruptions: [gaussian_noise, saturate]"))
+    assert all("saturate" not in str(c.scenario) for c in cells(found, "calibration"))
+    assert any("saturate" in note for note in found.notes)
+
+
 def test_a_data_set_of_test_images_only_leaves_out_what_is_fitted_and_says_so():
     found = plan(splits={"test": "c"})
     assert not cells(found, "calibration") and any("temperature scaling" in n for n in found.notes)

@@ -56,7 +56,8 @@ def lines() -> pd.DataFrame:
     found += [line("samples_for_target", 250.4, eps=0.5, threat="fraction", ci_low=200.0, ci_high=math.inf),
               line("samples_for_target", math.nan, eps=0.8, threat="fraction", ci_low=1047.0, ci_high=math.inf),
               line("samples_for_target", math.nan, eps=0.9, threat="fraction", ci_low=0.0, ci_high=52.0)]  # fmt: skip
-    return pd.DataFrame(found, columns=list(COLUMNS)).fillna(dict.fromkeys(TEXTS, ""))
+    table = pd.DataFrame(found, columns=list(COLUMNS))
+    return table.assign(**{name: table[name].astype(object).fillna("") for name in TEXTS})
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from robench.compress.backends._require import quietly, require
 from robench.errors import ModelError, must
 from robench.registry import facts
 
-EXTRA = "torchao"
+EXTRA = "compress"
 FILE = "model.pt"
 
 

@@ -11,7 +11,8 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   ``shots``, ``imbalance``, ``label_noise``) or ``gain``; ``eps`` the value on it, or the target of ``samples_for_target``;
   ``attack`` what was measured (``clean``, ``corruption`` or a threat); ``condition`` what else was changed.
 * ``explanation`` and ``explanation_change`` rows: ``attack`` is the explainer.
-* ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one.
+* ``efficiency`` rows: ``threat`` is ``batch=N`` where the latency is of N images, else of one; ``attack`` is the device and
+  its threads where time or memory was measured.
 * ``disagreement`` rows compare a compressed model with its parent; ``threat`` is ``class=N`` (a class that compression hit),
   ``mean`` (over corruptions) or the threat at which both were attacked.
 * ``twin`` rows (a deployed model against the twin that lends it gradients): ``threat`` is the kind of images (``clean``, a
@@ -197,7 +198,16 @@ def _efficiency(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Itera
     simulated = {"status": SIMULATED} if "simulated" in rows and bool(rows["simulated"].any()) else {}
     for name, metric in cost.METRICS.items():
         large = f"batch={rows['large_batch'].iloc[0]}" if "_large_" in name and "large_batch" in rows else ""
-        yield from each({name: metric}, rows, threat=large, **simulated)
+        where = _where(rows) if name in MEASURED else ""
+        yield from each({name: metric}, rows, threat=large, attack=where, **simulated)
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """The device that was measured on, and with how many threads; empty where that was not told."""
+    if not {"device", "threads"} <= set(rows):
+        return ""
+    threads = int(rows["threads"].iloc[0])
+    return f"{rows['device'].iloc[0]}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:

@@ -87,6 +87,15 @@ def test_explanations_and_costs_are_there(table):
     assert set(pick(table, metric="insertion_deletion_gap")["attack"]) == {"saliency", "smoothgrad"}
     cost = pick(table, model="plain", scenario="efficiency")
     assert len(cost) == 13 and cost["ci_low"].isna().all()
+    large = cost[cost["metric"].str.contains("_large_")]
+    assert set(large["threat"]) == {"batch=32"} and set(cost["threat"]) == {"", "batch=32"}
+
+
+def test_what_was_measured_says_on_which_device_and_with_how_many_threads(synthetic):
+    rows = synthetic.efficiency("plain").assign(device="cuda", threads=2)
+    found = tidy({"efficiency": rows}).set_index("metric")["attack"]
+    assert found["latency_p50_ms"] == found["throughput"] == found["peak_memory_bytes"] == "cuda, 2 threads"
+    assert found["parameters"] == found["stored_bytes"] == ""
 
 
 def test_order_of_the_rows_in_the_frames_does_not_matter(synthetic, table):

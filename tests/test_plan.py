@@ -67,7 +67,9 @@ def test_every_scenario_of_full_reaches_every_model():
     cells = plan(read_suite("full")).cells
     for scenario in ("clean", "evasion", "sentinel", "corruption", "explanation", "efficiency"):
         assert {c.model.label for c in cells if c.scenario.name == scenario} >= set(ZOO), scenario
-    arms = {c.condition for c in cells if c.model.builder.name in ("compressed", "tuned") and c.data.builder.name == "images"}
+    arms = {
+        c.condition for c in cells if c.model.builder.name in ("compressed", "tuned") and c.data.builder.name == "images"
+    }
     assert arms == {*read_suite("full").compression.arms, "onnx_int8"}
     crossed = {c.condition for c in cells if " | corruption(" in c.condition}
     assert len(crossed) == 2 and {c.model.builder.name for c in cells if c.condition in crossed} == {"compressed"}

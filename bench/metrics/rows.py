@@ -36,3 +36,13 @@ def each(metrics: Mapping[str, Metric], rows: pd.DataFrame, **more: Any) -> Iter
         estimate = metric(rows)
         if estimate.n:
             yield row(name, estimate, rows, **more)
+
+
+def same_model(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of the frame that belong to the model, data set, condition and seed of ``rows``."""
+    if frame is None or frame.empty:
+        return None
+    first = rows.iloc[0]
+    for key in ("model", "dataset", "condition", "seed"):
+        frame = frame[frame[key] == first[key]]
+    return frame

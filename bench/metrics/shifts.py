@@ -200,7 +200,7 @@ def train_lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Itera
 
     The verdict is that on the test images, since the sentinel looks at those.
     """
-    test, sentinel = _same(frames.get("evasion"), rows), _same(frames.get("sentinel"), rows)
+    test, sentinel = same_model(frames.get("evasion"), rows), same_model(frames.get("sentinel"), rows)
     for (eps, threat), part in rows.groupby(["eps", "threat"], sort=True):
         worst = robust.worst_case(part)
         more: dict[str, Any] = {"threat": str(threat), "eps": float(eps), "attack": "worst"}
@@ -212,13 +212,3 @@ def train_lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Itera
         gap = stats.EMPTY if met is None else robust_gap(part, met)
         if gap.n:
             yield row("robust_gap", gap, part, **more)
-
-
-def _same(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Rows of the frame that belong to the model, data set, condition and seed of ``rows``."""
-    if frame is None or frame.empty:
-        return None
-    first = rows.iloc[0]
-    for key in ("model", "dataset", "condition", "seed"):
-        frame = frame[frame[key] == first[key]]
-    return frame

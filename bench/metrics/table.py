@@ -66,7 +66,7 @@ from robench.metrics import (
     transfer,
     twins,
 )
-from robench.metrics.rows import Metric, each
+from robench.metrics.rows import Metric, each, same_model
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
 COLUMNS = (
@@ -211,7 +211,7 @@ def _where(rows: pd.DataFrame) -> str:
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    sentinel = _same_model(frames.get("sentinel"), rows)
+    sentinel = same_model(frames.get("sentinel"), rows)
     norms = rows["threat"].str.partition("(")[0]
     for norm, same in rows.groupby(norms):
         verdicts = []
@@ -252,16 +252,6 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
         "forwards": int(rows["forwards"].sum()),
         "backwards": int(rows["backwards"].sum()),
     }
-
-
-def _same_model(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Rows of the frame that belong to the model, data set, condition and seed of ``rows``."""
-    if frame is None or frame.empty:
-        return None
-    first = rows.iloc[0]
-    for key in ("model", "dataset", "condition", "seed"):
-        frame = frame[frame[key] == first[key]]
-    return frame
 
 
 def _joined(verdicts: list[Verdict]) -> str:

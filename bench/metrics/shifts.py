@@ -11,7 +11,7 @@ import pandas as pd
 
 from robench.errors import DataError, must
 from robench.metrics import robust, stats
-from robench.metrics.rows import each, row
+from robench.metrics.rows import each, row, same_model
 from robench.metrics.validity import verdict
 from robench.registry import facts
 from robench.spec import Estimate

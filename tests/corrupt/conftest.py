@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 import pytest
 
@@ -12,6 +13,7 @@ from robench.corruptbench import PACKAGE, reference
 @pytest.fixture(scope="session")
 def published_code():
     """``imagecorruptions.corruptions`` with what current libraries dropped in its place."""
-    pytest.importorskip("imagecorruptions", reason="imagecorruptions is not installed", exc_type=ImportError)
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip(f"{PACKAGE} is not installed")
     reference()
     return importlib.import_module(f"{PACKAGE}.corruptions")

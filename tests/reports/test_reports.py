@@ -140,7 +140,7 @@ def test_the_page_is_well_formed_self_contained_and_flags_in_red(table):
     text = page(table, header={"versions": {"robench": "0.1.0"}, "seed": 3})
     parser = _Page()
     parser.feed(text)
-    assert parser.open == [] and len(parser.sources) == 3
+    assert parser.open == [] and len(parser.sources) == 4
     assert all(s.startswith("data:image/png;base64,") for s in parser.sources)
     assert Image.open(io.BytesIO(base64.b64decode(parser.sources[0].partition(",")[2]))).size[0] > 500
     assert re.search(r'<p class="flag">.*Not to be believed: masked', text)

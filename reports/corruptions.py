@@ -26,9 +26,9 @@ _NOTE = (
 def family_curves(table: pd.DataFrame, *, dataset: str | None = None) -> Figure | None:
     """Accuracy against severity per model, one panel for each family of corruptions, with 95 % bands; None without any."""
     rows = table[(table["metric"] == FAMILY) & (table["condition"] == "") & table["eps"].notna()]
+    rows = rows[rows["dataset"] == (dataset or next(iter(rows["dataset"]), ""))]
     if rows.empty:
         return None
-    rows = rows[rows["dataset"] == (dataset or rows["dataset"].iloc[0])]
     families, models = sorted(rows["threat"].unique()), sorted(set(table["model"]))
     lines = math.ceil(len(families) / _COLUMNS)
     figure = Figure(figsize=(7.5, 0.6 + 2.6 * lines), layout="constrained")

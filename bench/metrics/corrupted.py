@@ -44,6 +44,8 @@ def corrupted_accuracy(frame: pd.DataFrame) -> Estimate:
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4 (unnormalised mean, as for CIFAR-C).
     """
+    if frame["sample"].is_unique:  # one corruption at one severity, as most of a table's lines
+        return stats.rate(frame["score"].to_numpy()[np.argsort(frame["sample"].to_numpy(), kind="stable")])
     return stats.rate(frame.groupby("sample")["score"].mean())
 
 
@@ -217,7 +219,7 @@ def _beside_reference(rows: pd.DataFrame, everyone: pd.DataFrame, **more: Any) -
     same = same[same["seed"] == first["seed"]] if "seed" in same else same
     if same.empty or "source" not in rows:
         return
-    name = str(first["reference"]) or min(same["model"])
+    name = str(first["reference"]) or min(same["model"].unique())
     same = same[(same["model"] == name) & same["source"].isin(rows["source"].unique())]
     keys = ["sample", "corruption", "severity"]
     told = same[[*keys, "score", "score_clean"]].rename(

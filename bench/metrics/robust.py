@@ -17,20 +17,18 @@ def worst_case(frame: pd.DataFrame) -> pd.DataFrame:
         ``score_clean`` and ``score`` (the lowest of clean and attacked, in [0, 1], before the penalty), ``unknown`` (an
         attack failed and nothing broke the sample) and ``robust`` (``score``, 0 where unknown).
     """
-    lowest = np.fmin(frame["score_clean"].to_numpy(np.float64), frame["score_adv"].to_numpy(np.float64))
-    rows = pd.DataFrame(
-        {
-            "sample": frame["sample"].to_numpy(),
-            "score_clean": frame["score_clean"].to_numpy(np.float64),
-            "score": lowest,
-            "failed": (frame["status"] != "ok").to_numpy(),
-        }
-    )
-    rows.loc[~rows["failed"] & frame["score_adv"].isna().to_numpy(), "failed"] = True
-    worst = rows.groupby("sample").agg({"score_clean": "min", "score": "min", "failed": "max"})
-    worst["unknown"] = worst.pop("failed") & (worst["score"] > 0)
-    worst["robust"] = worst["score"].where(~worst["unknown"], 0.0)
-    return worst
+    clean, after = (frame[name].to_numpy(np.float64) for name in ("score_clean", "score_adv"))
+    failed = (frame["status"] != "ok").to_numpy(bool) | np.isnan(after)
+    samples, place = np.unique(frame["sample"].to_numpy(), return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(samples)))
+    columns = (clean, np.fmin(clean, after))
+    # fmin passes over missing scores; sorted runs are reduced at once, because a table asks for this thousands of times
+    before, score = (np.fmin.reduceat(v[order], starts) if len(v) else v for v in columns)
+    lost = np.logical_or.reduceat(failed[order], starts) if len(failed) else failed
+    unknown = lost & (score > 0)
+    found = {"score_clean": before, "score": score, "unknown": unknown, "robust": np.where(unknown, 0.0, score)}
+    return pd.DataFrame(found, index=pd.Index(samples, name="sample"))
 
 
 @facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")

@@ -37,12 +37,19 @@ def render(table: pd.DataFrame, *, format: str = "table", width: int = 160) -> s
     if format == "json":
         return table.to_json(orient="records", double_precision=15, indent=2) + "\n"
     if format == "md":
-        return table.to_markdown(index=False, disable_numparse=True) + "\n"
+        return _markdown(table)
     if format != "table":
         raise ConfigError(must("the format", "one of " + "|".join(FORMATS), format, suggestion(format, FORMATS)))
     buffer = io.StringIO()
     show(table, console=Console(file=buffer, width=width, color_system=None))
     return buffer.getvalue()
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A pipe table without padding, which would widen every line to the longest text of its column."""
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
+    lines += [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> None:

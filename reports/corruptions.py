@@ -49,7 +49,9 @@ def family_curves(table: pd.DataFrame, *, dataset: str | None = None) -> Figure 
         panel.set_visible(False)
     where = f"{rows['attack'].iloc[0] or 'Common corruptions'}, {rows['dataset'].iloc[0]}, n = {int(rows['n'].max())}"
     figure.suptitle(where, x=0.01, ha="left", fontsize=12)
-    figure.supxlabel("severity", fontsize=10)
+    for panel in panels[max(0, len(families) - _COLUMNS) : len(families)]:
+        panel.set_xlabel("severity", fontsize=10)
+        panel.tick_params(labelbottom=True)
     figure.supylabel("accuracy (95 % interval)", fontsize=10)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)

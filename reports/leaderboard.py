@@ -245,10 +245,13 @@ def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> fr
 
 
 def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
-    """Limited first, then the ranking threat's verdict, else any suspicious verdict of the model."""
+    """Limited first, then the ranking threat's verdict, else any suspicious verdict of the model.
+
+    Verdicts on curves over trainings are not the model's: of those the curves speak.
+    """
     if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
         return "limited: not all samples were asked for"
-    verdicts = rows.loc[rows["validity"] != "", ["threat", "validity"]]
+    verdicts = rows.loc[(rows["validity"] != "") & (rows["scenario"] != "scarcity"), ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
     bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith(DOUBTED)]
     return max(bad, key=lambda v: (len(v), v)) if len(bad) else "sound" if len(verdicts) else ""

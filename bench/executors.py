@@ -54,6 +54,7 @@ def execute(
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield queue.finish(waiting.pop(future), future.result())
+        pool.shutdown()  # nothing is left to do, so the workers go by themselves and clean up
     finally:
         processes = list((pool._processes or {}).values())  # forgotten by shutdown, and busy ones would be waited for
         pool.shutdown(wait=False, cancel_futures=True)

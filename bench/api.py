@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench.errors import ModelError, must
+from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_cell, run_plan, versions
-from robench.spec import Artifact, Cell, Context, Settings, ThreatModel
+from robench.spec import Artifact, Cell, Context, Settings
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
@@ -210,51 +211,12 @@ def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
     store = Store(run_directory)
     planned = store.read_run()["cells"]
     skipped = store.skipped(planned)
-    frames = _with_missing(store.frames(planned), planned)
+    frames = with_missing(store.frames(planned), planned)
     return {**frames, "skipped": skipped} if len(skipped) else frames
 
 
 def _planned(cell: Cell) -> dict[str, Any]:
     """What a cell was to measure, kept in ``run.json`` so that a missing result is noticed."""
     about = {"scenario": cell.scenario.name, "model": cell.model.label, "condition": cell.condition, "seed": cell.seed}
-    return {**about, **{k: v for k, v in cell.scenario.kwargs.items() if k in ("threat", "attack")}}
-
-
-def _with_missing(frames: dict[str, pd.DataFrame], planned: dict[str, dict[str, Any]]) -> dict[str, pd.DataFrame]:
-    """The frames with ``failed`` rows for every planned attack that has no result.
-
-    Without them a worst case over the attacks that happened to finish would pass for one over all.
-    """
-    if "evasion" not in frames:
-        return frames
-    found, added = frames["evasion"], []
-    done = set(found["cell"])
-    for digest, about in planned.items():
-        if about["scenario"] == "evasion" and digest not in done:
-            same = [found[key] == about[key] for key in ("model", "condition", "seed")]
-            rows = found[pd.concat(same, axis=1).all(axis=1)].drop_duplicates("sample")
-            threat = ThreatModel.parse(about["threat"])
-            rows = rows.assign(threat=str(threat), norm=threat.norm, eps=threat.eps)
-            told = {
-                "cell": digest,
-                "attack": about["attack"],
-                "status": "failed",
-                "error": "no result: the cell did not finish",
-                "stage": "",
-                "stage_access": "",
-                "escalated": "",
-            }
-            passes = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
-            quiet = dict.fromkeys(("draws", "unconfirmed", *passes), 0)
-            flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
-            added.append(
-                rows.assign(
-                    **told,
-                    **quiet,
-                    **flags,
-                    score_adv=rows["score_clean"],
-                    score_mean=rows["score_clean"],
-                    score_worst=rows["score_clean"],
-                )
-            )
-    return {**frames, "evasion": pd.concat([found, *added], ignore_index=True)}
+    told = ("threat", "attack", "corruption", "family")
+    return {**about, "dataset": cell.data.label, **{k: v for k, v in cell.scenario.kwargs.items() if k in told}}

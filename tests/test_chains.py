@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from robench.errors import ConfigError
@@ -154,3 +156,28 @@ def test_a_compressed_model_of_a_chain_is_held_against_the_same_chain_without_th
     assert models[0].inputs[0].inputs[0].digest == models[1].digest and beside.data.builder.name == "severity"
     behind = plan("prune(0.7) | bit_depth(bits=3)")
     assert not [c for c in behind.cells if c.scenario.name == "disagreement"]
+
+
+def test_after_scarcity_a_compression_sees_only_the_scarce_images():
+    steps = "scarcity(fraction=0.05) | prune(0.5) | finetune(steps=5)"
+    found = conditioned(plan(steps, "scarcity(fraction=0.05) | int8", "prune(0.5) | finetune(steps=5)"))
+    seen = {c.condition: c.model.inputs[1].builder for c in found}
+    scarce = [builder for condition, builder in seen.items() if condition.startswith("scarcity")]
+    assert len(scarce) == 2 and all(b.name == "sampled" and b.kwargs["fraction"] == 0.05 for b in scarce)
+    assert seen["prune(amount=0.5) | finetune(steps=5)"].name == "images"
+
+
+def test_a_defence_between_compressions_is_refused():
+    with pytest.raises(ConfigError, match="next to one another"):
+        plan("float | bit_depth(bits=1) | int8_weights")
+
+
+def test_recipes_of_one_name_stay_apart():
+    text = "name: x\nscarcity: {recipes: [pgd_at(steps=2), pgd_at(steps=7)], fractions: [0.5], steps: 3}"
+    assert {c.model.label for c in expand(parse_suite(text), SOURCES).cells} == {
+        "trained-pgd_at(steps=2)",
+        "trained-pgd_at(steps=7)",
+    }
+    twice = replace(SOURCES, models={n: replace(a, label="same") for n, a in SOURCES.models.items()})
+    with pytest.raises(ConfigError, match="one per name, condition and seed"):
+        expand(parse_suite("name: x\nmodels: [same]"), twice)

@@ -33,7 +33,7 @@ LAYERS = [
         "estimate",
         "doctor",
     ),
-    ("runner", "api", "evaluation", "binarization"),
+    ("runner", "missing", "api", "evaluation", "binarization"),
     ("reports",),
     ("cli", "benchmark", "corruptbench", "stepcost"),
 ]

@@ -38,7 +38,9 @@ def compressed(artifact: Artifact, context: Context, *, method: str = "") -> Mod
         return entry.load()(parent.net, **extra, **ref.kwargs)  # type: ignore[no-any-return]
 
     net = _kept(artifact, context, entry, made) if artifact.stored else made()
-    return Model(net.eval(), parent.made, simulated=bool(entry.facts.get("simulated")), task=parent.task)
+    real = bool(entry.facts.get("stored"))  # a file that ships is real, whatever it was made from
+    simulated = not real and (parent.simulated or bool(entry.facts.get("simulated")))
+    return Model(net.eval(), parent.made, simulated=simulated, task=parent.task)
 
 
 def _kept(artifact: Artifact, context: Context, entry: Entry, made: Callable[[], nn.Module]) -> nn.Module:

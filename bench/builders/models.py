@@ -47,4 +47,4 @@ def defended(artifact: Artifact, context: Context, *, defense: str = "") -> Mode
     parent = load_model(artifact.inputs[0], context)
     ref = catalog.DEFENSES.resolve(defense)
     net = catalog.DEFENSES[ref.name].load()(parent.net, **ref.kwargs)
-    return Model(net.eval(), parent.made, task=parent.task)
+    return Model(net.eval(), parent.made, simulated=parent.simulated, task=parent.task)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import robust, stats
+from robench.metrics.corrupted import failed
 from robench.metrics.rows import each, row
 from robench.registry import facts
 from robench.spec import Estimate, Ref
@@ -244,7 +245,7 @@ def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame,
 def _beside_parent(frame: pd.DataFrame | None, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The compressed model's rows that its parent has too, with the parent's score beside each."""
     own, parent = _pair(frame, rows)
-    if own.empty or parent.empty:
+    if own.empty or parent.empty or failed(own).any() or failed(parent).any():
         return pd.DataFrame({"sample": [], "score": [], "score_parent": []})
     return own.merge(parent[[*keys, "score"]], on=keys, suffixes=("", "_parent"))
 

@@ -193,14 +193,21 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
     """
     more: dict[str, Any] = {"n_clean_correct": int((rows.groupby("sample")["score_clean"].min() > 0).sum())}
     more["attack"] = " + ".join(sorted(rows["source"].unique())) if "source" in rows else ""
+    more["n_unknown"] = int(rows.loc[failed(rows), "sample"].nunique())
     yield from each(_MEANS, rows, threat="mean", **more)
     yield from each(_BENCHMARK, rows, threat="benchmark", **more)
     for severity, part in rows.groupby("severity"):
         yield from each(_ACCURACY, part, threat="mean", eps=float(severity), **more)
     yield from _families(rows, **more)
     for (name, severity), part in rows.groupby(["corruption", "severity"]):
-        yield from each(_ACCURACY, part, threat=name, eps=float(severity), **more)
+        own = {**more, "n_unknown": int(failed(part).sum())}
+        yield from each(_ACCURACY, part, threat=name, eps=float(severity), **own)
     yield from _beside_reference(rows, frames["corruption"], **more)
+
+
+def failed(rows: pd.DataFrame) -> pd.Series:
+    """Which rows stand for a corruption that was planned and has no result; their score is 0."""
+    return rows["failed"].eq(True) if "failed" in rows else pd.Series(False, index=rows.index)
 
 
 def _families(rows: pd.DataFrame, **more: Any) -> Iterator[dict[str, Any]]:
@@ -221,6 +228,8 @@ def _beside_reference(rows: pd.DataFrame, everyone: pd.DataFrame, **more: Any) -
         return
     name = str(first["reference"]) or min(same["model"].unique())
     same = same[(same["model"] == name) & same["source"].isin(rows["source"].unique())]
+    if failed(same).any():
+        return  # a reference that is worse than it is would flatter everyone beside it
     keys = ["sample", "corruption", "severity"]
     told = same[[*keys, "score", "score_clean"]].rename(
         columns={"score": "reference_score", "score_clean": "reference_score_clean"}

@@ -7,6 +7,7 @@ seeds. Every interval is over trainings and images (see ``crossed``).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 
 from robench.metrics import crossed, power_law, stats
 from robench.metrics.clean import split
+from robench.metrics.corrupted import failed
 from robench.metrics.robust import worst_case
 from robench.metrics.rows import row
 from robench.metrics.stats import Floats
@@ -300,8 +302,12 @@ def _attacked(frame: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
 def _worn(frame: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
     """Each sample's mean over corruptions and severities."""
     if frame is not None and len(frame):
-        rows = frame.groupby([*_WHO, "sample"], as_index=False).agg(score=("score", "mean"), cell=("cell", "first"))
-        yield rows.assign(measure=CORRUPTED, unknown=False)
+        rows = frame.assign(unknown=failed(frame)).groupby([*_WHO, "sample"], as_index=False)
+        yield rows.agg(score=("score", "mean"), cell=("cell", "first"), unknown=("unknown", "any")).assign(measure=CORRUPTED)
+
+
+_OF_A_SEED = re.compile(r" ?seed=\d+\Z")
+"""What the table adds to the condition of further seeds."""
 
 
 def _doubts(rows: list[dict[str, Any]], model: str, dataset: str) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -314,7 +320,7 @@ def _doubts(rows: list[dict[str, Any]], model: str, dataset: str) -> dict[tuple[
             and line.get("attack") == "worst"
             and told not in ("", "sound")
         ):
-            place = str(line["condition"]).rpartition(" seed=")[0] or str(line["condition"]), str(line["threat"])
+            place = _OF_A_SEED.sub("", str(line["condition"])), str(line["threat"])
             found[place] = (*found.get(place, ()), told)
     return found
 
@@ -325,9 +331,9 @@ def _prefix(measure: str) -> str:
 
 
 def _validity(points: Points, measure: str, conditions: list[str]) -> dict[str, Any]:
-    """Verdict and unknown samples of a line on robust accuracy: the worst status, and all reasons."""
+    """Verdict and unknown samples of a line: of robust accuracy the worst status and all reasons."""
     if _prefix(measure) != "robust_":
-        return {}
+        return {"n_unknown": int(points.of(measure, conditions)["unknown"].sum())} if measure == CORRUPTED else {}
     told = [text for condition in conditions for text in points.doubts.get((condition, measure), ())]
     reasons = dict.fromkeys(r for text in told for r in text.partition(": ")[2].split("; ") if r)
     status = "invalid" if any(t.startswith("invalid") for t in told) else "suspicious"
@@ -374,6 +380,8 @@ def _gain(points: Points, measure: str, arm: str, plain: str) -> Iterator[dict[s
     if measure == CORRUPTED:
         rows, left_out = _fairly_corrupted(points, arm, plain)
         told = f"{measure} without {', '.join(left_out)}" if left_out else measure
+        if rows["unknown"].any():
+            return  # what the plain arm lacks would be the other's gain
     rows = rows.assign(_arm=(rows["condition"] == arm).astype(float))
     positions, scores = cube(rows, "_arm")
     if len(positions) == 2:

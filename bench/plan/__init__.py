@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from robench.errors import ConfigError, must
 from robench.plan import attacks, calibration, chains, compression, corruption, ood, plain, scarcity, shift
 from robench.plan.draft import Draft, Plan, Sources, levels, made_of
-from robench.spec import Settings
+from robench.spec import Cell, Settings
 from robench.suite import Suite
 
 __all__ = ["Plan", "Sources", "expand", "levels", "made_of"]
@@ -28,4 +31,19 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
     for section in SECTIONS:
         section.section(draft)
     cells = tuple(draft.cells.values())
+    _require_one_model_per_name(cells)
     return Plan(suite, levels(cells), cells, tuple(draft.notes))
+
+
+def _require_one_model_per_name(cells: Iterable[Cell]) -> None:
+    """Refuse a plan in which rows of two models would stand under one name, condition and seed.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    found: dict[tuple[str, str, str, int], str] = {}
+    for cell in cells:
+        name = (cell.model.label, cell.data.label, cell.condition, cell.seed)
+        if found.setdefault(name, cell.model.digest) != cell.model.digest:
+            told = f"{cell.model.label} {cell.condition} (seed {cell.seed})".replace("  ", " ")
+            raise ConfigError(must("the models of a run", "one per name, condition and seed", told, "name them apart"))

@@ -189,6 +189,10 @@ def _scarce(draft: Draft, subject: Subject, step: Ref) -> Subject:
 
 
 def _compressed(draft: Draft, subject: Subject, step: Ref) -> Subject:
+    if subject.compressed is not None and subject.model is not subject.compressed:
+        raise ConfigError(
+            must("the compressions of a chain", "next to one another", str(step), "put the defence behind them")
+        )
     built, _ = compression.compressed(draft, subject.model, step)
     return _changed(subject, step, model=built, compressed=built, original=subject.original or subject.model)
 

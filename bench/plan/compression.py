@@ -93,7 +93,7 @@ def compressed(draft: Draft, parent: Artifact, arm: Ref | str) -> tuple[Artifact
     if entry.facts.get("needs") == "training":
         return _tuned(draft, parent, ref), condition
     version = f"{catalog.BUILDERS['compressed'].version}|{entry.version}"
-    calibration = draft.images(_split(draft), CALIBRATION)
+    calibration = _looked_at(draft, parent, CALIBRATION)
     builder, stored = Ref.of("compressed", method=str(ref)), bool(entry.facts.get("stored"))
     built = Artifact("model", builder, version, (parent, calibration), label=parent.label, stored=stored)
     return built, condition
@@ -112,7 +112,7 @@ def _tuned(draft: Draft, parent: Artifact, ref: Ref) -> Artifact:
         parts += [str(recipe), catalog.RECIPES[recipe.name].version]
     if "arch" in ref.kwargs:
         parts += [made_of(ref.kwargs["arch"]), catalog.RECIPES["distilled"].version]
-    inputs = (parent, draft.images(_split(draft)))
+    inputs = (parent, _looked_at(draft, parent))
     return Artifact("model", Ref.of("tuned", method=str(ref)), "|".join(parts), inputs, label=parent.label, stored=True)
 
 
@@ -122,6 +122,15 @@ def _trainable(model: Artifact) -> bool:
         return model.builder.name != "defended"
     method = catalog.COMPRESSIONS.resolve(model.builder.kwargs["method"])
     return bool(catalog.COMPRESSIONS[method.name].facts.get("trainable")) and _trainable(model.inputs[0])
+
+
+def _looked_at(draft: Draft, parent: Artifact, limit: int | None = None) -> Artifact:
+    """Images that a compression may learn from: what a scarce parent was trained on, else the training split."""
+    split, source = _split(draft), parent
+    while source.kind == "model" and source.builder.name != "trained" and source.inputs:
+        source = source.inputs[0]
+    scarce = source.builder.name == "trained" and source.inputs[0].builder.name == "sampled"
+    return source.inputs[0] if scarce else draft.images(split, limit)
 
 
 def _split(draft: Draft) -> str:

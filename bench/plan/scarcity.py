@@ -145,7 +145,7 @@ def trained_on(
         parts += [str(change), catalog.AUGMENTATIONS[change.name].version]
     own = str(Ref.parse(recipe) if isinstance(recipe, str) else recipe)
     builder = catalog.BUILDERS.resolve(Ref.of("trained", arch=str(arch), recipe=own, **args))
-    return Artifact("model", builder, "|".join(parts), (images, *source), label=f"trained-{ref.name}", stored=True)
+    return Artifact("model", builder, "|".join(parts), (images, *source), label=f"trained-{own}", stored=True)
 
 
 def checked(data: str, augment: str) -> Ref:

@@ -174,10 +174,9 @@ def test_a_defence_between_compressions_is_refused():
 
 def test_recipes_of_one_name_stay_apart():
     text = "name: x\nscarcity: {recipes: [pgd_at(steps=2), pgd_at(steps=7)], fractions: [0.5], steps: 3}"
-    assert {c.model.label for c in expand(parse_suite(text), SOURCES).cells} == {
-        "trained-pgd_at(steps=2)",
-        "trained-pgd_at(steps=7)",
-    }
-    twice = replace(SOURCES, models={n: replace(a, label="same") for n, a in SOURCES.models.items()})
+    labels = {c.model.label for c in expand(parse_suite(text), SOURCES).cells}
+    assert labels == {"trained-pgd_at(steps=2)", "trained-pgd_at(steps=7)"}
+    one, other = (replace(SOURCES.models[n], label="same") for n in NAMES[:2])
+    twice = replace(SOURCES, models={"same": one, "other": other})
     with pytest.raises(ConfigError, match="one per name, condition and seed"):
         expand(parse_suite("name: x\nmodels: [same]"), twice)

@@ -31,7 +31,7 @@ def section(draft: Draft) -> None:
 
 def _partly_trained(model: Artifact) -> bool:
     """Whether the training split holds images that a zoo net never saw; its recorded training accuracy serves then."""
-    return model.builder.name == "zoo" and ZOO[model.label].fraction < 1
+    return model.builder.name == "zoo" and ZOO[model.builder.kwargs["name"]].fraction < 1
 
 
 def _explained(draft: Draft, model: Artifact) -> None:

@@ -179,8 +179,8 @@ def retrained(draft: Draft, model: Artifact, **args: Any) -> Artifact:
         part = model.inputs[0].builder
         known |= {k: part.kwargs[k] for k in SAMPLE} if part.name == "sampled" else {}
         arch, recipe = model.builder.kwargs["arch"], model.builder.kwargs["recipe"]
-    elif model.builder.name == "zoo" and not ZOO[model.label].start:
-        entry = ZOO[model.label]
+    elif model.builder.name == "zoo" and not ZOO[model.builder.kwargs["name"]].start:
+        entry = ZOO[model.builder.kwargs["name"]]
         arch, recipe = str(entry.arch), str(entry.recipe)
         known = {"steps": entry.steps, "batch_size": entry.batch_size, "lr": entry.lr}
     else:

@@ -112,3 +112,12 @@ def test_images_that_are_apart_pass(context, tmp_path):
     assert len(apart_from_test(TRAIN, context)) == 100
     apart._test_hashes.cache_clear()
     assert len(apart_from_test(leaking(tmp_path, shared=0), context)) == 60
+
+
+def test_what_is_made_from_an_imitation_stays_one(context):
+    imitated = compressed("int8")
+    assert workshop.load_model(imitated, context).simulated
+    assert workshop.load_model(compressed("float", imitated), context).simulated
+    assert not workshop.load_model(compressed("float"), context).simulated
+    behind = Artifact("model", Ref.of("defended", defense="bit_depth(bits=3)"), inputs=(imitated,), label="digits-standard")
+    assert workshop.load_model(behind, context).simulated

@@ -230,3 +230,13 @@ def test_pairs_and_curves_need_their_plain_twin() -> None:
     arms = {c: read_condition(c) for c in ("scarcity(augment='mixup', fraction=0.1)", "scarcity(fraction=0.5)")}
     assert list(pairs(arms)) == []
     assert list(curves(arms, "fraction")) == []
+
+
+@pytest.mark.parametrize("condition", ["scarcity(fraction=0.1, seed=1)", "scarcity(fraction=0.1)", ""])
+@pytest.mark.parametrize("suffix", ["", "seed=2"])
+def test_doubts_are_found_whatever_seed_the_condition_names(condition, suffix):
+    from robench.metrics.scarcity import _doubts
+
+    line = {"model": "m", "dataset": "d", "attack": "worst", "validity": "suspicious: x", "threat": "linf(0.1)"}
+    found = _doubts([{**line, "condition": f"{condition} {suffix}".strip()}], "m", "d")
+    assert found == {(condition, "linf(0.1)"): ("suspicious: x",)}

@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,11 +109,8 @@ def train(
         StoreError: The checkpoint cannot be written.
     """
     source = _source(x, y, ids)
-    loss = _Loss.of(recipe, augment, precision=precision, seed=seed)
-    loss = replace(loss, num_classes=_width(model, source)) if augment else loss
-    if precision == "bfloat16":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _State(model, lr)
+    loss = _Loss.of(recipe, augment, precision=precision, seed=seed, num_classes=_width(model, source) if augment else 0)
+    state = _State(model, lr, channels_last=precision == "bfloat16")
     identity = _identity(model, source, plan=(*loss.told, steps, seed, batch_size, lr)) if checkpoint else ""
     first = state.restore(checkpoint, identity) if checkpoint else 0
     model.train()
@@ -172,12 +169,13 @@ class _Loss:
     """Number of the model's logits, for augmentations that mix labels."""
 
     @classmethod
-    def of(cls, recipe: Ref | str, augment: Ref | str, *, precision: str, seed: int) -> _Loss:
+    def of(cls, recipe: Ref | str, augment: Ref | str, *, precision: str, seed: int, num_classes: int) -> _Loss:
         """Check the names and fill in their defaults."""
         if precision not in TRAIN_PRECISIONS:
             expected = "one of " + ", ".join(TRAIN_PRECISIONS)
             raise ConfigError(must("the precision of a training", expected, precision, "use float32"))
-        return cls(RECIPES.resolve(recipe), AUGMENTATIONS.resolve(augment) if augment else None, precision, seed)
+        change = AUGMENTATIONS.resolve(augment) if augment else None
+        return cls(RECIPES.resolve(recipe), change, precision, seed, num_classes)
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -210,7 +208,9 @@ def _step(state: _State, source: _Source, loss: _Loss, *, rows: Tensor, rate: fl
 class _State:
     """Model and optimiser, and how they go to a file and back."""
 
-    def __init__(self, model: nn.Module, lr: float) -> None:
+    def __init__(self, model: nn.Module, lr: float, *, channels_last: bool = False) -> None:
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model, self.lr = model, lr
         self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2, foreach=False, fused=False)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from robench.spec import Context
+from robench.workshop import load
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = ("slow", "gpu", "shared")
@@ -43,6 +46,14 @@ def published(shared_data: Path) -> Callable[[str], nn.Module]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return lambda name: module.published(shared_data / "models", name).eval()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    """Where artifacts of one test are kept; nothing loaded before or after is remembered."""
+    load.cache_clear()
+    yield Context(str(tmp_path))
+    load.cache_clear()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -27,13 +27,6 @@ def corrupted() -> Artifact:
     return Artifact("data", Ref.of("corrupted", corruption="gaussian_noise", table="digits-v1"), inputs=(TEST,), stored=True)
 
 
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
-
-
 def test_images_are_a_stratified_part_that_repeats(context):
     one, two = (images.images(TEST, context, limit=30, seed=0) for _ in range(2))
     assert len(one) == 30 and torch.equal(one.ids, two.ids)

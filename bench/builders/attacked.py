@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, replace
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from robench.builders.kept import keep_arrays, read_arrays
 from robench.builders.predictions import Predictions, forward_pass
 from robench.data.dataset import ArrayReader, Dataset
 from robench.errors import ModelError, must
-from robench.files import write_atomically
 from robench.inference import untouched
 from robench.registry import facts
 from robench.scenarios.evasion import attack_hold, hold_size
@@ -55,16 +52,11 @@ def attacked(
     place = folder(artifact, context)
     if not is_built(artifact, context):
         arrays, error = _attack(artifact, context, data, attack=attack, threat=threat, seed=seed, width=width)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_atomically(place / "attacked.npz", buffer.getvalue())
-        header = {"builder": str(artifact.builder), "error": error}
-        write_atomically(place / "header.json", json.dumps(header).encode())
+        keep_arrays(place / "attacked.npz", arrays, artifact, error=error)
+    kept = read_arrays(place / "attacked.npz")
     try:
-        with np.load(place / "attacked.npz") as stored:
-            kept = {name: torch.from_numpy(stored[name]) for name in stored.files}
         error = json.loads((place / "header.json").read_text(encoding="utf-8"))["error"]
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as damage:
+    except (OSError, ValueError, KeyError) as damage:
         raise ModelError(must(str(place), "readable", str(damage), "remove its folder and run again")) from damage
     seen = Predictions(data.ids, data.labels, kept["logits"], kept["features"])
     return Attacked(kept["images"], seen, kept["broken"], kept["failed"], error)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robench.builders.kept import keep_arrays, read_arrays
 from robench.data.dataset import Dataset
 from robench.errors import ModelError, must
-from robench.files import write_atomically
 from robench.registry import facts
 from robench.spec import Artifact, Context
 from robench.workshop import folder, is_built, load, read_split
@@ -89,16 +86,8 @@ def _kept(
     """Versions of a data set's images, made unless they are there; the arrays' order is theirs."""
     place = folder(artifact, context)
     if not is_built(artifact, context):
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = dict(make())
-        np.savez(buffer, **arrays)
-        write_atomically(place / "images.npz", buffer.getvalue())
-        write_atomically(place / "header.json", json.dumps({"builder": str(artifact.builder)}).encode())
-    try:
-        with np.load(place / "images.npz") as stored:
-            levels = [torch.from_numpy(stored[name]) for name in stored.files]
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise ModelError(must(str(place), "readable", str(error), "remove that folder and run again")) from error
+        keep_arrays(place / "images.npz", make(), artifact)
+    levels = list(read_arrays(place / "images.npz").values())
     if not levels or any(len(level) != len(data) for level in levels):
         got = [len(level) for level in levels]
         raise ModelError(must(str(place), f"of {len(data)} images each", got, "remove that folder and run again"))

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robench.builders.kept import keep_arrays, read_arrays
 from robench.data.dataset import Dataset
-from robench.errors import ModelError, must
-from robench.files import write_atomically
 from robench.inference import predict, untouched
 from robench.registry import facts
 from robench.scenarios.objects import Hold, walk
@@ -54,11 +48,10 @@ def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Pre
     sets = images if isinstance(images, tuple) else (images,)
     place = folder(artifact, context)
     if not is_built(artifact, context):
-        buffer = io.BytesIO()
-        np.savez(buffer, **_arrays(artifact, sets, context, width=width, features=not several))
-        write_atomically(place / "predictions.npz", buffer.getvalue())
-        write_atomically(place / "header.json", json.dumps({"builder": str(artifact.builder)}).encode())
-    found = tuple(_read(place / "predictions.npz", sets))
+        arrays = _arrays(artifact, sets, context, width=width, features=not several)
+        keep_arrays(place / "predictions.npz", arrays, artifact)
+    kept = read_arrays(place / "predictions.npz")
+    found = tuple(Predictions(d.ids, d.labels, kept[f"logits{i}"], kept[f"features{i}"]) for i, d in enumerate(sets))
     return found if several else found[0]
 
 
@@ -126,13 +119,3 @@ def _listening(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield heard
     finally:
         handle.remove()
-
-
-def _read(path: Path, sets: tuple[Dataset, ...]) -> Iterator[Predictions]:
-    try:
-        with np.load(path) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise ModelError(must(str(path), "readable", str(error), "remove its folder and run again")) from error
-    for i, data in enumerate(sets):
-        yield Predictions(data.ids, data.labels, arrays[f"logits{i}"], arrays[f"features{i}"])

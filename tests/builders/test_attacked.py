@@ -18,13 +18,6 @@ def artifact(model: str, **args) -> Artifact:
     return Artifact("attacked", ref, inputs=(zoo, IMAGES), stored=True)
 
 
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
-
-
 def test_images_stay_in_the_ball_and_outputs_are_the_model_s_own(context):
     found = workshop.load(artifact("digits-standard"), context)
     data = workshop.load(IMAGES, context)

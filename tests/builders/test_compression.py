@@ -12,18 +12,11 @@ from robench import workshop
 from robench.builders import apart, tuning
 from robench.builders.apart import apart_from_test
 from robench.errors import DataError, ModelError
-from robench.spec import Artifact, Context, Ref
+from robench.spec import Artifact, Ref
 
 BASE = Artifact("model", Ref.of("zoo", name="digits-standard"), label="digits-standard")
 TRAIN = Artifact("data", Ref.of("images", source="digits", split="train", limit=100), label="digits")
 TEST = Artifact("data", Ref.of("images", source="digits", split="test", limit=30), label="digits")
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
 
 
 def compressed(method: str, parent: Artifact = BASE, images: Artifact = TRAIN) -> Artifact:

@@ -10,7 +10,7 @@ import torch
 from robench import workshop
 from robench.compress.backends import _onnx
 from robench.errors import DataError, ModelError
-from robench.spec import Artifact, Context, Ref
+from robench.spec import Artifact, Ref
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -20,13 +20,6 @@ TRAIN = Artifact("data", Ref.of("images", source="digits", split="train", limit=
 
 def deployed(data: Artifact = TRAIN) -> Artifact:
     return Artifact("model", Ref.of("compressed", method="onnx_int8(ranges='minmax')"), inputs=(PARENT, data), stored=True)
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
 
 
 def test_the_file_is_written_once_and_is_what_ships(context, monkeypatch):

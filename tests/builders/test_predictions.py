@@ -27,13 +27,6 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
-
-
 @pytest.mark.parametrize("size", [1, 7, 256])
 @pytest.mark.parametrize("width", [16, 64])
 def test_outputs_and_features_are_the_model_s_own(size, width):

@@ -19,13 +19,6 @@ TRAIN = Artifact("data", Ref.of("images", source="digits", split="train", limit=
 SMALL = {"arch": "small_cnn(width=4)", "steps": 4, "batch_size": 16}
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
-
-
 def sampled(seed: int = 0, **args: object) -> Artifact:
     return Artifact("data", Ref.of("sampled", seed=seed, **args), inputs=(TRAIN,))
 

@@ -30,13 +30,6 @@ def cell(name: str, *, shard=(0, 1)) -> Cell:
     return Cell(ref, "1", model, IMAGES, extra=(fit, clean, hit), shard=shard)
 
 
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
-
-
 def rows(given: Cell, context: Context) -> pd.DataFrame:
     return pd.DataFrame(calibration(open_cell(given, context), **given.scenario.kwargs))
 

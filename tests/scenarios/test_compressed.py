@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from robench import workshop
@@ -12,18 +11,11 @@ from robench.scenarios.disagreement import disagreement
 from robench.scenarios.efficiency import efficiency
 from robench.scenarios.explanation_change import explanation_change
 from robench.scenarios.objects import open_cell
-from robench.spec import Artifact, Cell, Context, Ref
+from robench.spec import Artifact, Cell, Ref
 
 BASE = Artifact("model", Ref.of("zoo", name="digits-standard"), label="digits-standard")
 TRAIN = Artifact("data", Ref.of("images", source="digits", split="train", limit=100), label="digits")
 TEST = Artifact("data", Ref.of("images", source="digits", split="test", limit=30), label="digits")
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    workshop.load.cache_clear()
-    yield Context(str(tmp_path))
-    workshop.load.cache_clear()
 
 
 def compressed(method: str, parent: Artifact = BASE, images: Artifact = TRAIN) -> Artifact:

@@ -146,7 +146,7 @@ def _require_apart(data: Dataset, source: Artifact, context: Context) -> None:
 
     Raises:
         ModelError: The source was not trained by this run.
-        DataError: An image is in both trainings, by its id and by its pixels.
+        DataError: An image of one data set, by its id, is in both trainings.
     """
     if source.builder.name != "trained":
         remedy = "transfer from a trained(...) model"

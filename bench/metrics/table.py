@@ -43,7 +43,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,7 @@ SIMULATED = "simulated"
 SKIPPED = "skipped"
 """Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
 
+_NAMED = ["model", "dataset", "condition"]
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
 
@@ -104,11 +105,12 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
     """
     frames = {name: _with_plain_texts(frame) for name, frame in frames.items()}
     ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
+    first = _first_seeds(ordered.values())
     rows: list[dict[str, Any]] = []
     for scenario in sorted(frames):
         if scenario in ordered:
             maker = _MAKERS[scenario]
-            for key, part in _groups(ordered[scenario]):
+            for key, part in _groups(ordered[scenario], first):
                 for row in maker(part, frames):
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
@@ -161,12 +163,22 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["model", "dataset", "condition", *keys], kind="stable")
 
 
-def _groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """(model, dataset, condition) → rows; further seeds become conditions of their own."""
-    for (model, dataset, condition), rows in frame.groupby(["model", "dataset", "condition"], sort=True):
+def _first_seeds(frames: Iterable[pd.DataFrame]) -> dict[tuple[str, str, str], int]:
+    """(model, dataset, condition) → smallest seed over all scenarios; where one lost it, another seed may not stand for it."""
+    found: dict[tuple[str, str, str], int] = {}
+    for frame in frames:
+        if "seed" in frame:
+            for key, seed in frame.groupby(_NAMED)["seed"].min().items():
+                found[key] = min(int(seed), found.get(key, int(seed)))  # type: ignore[index, arg-type]
+    return found
+
+
+def _groups(frame: pd.DataFrame, first: Mapping[tuple[str, str, str], int]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """(model, dataset, condition) → rows; seeds other than the first become conditions of their own."""
+    for (model, dataset, condition), rows in frame.groupby(_NAMED, sort=True):
         seeds = sorted(rows["seed"].unique()) if "seed" in rows else [0]
         for seed in seeds:
-            suffix = f"seed={seed}" if seed != seeds[0] else ""
+            suffix = f"seed={seed}" if seed != first.get((model, dataset, condition), seeds[0]) else ""
             part = rows[rows["seed"] == seed] if len(seeds) > 1 else rows
             yield {"model": model, "dataset": dataset, "condition": f"{condition} {suffix}".strip()}, part
 

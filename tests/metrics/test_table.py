@@ -137,3 +137,17 @@ def test_costs_of_a_fake_quantized_model_say_simulated_and_have_no_bytes():
     found = tidy({"efficiency": pd.DataFrame([row])})
     assert set(found["status"]) == {"simulated"} and "macs" in set(found["metric"])
     assert not set(found["metric"]) & {"stored_bytes", "latency_p50_ms", "peak_memory_bytes"}
+
+
+def test_no_line_of_another_seed_stands_where_the_first_one_lost_a_scenario():
+    rows = pd.DataFrame({"sample": range(20), "label": 0, "split": "test", "pred": 0, "score": 1.0, "confidence": 0.9})
+    lead = {"model": "net", "dataset": "d", "condition": "scarcity(fraction=0.1)", "cell": "c"}
+    clean = pd.concat([rows.assign(**lead, seed=s, brier=0.0, nll=0.1) for s in (0, 1)])
+    told = {"threat": "linf(0.1)", "eps": 0.1, "attack": "noise(draws=2)", "access": "noise", "status": "ok", "seconds": 0.0}
+    flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
+    counts = dict.fromkeys(("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs"), 0)
+    evasion = rows[["sample", "label"]].assign(**lead, **told, **flags, **counts, seed=1, score_clean=1.0, score_adv=1.0,
+                                               margin_clean=1.0, margin_adv=1.0, distance=0.0)  # fmt: skip
+    table = tidy({"clean": clean, "evasion": evasion})
+    assert set(table[table["metric"] == "accuracy"]["condition"]) == {lead["condition"], f"{lead['condition']} seed=1"}
+    assert set(table[table["metric"] == "robust_accuracy"]["condition"]) == {f"{lead['condition']} seed=1"}

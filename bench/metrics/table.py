@@ -164,7 +164,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_seeds(frames: Iterable[pd.DataFrame]) -> dict[tuple[str, str, str], int]:
-    """(model, dataset, condition) → smallest seed over all scenarios; where one lost it, another seed may not stand for it."""
+    """(model, dataset, condition) → smallest seed over all scenarios: no other seed stands for one that was lost."""
     found: dict[tuple[str, str, str], int] = {}
     for frame in frames:
         if "seed" in frame:

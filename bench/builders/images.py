@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robench.builders.apart import without_test_images
 from robench.builders.kept import keep_arrays, read_arrays
 from robench.data.dataset import Dataset
 from robench.errors import ModelError, must
@@ -18,7 +19,7 @@ from robench.spec import Artifact, Context
 from robench.workshop import folder, is_built, load, read_split
 
 
-@facts(version=1, kind="data")
+@facts(version=2, kind="data")
 def images(
     artifact: Artifact,
     context: Context,
@@ -28,11 +29,16 @@ def images(
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A split of a data set, or a seeded stratified part of it."""
+    """A split of a data set, or a seeded stratified part of it; only the test split holds test images.
+
+    Raises:
+        DataError: More than 1 % of another split's images are test images; fewer are left out.
+    """
     from robench.data.dataset import subset
 
     data = read_split(source, split)
-    return data if limit is None or limit >= len(data) else subset(data, limit, seed=seed)
+    part = data if limit is None or limit >= len(data) else subset(data, limit, seed=seed)
+    return part if split == "test" else without_test_images(part, source)
 
 
 @facts(version=1, kind="data")

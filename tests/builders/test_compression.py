@@ -1,17 +1,15 @@
-"""Compressed and trained-on models as artifacts, and images that may not be test images."""
+"""Compressed and trained-on models as artifacts."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 from robench import workshop
-from robench.builders import apart, tuning
-from robench.builders.apart import apart_from_test
-from robench.errors import DataError, ModelError
+from robench.builders import tuning
+from robench.errors import ModelError
 from robench.spec import Artifact, Ref
 
 BASE = Artifact("model", Ref.of("zoo", name="digits-standard"), label="digits-standard")
@@ -67,44 +65,6 @@ def test_damaged_weights_of_a_training_are_refused(context):
     workshop.load.cache_clear()
     with pytest.raises(ModelError, match="remove that folder"):
         workshop.load_model(artifact, context)
-
-
-def leaking(tmp_path, *, shared: int, count: int = 60) -> Artifact:
-    """A folder of arrays whose training split has some of the test images, under other ids."""
-    digits = workshop.read_split("digits", "test")
-    rng = np.random.Generator(np.random.Philox(key=3))
-    pixels = (digits.images()[:40, 0] * 255).round().byte().numpy()
-    other = rng.integers(0, 256, (count, *pixels.shape[1:]), dtype=np.uint8)
-    train = np.concatenate([other[: count - shared], pixels[:shared]])
-    path = tmp_path / "leak.npz"
-    np.savez(path, x_train=train, y_train=np.resize(np.arange(10), count), x_test=pixels, y_test=digits.labels[:40].numpy())
-    return Artifact("data", Ref.of("images", source=f"npz:{path}", split="train"), label="leak")
-
-
-def test_calibration_and_training_on_test_images_are_refused_by_lineage_and_by_content(context, tmp_path):
-    with pytest.raises(DataError, match="apart from the test images, got \"the split 'test'\""):
-        workshop.load_model(compressed("int8", images=TEST), context)
-    with pytest.raises(DataError, match="apart from the test images"):
-        workshop.build(tuned("finetune(steps=1)", images=TEST), context)
-    noisy = Artifact("data", Ref.of("corrupted", corruption="contrast", table="digits-v1"), inputs=(TEST,), stored=True)
-    with pytest.raises(DataError, match="the split 'test'"):
-        apart_from_test(noisy, context)
-    apart._test_hashes.cache_clear()
-    leak = leaking(tmp_path, shared=2)
-    with pytest.raises(DataError, match="got '2 of 60 that are also in the test split"):
-        apart_from_test(leak, context)
-
-
-def test_an_image_that_a_large_collection_holds_twice_is_left_out(context, tmp_path, caplog):
-    apart._test_hashes.cache_clear()
-    found = apart_from_test(leaking(tmp_path, shared=1, count=120), context)
-    assert len(found) == 119 and 119 not in found.ids.tolist() and "1 training images left out" in caplog.text
-
-
-def test_images_that_are_apart_pass(context, tmp_path):
-    assert len(apart_from_test(TRAIN, context)) == 100
-    apart._test_hashes.cache_clear()
-    assert len(apart_from_test(leaking(tmp_path, shared=0), context)) == 60
 
 
 def test_what_is_made_from_an_imitation_stays_one(context):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from robench.attacks._apgd import apgd
 from robench.attacks._engine import Attack, Engine
-from robench.attacks._escalation import begin
-from robench.attacks._protocols import _dense, _randomised, _require_gradient, anew, plain
+from robench.attacks._escalation import Still, begin
+from robench.attacks._protocols import anew, dense, plain, randomised, require_gradient
+from robench.attacks._rand import once
 from robench.attacks._square import square
 from robench.attacks._transfer import Relentless
 from robench.errors import AttackError, must
@@ -20,13 +21,14 @@ STEPS, QUERIES = 50, 1000
 """Steps of each Auto-PGD on the parent; queries without gradients for every survivor."""
 
 
-@facts(version=1, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
+@facts(version=2, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
 def compressed_union(engine: Engine, *, source: str = "") -> None:
     """Per image the worst of three: gradients (its own, else its twin's), transfer from the parent, and Square.
 
     The gradient stages are those of ``robench-standard``. Where the model itself has no gradient they take that of the
     substitute that it declares, an int8 model's that of its fake-quantised twin; points, margins and successes are
     always the model's own. Every survivor then meets images that Auto-PGD finds on the parent, and a gradient-free search.
+    A model whose outputs are random meets all three under many draws, the gradient stages being ``autoattack-rand``'s.
 
     Args:
         engine: The samples and the compressed model; ``engine.surrogate`` is the float parent.
@@ -43,17 +45,24 @@ def compressed_union(engine: Engine, *, source: str = "") -> None:
         raise AttackError(must("the parent", "a model", None, "name it, e.g. compressed-union(source='digits-standard')"))
     flags = begin(engine)
     if flags.random:
-        _randomised(engine, flags)
+        randomised(engine, flags, _without_gradient)
         return
     if not flags.missing:
-        _dense(engine)
+        dense(engine)
     for found in flags.sources:
         with engine.searching(found.model, f"{found.name}-"):
-            _dense(engine)
+            dense(engine)
     for number, loss in enumerate(LOSSES):
         engine.run(f"transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
     engine.run("square", anew(plain(square, queries=QUERIES), 3), access="score")
-    _require_gradient(flags)
+    require_gradient(flags)
+
+
+def _without_gradient(engine: Engine) -> None:
+    """Transfer from the parent and the search by queries, on a model whose finds must hold under many draws."""
+    for number, loss in enumerate(LOSSES):
+        engine.run(f"eot-transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
+    engine.run("eot-square", once(square, stage=3, queries=QUERIES), access="score")
 
 
 def carried(engine: Engine, loss: str, steps: int) -> Attack:
@@ -62,7 +71,8 @@ def carried(engine: Engine, loss: str, steps: int) -> Attack:
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
         told = {"threat": victim.threat, "task": victim.task, "width": victim.width}
-        model = Relentless(engine.surrogate, victim.x[rows], victim.y[rows], **told)  # type: ignore[arg-type]
+        parent = Still(engine.surrogate, draws.seed) if victim.samples else engine.surrogate  # type: ignore[arg-type]
+        model = Relentless(parent, victim.x[rows], victim.y[rows], **told)  # type: ignore[arg-type]
         apgd(model, model.x, model.y, threat=victim.threat, seeds=draws[rows], steps=steps, loss=loss)
         victim.forwards[rows] += model.forwards
         victim.backwards[rows] += model.backwards

@@ -107,10 +107,10 @@ def robench_standard(engine: Engine) -> None:
 
     It begins with a probe of a few samples, and escalates by itself where outputs are random or gradients mislead.
     """
-    _escalating(engine, _sparse if engine.threat.norm == "l1" else _dense, _hedge)
+    _escalating(engine, _sparse if engine.threat.norm == "l1" else dense, _hedge)
 
 
-def _dense(engine: Engine) -> None:
+def dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
     engine.rank()
     _, turn = _round(engine, 0)
@@ -150,7 +150,7 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
     """
     flags = begin(engine)
     if flags.random:
-        _randomised(engine, flags)
+        randomised(engine, flags)
         return
     if engine.threat.norm != "l1":
         engine.lower()
@@ -165,7 +165,7 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
         _elsewhere(engine, flags, search)
     if flags.troubles:
         engine.run("square-all", anew(plain(square, queries=5000), 3), access="score")
-    _require_gradient(flags)
+    require_gradient(flags)
 
 
 def _elsewhere(engine: Engine, flags: Flags, search: Callable[[Engine], None]) -> None:
@@ -189,8 +189,11 @@ def _elsewhere(engine: Engine, flags: Flags, search: Callable[[Engine], None]) -
         engine.run("apgd-margin", plain(apgd, loss="margin", steps=50))
 
 
-def _randomised(engine: Engine, flags: Flags) -> None:
-    """The stages of ``autoattack-rand``, on copies with substitute gradients too, from clean images looked at anew."""
+def randomised(engine: Engine, flags: Flags, further: Callable[[Engine], None] | None = None) -> None:
+    """The stages of ``autoattack-rand``, on copies with substitute gradients too, from clean images looked at anew.
+
+    ``further`` runs stages of its own under the same draws, in place of a search by queries where gradients mislead.
+    """
     engine.forget()
     with drawing(engine) as twin:
         twin.look("eot-clean")
@@ -199,9 +202,11 @@ def _randomised(engine: Engine, flags: Flags) -> None:
         for number, source in enumerate(flags.sources, 1):
             with twin.searching(source.model, f"{source.name}-"):
                 _averaged(twin, 10 * number)
-        if flags.troubles:
+        if further:
+            further(twin)
+        elif flags.troubles:
             twin.run("eot-square", once(square, stage=3, queries=QUERIES), access="score")
-    _require_gradient(flags)
+    require_gradient(flags)
 
 
 def _averaged(engine: Engine, stage: int) -> None:
@@ -209,7 +214,7 @@ def _averaged(engine: Engine, stage: int) -> None:
     engine.run("eot-apgd-dlr", once(apgd, stage=stage + 1, loss=second_loss(engine), steps=100))
 
 
-def _require_gradient(flags: Flags) -> None:
+def require_gradient(flags: Flags) -> None:
     if flags.missing and not flags.sources:
         raise NoGradientError(flags.missing)
 

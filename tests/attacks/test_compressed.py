@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robench import zoo
-from robench.attacks import _compressed
+from robench.attacks import _compressed, _protocols
 from robench.attacks._cascade import sieve
 from robench.attacks._compressed import carried, compressed_union
 from robench.attacks._engine import Engine
@@ -174,7 +174,7 @@ def short(monkeypatch):
     """The union's gradient stages cut down to their first one, and small budgets."""
     monkeypatch.setattr(_compressed, "STEPS", 8)
     monkeypatch.setattr(_compressed, "QUERIES", 40)
-    monkeypatch.setattr(_compressed, "_dense", lambda engine: engine.run("sieve", sieve(5)))
+    monkeypatch.setattr(_compressed, "dense", lambda engine: engine.run("sieve", sieve(5)))
 
 
 def test_the_union_names_its_stages_and_what_they_saw(deployed, parent, short):
@@ -201,6 +201,33 @@ def test_without_a_twin_the_union_fails_after_everything_else(deployed, parent, 
     with pytest.raises(NoGradientError):
         compressed_union(engine)
     assert {"transfer-ce", "square"} <= {stage.name for stage in engine.waterfall} and engine.broken.any()
+
+
+class Noisy(nn.Module):
+    """A model whose outputs get a little noise in every pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        out = self.model(x)
+        return out + 1e-2 * torch.randn_like(out)
+
+
+def test_a_random_model_meets_its_parent_and_the_queries_too(parent, short, monkeypatch):
+    """Gradients alone (here: none) are not all that an adversary has; what the other stages find holds under draws."""
+    monkeypatch.setattr(_protocols, "_averaged", lambda engine, stage: None)
+    engine = engine_of(Noisy(parent), surrogate=parent)
+    compressed_union(engine)
+    access = {stage.name: stage.access for stage in engine.waterfall}
+    assert access["eot-transfer-ce"] == access["eot-transfer-margin"] == "transfer" and access["eot-square"] == "score"
+    assert "the model's output is random" in engine.escalated and engine.broken.any()
+    again = engine_of(Noisy(parent), surrogate=Noisy(parent))
+    compressed_union(again)
+    other = engine_of(Noisy(parent), surrogate=Noisy(parent))
+    compressed_union(other)
+    assert torch.equal(again.best, other.best), "a parent's own draws repeat themselves"
 
 
 def test_a_union_needs_the_parent(deployed):

@@ -151,7 +151,7 @@ def test_rounding_falls_to_substitute_gradients_and_the_rows_say_so():
     model, bare = Rounded(net()), run(net())
     ordinary = engine(model)
     ordinary.look()
-    _protocols._dense(ordinary)
+    _protocols.dense(ordinary)
     before, found = ordinary.broken, run(model)
     assert found.broken.sum() >= bare.broken.sum() - 1 > before.sum() + 4
     assert any("zero gradients" in why for why in found.escalated)

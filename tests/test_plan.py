@@ -176,6 +176,15 @@ def test_a_model_without_a_gradient_meets_its_twins_its_parent_and_queries():
     assert all(c.model.stored for c in twins)
 
 
+def test_every_compressed_model_meets_gradients_its_parent_and_queries():
+    text = DEPLOYED.replace(", robench-standard", "")
+    met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}
+    from_parent = {f"{name}(source='digits-standard')" for name in ("transfer", "compressed-union")}
+    assert met == {"noise(draws=2)", "pgd(steps=4)", "ddn", *from_parent}
+    nothing = plan(text.replace("noise(draws=2), pgd(steps=4), ddn", ""))
+    assert not any("union" in str(c.scenario) for c in nothing.cells if c.condition == "int8")
+
+
 def test_an_attack_that_transfers_takes_the_parents_images_where_it_names_no_source():
     text = DEPLOYED.replace("noise(draws=2)", "compressed-union")
     met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}

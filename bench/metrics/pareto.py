@@ -20,6 +20,9 @@ COLUMNS = (
     "dataset", "cost", "quality", "threat", "model", "condition", "cost_value", "value", "ci_low", "ci_high", "n", "front",
     "left_out",
 )  # fmt: skip
+ENSEMBLES = ("compressed-union", "robench-standard", "robench-deep", "autoattack-standard", "autoattack-plus")
+"""Protocols with gradients and without, each at least as strong as single attacks: models that met one can be compared."""
+_ENSEMBLE = "an ensemble of attacks such as robench-standard"
 _KEYS = ["dataset", "model", "condition"]
 
 
@@ -54,9 +57,9 @@ def front(points: Any, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
 def pareto(table: pd.DataFrame) -> pd.DataFrame:
     """Cost against quality of all models and conditions, for each data set, cost, quality and threat; ``COLUMNS``.
 
-    Only what was measured alike is compared: on equally many samples (the largest number), at one threat under every attack
-    that another line met there (transfers aside), on every corruption that another line met. ``left_out`` says why a line is
-    not compared; such a line is never in ``front``.
+    Only what was measured alike is compared: on equally many samples (the largest number), at one threat under an ensemble
+    of attacks where a line met one, else under every attack that another line met there (transfers aside), on every
+    corruption that another line met. ``left_out`` says why a line is not compared; such a line is never in ``front``.
 
     Args:
         table: A tidy table.
@@ -100,6 +103,8 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     if quality == "robust_accuracy":
         parts = parts[(parts["threat"] == threat) & (parts["attack"] != "worst")]
         parts = parts.assign(met=[_plain(a) for a in parts["attack"]])
+        if parts["met"].eq(_ENSEMBLE).any():
+            parts = parts[parts["met"] == _ENSEMBLE]
     else:
         parts = parts[parts["eps"].notna() & (parts["threat"] != "mean")].assign(met=parts["threat"])
     sets = parts[parts["met"] != ""].groupby(_KEYS)["met"].agg(frozenset)
@@ -108,8 +113,10 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
 
 
 def _plain(attack: str) -> str:
-    """An attack's name as other models meet it: without ``through``; empty for transfers and unions of them."""
+    """An attack's name as other models meet it: without ``through``; empty for transfers."""
     ref = Ref.parse(attack)
+    if ref.name in ENSEMBLES:
+        return _ENSEMBLE
     if ref.name == "through":
         return str(ref.kwargs["attack"])
     return "" if "source" in ref.kwargs else attack

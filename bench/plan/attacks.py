@@ -114,20 +114,28 @@ def transfer_from(name: str) -> str:
 
 
 def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
-    """Attacks on a compressed model as they can be meant, and what every such model meets besides: its parent's images.
+    """Attacks on a compressed model as they can be meant, and what every such model meets besides.
 
-    Of a model without a gradient, gradient attacks take its substitute's (``through``), and the union of all that an
-    adversary has is added: substitute, parent and a search without gradients.
+    That is its parent's images and, unless a protocol that sees everything was asked for on a model with a gradient, the
+    union of all that an adversary has: gradients, parent and a search without gradients. Of a model without a gradient,
+    gradient attacks take its substitute's (``through``).
 
     Args:
         model: An artifact of the builder ``compressed``.
         attacks: References; one that transfers and names no source takes the parent's images.
     """
-    attacks = [_from_parent(attack, model.label) for attack in attacks]
-    if not without_gradient(model):
-        return list(dict.fromkeys([*attacks, transfer_from(model.label)]))
-    asked = [_lent(attack) for attack in attacks]
-    return list(dict.fromkeys([*asked, transfer_from(model.label), str(Ref.of("compressed-union", source=model.label))]))
+    asked = [_from_parent(attack, model.label) for attack in attacks]
+    union = [str(Ref.of("compressed-union", source=model.label))]
+    if without_gradient(model):
+        asked = [_lent(attack) for attack in asked]
+    elif not asked or any(_sees_all(attack) for attack in asked):
+        union = []
+    return list(dict.fromkeys([*asked, transfer_from(model.label), *union]))
+
+
+def _sees_all(attack: str) -> bool:
+    facts = catalog.ATTACKS[Ref.parse(attack).name].facts
+    return bool(facts.get("protocol")) and facts.get("access") == "all"
 
 
 def parent_of(model: Artifact) -> Artifact:

@@ -129,6 +129,20 @@ def test_a_model_that_met_fewer_attacks_is_not_compared():
     assert told["front"].to_dict() == {"": True, "bad": True, "small": False, "twin": False}
 
 
+def test_where_ensembles_were_run_only_they_are_compared():
+    robust = {"threat": "linf(0.1)", "eps": 0.1}
+    attacks = {"": ["fgsm", "robench-standard"], "small": ["noise", "compressed-union(source='m')"], "bad": ["fgsm", "pgd"]}
+    rows = models()
+    for condition, names in attacks.items():
+        rows += [line("m", condition, "robust_accuracy", 0.4, attack=a, **robust) for a in names]
+        rows.append(line("m", condition, "robust_accuracy", 0.3, attack="worst", validity="sound", **robust))
+    found = pareto(pd.DataFrame(rows))
+    told = found[(found["quality"] == "robust_accuracy") & (found["cost"] == "stored_bytes")].set_index("condition")
+    lack = "it did not meet an ensemble of attacks such as robench-standard"
+    assert told["left_out"].to_dict() == {"": "", "small": "", "bad": lack}
+    assert told["front"].to_dict() == {"": False, "small": True, "bad": False}
+
+
 def test_without_costs_there_is_no_table(synthetic):
     frames = {"corruption": synthetic.corruption("plain")}
     assert len(pareto(tidy(frames))) == 0

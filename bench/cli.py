@@ -263,9 +263,9 @@ def report(run_directory: Path, form: str) -> None:
 @main.command()
 @click.argument("run_directories", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
-@click.option("--by", default="robust_accuracy", show_default=True, help="Metric that ranks.")
+@click.option("--by", help="Metric that ranks [default: robust accuracy; without attacks corrupted, then clean accuracy].")
 @click.option("--threat", help="Threat that ranks, e.g. 'linf(8/255)' [default: the most measured].")
-def leaderboard(run_directories: tuple[Path, ...], form: str, by: str, threat: str | None) -> None:
+def leaderboard(run_directories: tuple[Path, ...], form: str, by: str | None, threat: str | None) -> None:
     """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
     import pandas as pd
 

@@ -23,6 +23,7 @@ from robench.registry import Table, facts
 from robench.spec import ThreatModel
 
 UNRANKED = "-"
+ATTACKED = "robust_accuracy"
 SEVERAL = "measured in several runs with other results, the least favourable shown"
 _PLAIN = {
     "clean": ("accuracy", ""),
@@ -40,11 +41,11 @@ _NAMED = 2
 """How many missing attacks a verdict names."""
 
 
-@facts(version=3)
+@facts(version=4)
 def leaderboard(
     tables: pd.DataFrame | Sequence[pd.DataFrame],
     *,
-    by: str = "robust_accuracy",
+    by: str | None = None,
     threat: str | None = None,
     threats: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
@@ -61,7 +62,8 @@ def leaderboard(
 
     Args:
         tables: One tidy table or several, which are joined.
-        by: Metric that ranks; of several explainers the least favourable counts.
+        by: Metric that ranks; of several explainers the least favourable counts. By default robust accuracy, or where
+            nothing was attacked corrupted accuracy, then accuracy.
         threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the first of ``threats``, else the
             one most models were measured at, linf before other norms.
         threats: Threats that get a column; by default all, a security curve's included.
@@ -85,7 +87,7 @@ def leaderboard(
     if weights:
         label = "score (" + " + ".join(f"{w:g}*{c}" for c, w in sorted(weights.items())) + ")"
         wide[label] = score(wide, weights)
-    return _with_intervals(_ranked(wide, higher=_higher(by)), _rank_rows(base, ranked))
+    return _with_intervals(_ranked(wide, higher=_higher(ranked[0])), _rank_rows(base, ranked))
 
 
 def main_threats(*headers: Mapping[str, Any] | None) -> list[str]:
@@ -111,13 +113,15 @@ def _suite_threats(header: Mapping[str, Any]) -> list[str]:
 
 
 def ranked_by(
-    table: pd.DataFrame, *, by: str = "robust_accuracy", threat: str | None = None, threats: Sequence[str] | None = None
+    table: pd.DataFrame, *, by: str | None = None, threat: str | None = None, threats: Sequence[str] | None = None
 ) -> tuple[str, str]:
     """Metric and threat that rank; the threat is empty where the metric has none or nothing was measured.
 
     Raises:
         ConfigError: Unknown metric, or a threat that was not measured.
     """
+    if by is None:
+        by = ATTACKED if threat else _default(table)
     if by not in METRICS:
         raise ConfigError(must("the ranking metric", "a known one", by, suggestion(by, METRICS)))
     plain = {metric: where for metric, where in _PLAIN.values()}
@@ -134,6 +138,12 @@ def ranked_by(
     counts["linf"] = counts["norm"].str.startswith("linf")
     best = counts.sort_values(["models", "linf"], ascending=False, kind="stable")
     return by, "" if best.empty else str(best.index[0])
+
+
+def _default(table: pd.DataFrame) -> str:
+    """Robust accuracy unless no model was attacked; then what else was measured of the models as they are."""
+    known = set(table.loc[table["condition"] == "", "metric"])
+    return next((metric for metric in (ATTACKED, "corrupted_accuracy", "accuracy") if metric in known), ATTACKED)
 
 
 def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:

@@ -25,6 +25,11 @@ _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 _PLAIN = "(as it is)"
 _POINTS = ("accuracy_in_bin", "risk_at_coverage")
 """Metrics that are the points of a picture; their numbers are in ``table.csv``."""
+_LED = {
+    "corrupted_accuracy": ("corrupted", "right, as the mean over all corruptions"),
+    "accuracy": ("clean", "right"),
+}
+"""Ranking metric → its column, and what of its images a leader keeps; of others it is robust accuracy."""
 
 
 @facts(version=3)
@@ -69,8 +74,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
 
 def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
     """A sentence per data set on who is ranked first, or that nobody is."""
-    threat = ranked[1]
-    column = f"robust@{threat}"
+    column, kept = _LED.get(ranked[0], (f"robust@{ranked[1]}", f"right under every attack at {ranked[1]}"))
     found = []
     for dataset, part in board.groupby("dataset", sort=True):
         best = part[part["rank"] == "1"]
@@ -81,8 +85,13 @@ def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
         value = interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
         who = " and ".join(best["model"])
         count = int((part["rank"] != UNRANKED).sum())
-        lead = f"{who} leads {count} ranked models" if count > 1 else f"{who} is the only ranked model"
-        found.append(f"{dataset}: {lead}; it keeps {value} % of {row['n']} images right under every attack at {threat}.")
+        several = len(best) > 1
+        lead = (
+            f"{who} {'lead' if several else 'leads'} {count} ranked models"
+            if count > 1
+            else f"{who} is the only ranked model"
+        )
+        found.append(f"{dataset}: {lead}; {'each' if several else 'it'} keeps {value} % of {row['n']} images {kept}.")
     return found
 
 
@@ -120,7 +129,7 @@ def _who(model: str, condition: str) -> str:
 def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
     """The leaderboard's texts: verdict, n and the ranking number next to the model, empty columns left out."""
     cells = leaderboard_cells(board)
-    first = ["rank", "model", "dataset", "validity", "n", f"robust@{ranked[1]} %"]
+    first = ["rank", "model", "dataset", "validity", "n", f"{_LED.get(ranked[0], (f'robust@{ranked[1]}',))[0]} %"]
     order = [*(c for c in first if c in cells), *(c for c in cells if c not in first)]
     cells["n"] = ["" if n == "0" else n for n in cells["n"]]
     kept = [c for c in order if (cells[c] != "").any() and not (c == "dataset" and cells[c].nunique() == 1)]
@@ -137,7 +146,7 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
         same = table[(table["dataset"] == dataset) & (table["model"] == model)]
         same = same[same["condition"].isin({"", *part["condition"]})]
         names = same["condition"].mask(same["condition"] == "", model)
-        board = leaderboard(same.assign(model=names, condition=""), threats=threats)
+        board = leaderboard(same.assign(model=names, condition=""), by=ranked[0], threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
         boards.append(

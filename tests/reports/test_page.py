@@ -40,9 +40,21 @@ def test_the_first_sentence_says_who_leads_with_interval_samples_and_threat(tabl
 
 def test_nobody_leads_where_nobody_is_ranked(synthetic, table):
     assert _told(table[table["model"] == "masked"]) == ["digits: no model can be ranked."]
-    assert _told(table[table["scenario"] == "clean"]) == ["digits: no model can be ranked."]
+    assert _told(table.iloc[:0]) == []
     limited = tidy(synthetic.frames(), limited=True)
     assert "Limited run" in page(limited) and "no model can be ranked" in page(limited)
+
+
+def test_without_attacks_what_was_measured_ranks_and_the_sentence_says_so(table):
+    calm = table[table["scenario"].isin(["clean", "corruption"])]
+    assert ranked_by(calm) == ("corrupted_accuracy", "mean") and set(leaderboard(calm)["n"]) == {60}
+    (told,) = _told(calm)
+    assert re.fullmatch(r"digits: .* images right, as the mean over all corruptions\.", told)
+    only = table[table["scenario"] == "clean"]
+    assert ranked_by(only) == ("accuracy", "")
+    assert _told(only) == [
+        "digits: masked and plain and trained lead 3 ranked models; each keeps 95.0 [86.3, 98.3] % of 60 images right."
+    ]
 
 
 def test_suspects_and_flags_name_each_model_once_with_the_ranking_threat_in_view(table):

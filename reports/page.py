@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robench.metrics.alike import comparable
 from robench.metrics.table import SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
@@ -145,6 +146,7 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
     for (dataset, model), part in changed.groupby(["dataset", "model"], sort=True):
         same = table[(table["dataset"] == dataset) & (table["model"] == model)]
         same = same[same["condition"].isin({"", *part["condition"]})]
+        same = _tested_alike(same)
         names = same["condition"].mask(same["condition"] == "", model)
         board = leaderboard(same.assign(model=names, condition=""), by=ranked[0], threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
@@ -164,6 +166,13 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
     named = [c for c in ("dataset", "model", "condition", "n") if c in cells]
     cells = cells[[*named, "verdict", *rates, *(["but"] if any(cells["but"]) else [])]]
     return {**_rows(cells), "verdicts": whole["validity"].tolist()}
+
+
+def _tested_alike(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one model's conditions with the names by which their attacks are compared, worst cases as they are."""
+    attacked = (rows["scenario"] == "evasion") & ~rows["attack"].isin(["worst", "curve"])
+    named = [comparable(part) for _, part in rows[attacked].groupby("threat", sort=False)]
+    return pd.concat([rows[~attacked], *named])
 
 
 def flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

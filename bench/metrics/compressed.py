@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import robust, stats
+from robench.metrics.alike import ENSEMBLE, alike
 from robench.metrics.corrupted import failed
 from robench.metrics.rows import each, row
 from robench.registry import facts
-from robench.spec import Estimate, Ref
+from robench.spec import Estimate
 
 BINS = 15
 _KEYS = ("model", "dataset", "seed")
@@ -214,7 +215,7 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
     """Robust accuracy lost at every threat that both models were attacked at."""
     own, parent = _pair(evasion, rows)
     for (eps, threat), part in own.groupby(["eps", "threat"]):
-        same = parent[(parent["threat"] == threat) & parent["attack"].isin({_plain(a) for a in part["attack"].unique()})]
+        same = _common(parent[parent["threat"] == threat], part)
         if same.empty or set(same["access"]) <= {"noise"}:
             continue
         left, was = robust.worst_case(part), robust.worst_case(same)
@@ -227,10 +228,13 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
         yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, **told)
 
 
-def _plain(attack: str) -> str:
-    """The attack that ``through(attack=...)`` takes to a model without a gradient; others as they are."""
-    ref = Ref.parse(attack)
-    return str(ref.kwargs["attack"]) if ref.name == "through" and "attack" in ref.kwargs else attack
+def _common(parent: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """The parent's rows under what the compressed model met too: everything where both met an ensemble of attacks."""
+    met = {alike(attack) for attack in own["attack"].unique()}
+    known = {attack: alike(attack) for attack in parent["attack"].unique()}
+    if ENSEMBLE in met and ENSEMBLE in known.values():
+        return parent
+    return parent[parent["attack"].map(known).isin(met - {""})]
 
 
 def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robench.errors import DataError, must
+from robench.metrics.alike import comparable
 from robench.metrics.validity import DOUBTED
-from robench.spec import Ref
 
 COSTS = ("stored_bytes", "latency_p50_ms")
 """Metrics that are to be low; of a model whose time was only imitated there is none."""
@@ -20,9 +20,6 @@ COLUMNS = (
     "dataset", "cost", "quality", "threat", "model", "condition", "cost_value", "value", "ci_low", "ci_high", "n", "front",
     "left_out",
 )  # fmt: skip
-ENSEMBLES = ("compressed-union", "robench-standard", "robench-deep", "autoattack-standard", "autoattack-plus")
-"""Protocols with gradients and without, each at least as strong as single attacks: models that met one can be compared."""
-_ENSEMBLE = "an ensemble of attacks such as robench-standard"
 _KEYS = ["dataset", "model", "condition"]
 
 
@@ -101,25 +98,13 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     quality, threat = rows["metric"].iloc[0], rows["threat"].iloc[0]
     parts = table[table["metric"] == quality]
     if quality == "robust_accuracy":
-        parts = parts[(parts["threat"] == threat) & (parts["attack"] != "worst")]
-        parts = parts.assign(met=[_plain(a) for a in parts["attack"]])
-        if parts["met"].eq(_ENSEMBLE).any():
-            parts = parts[parts["met"] == _ENSEMBLE]
+        parts = comparable(parts[(parts["threat"] == threat) & (parts["attack"] != "worst")])
+        parts = parts.assign(met=parts["attack"])
     else:
         parts = parts[parts["eps"].notna() & (parts["threat"] != "mean")].assign(met=parts["threat"])
-    sets = parts[parts["met"] != ""].groupby(_KEYS)["met"].agg(frozenset)
+    sets = parts.groupby(_KEYS)["met"].agg(frozenset)
     keys = pd.MultiIndex.from_frame(rows[_KEYS])
     return pd.Series([sets.get(key, frozenset()) for key in keys], index=rows.index, dtype=object)
-
-
-def _plain(attack: str) -> str:
-    """An attack's name as other models meet it: without ``through``; empty for transfers."""
-    ref = Ref.parse(attack)
-    if ref.name in ENSEMBLES:
-        return _ENSEMBLE
-    if ref.name == "through":
-        return str(ref.kwargs["attack"])
-    return "" if "source" in ref.kwargs else attack
 
 
 def _reasons(rows: pd.DataFrame, found: pd.DataFrame, *, met: pd.Series) -> pd.Series:

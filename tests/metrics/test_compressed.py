@@ -190,6 +190,11 @@ def test_the_table_sets_every_scenario_beside_the_parents():
     assert through.loc[through["metric"] == "robust_accuracy_drop", "value"].item() == robust["value"]
     noise = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": evasion.assign(access="noise")})
     assert "robust_accuracy_drop" not in set(noise["metric"])
+    union = attacked("prune", 0.0).assign(attack="compressed-union(source='m')")
+    whole = pd.concat([evasion, stronger.assign(attack="robench-standard"), union])
+    both = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": whole})
+    drops = both.loc[both["metric"] == "robust_accuracy_drop", "value"]
+    assert drops.item() == 0, "where both met an ensemble, everything that either met counts"
     alone = tidy({"disagreement": ROWS.assign(scenario="disagreement")})
     assert not set(alone["metric"]) & {"corrupted_accuracy_drop", "robust_accuracy_drop"}
 

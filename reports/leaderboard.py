@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
@@ -244,7 +245,7 @@ def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> fr
         return frozenset()
     parts = rows[(rows["scenario"] == scenario) & ~rows["attack"].isin(_OVER) & rows["eps"].notna()]
     cells = set(str(chosen["cell"]).split("+"))
-    parts = parts[[set(str(c).split("+")) <= cells for c in parts["cell"]]]
+    parts = parts[np.array([set(str(c).split("+")) <= cells for c in parts["cell"]], dtype=bool)]
     if scenario == "corruption":
         parts = parts[parts["threat"] != threat]
         return frozenset(f"{t} {e:g}" for t, e in zip(parts["threat"], parts["eps"], strict=True))

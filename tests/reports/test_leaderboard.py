@@ -157,6 +157,14 @@ def test_attack_sets_matter_at_the_ranking_threat_only_and_not_for_other_metrics
     assert lines(leaderboard(rows, by="accuracy"))["b"] == ("1", "sound")
 
 
+def test_a_model_whose_single_attacks_are_unknown_is_not_ranked_beside_others():
+    alone = attacked("b", 0.9)[-1:]
+    assert lines(leaderboard(table(attacked("a", 0.5), alone)))["b"] == (
+        "-",
+        "sound; not measured against fgsm, pgd(steps=40)",
+    )
+
+
 def curve(model: str, grid: tuple[float, ...], area: float):
     parts = [attacked(model, 0.5, threat=f"linf({eps})") for eps in grid]
     cells = "+".join(r["cell"] for part in parts for r in part)

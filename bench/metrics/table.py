@@ -103,7 +103,7 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
     Returns:
         One row per estimate; without rows when the frames are empty.
     """
-    frames = {name: _with_plain_texts(frame) for name, frame in frames.items()}
+    frames = {name: _with_coded_texts(frame) for name, frame in frames.items()}
     ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
     first = _first_seeds(ordered.values())
     rows: list[dict[str, Any]] = []
@@ -121,10 +121,10 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
     return _typed(rows)
 
 
-def _with_plain_texts(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with texts as Python objects: rows of those are picked several times faster than of Arrow's strings."""
+def _with_coded_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with texts as categories: rows of those are compared and picked several times faster than of strings."""
     texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
-    return frame.astype(dict.fromkeys(texts, object)) if texts else frame
+    return frame.astype(dict.fromkeys(texts, "category")) if texts else frame
 
 
 def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:

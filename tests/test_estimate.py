@@ -6,6 +6,7 @@ import pytest
 
 from robench import estimate
 from robench.api import plan_run
+from robench.spec import Context
 from robench.suite import parse_suite
 
 BASE = "name: s\nlimit: {limit}\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\nattacks: ['pgd(steps={steps})']\n"
@@ -13,8 +14,9 @@ BASE = "name: s\nlimit: {limit}\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\natt
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
-    """A fixed speed, so that counts alone are compared."""
+    """A fixed speed and attacks that leave a fixed share, so that counts alone are compared."""
     monkeypatch.setattr(estimate, "_seconds_per_forward", lambda *a: 1e-3)
+    monkeypatch.setattr(estimate, "_share_left", lambda *a: estimate.LEFT)
 
 
 def seconds(steps: int = 40, limit: int = 50, more: str = "", workers: int = 1) -> float:
@@ -61,10 +63,25 @@ def test_packaged_suites_can_be_estimated(name):
 
 
 def test_a_sentinel_and_a_protocol_cost_what_rows_of_full_held():
-    """Measured on the zoo at n = 300: the sentinel 115 passes' worth per sample, robench-standard 1060."""
+    """Measured on the zoo at n = 300: the sentinel 115 passes' worth per sample, protocols by what they leave."""
     plan, _ = plan_run(parse_suite(BASE.format(steps=1, limit=300).replace("pgd(steps=1)", "robench-standard")))
-    found = {c.scenario.name: estimate._forwards(c, plan) / 300 for c in plan.cells}
-    assert found["sentinel"] == pytest.approx(115, rel=0.15) and found["evasion"] == pytest.approx(1060, rel=0.15)
+    cells = {c.scenario.name: c for c in plan.cells}
+    found = {"sentinel": estimate._forwards(cells["sentinel"], plan) / 300}
+    assert found["sentinel"] == pytest.approx(115, rel=0.15)
+    for left, passes in ((0.56, 463), (0.56, 517), (0.12, 161), (0.22, 225), (0.0, 12)):
+        assert passes / 2 < estimate._forwards(cells["evasion"], plan, left=left) / 300 < 2 * passes
     more, _ = plan_run(parse_suite(BASE.format(steps=1, limit=1000)))
     grown = next(estimate._forwards(c, more) for c in more.cells if c.scenario.name == "sentinel")
     assert grown < 2 * 300 * found["sentinel"]
+
+
+def test_what_attacks_leave_is_tried_on_the_model(monkeypatch):
+    monkeypatch.undo()
+    text = BASE.format(steps=5, limit=40).replace("linf(0.1)", "linf(0.02), linf(0.3), l1(4)")
+    plan, _ = plan_run(parse_suite(text.replace("'pgd(steps=5)'", "'pgd(steps=5)', 'apgd(steps=5)'")))
+    cells = {str(c.scenario.kwargs["threat"]): c for c in plan.cells if c.scenario.name == "evasion"}
+    context = Context("", "cpu")
+    left = {threat: estimate._share_left(c.model, c, context) for threat, c in cells.items()}
+    assert 1 >= left["linf(0.02)"] > 0.7 > left["linf(0.3)"] >= 0 and left["l1(4)"] == estimate.LEFT
+    later, _ = plan_run(parse_suite(BASE.format(steps=5, limit=40)), models=["trained(steps=5)"])
+    assert estimate._share_left(later.cells[-1].model, cells["linf(0.02)"], context) == estimate.LEFT

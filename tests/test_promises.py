@@ -258,9 +258,10 @@ attacks: [{}]
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_protocol_keeps_promise_one(tmp_path, precision):
-    names = [name for name, entry in catalog.ATTACKS.items() if entry.facts.get("protocol")]
+    protocols = {name: entry.facts for name, entry in catalog.ATTACKS.items() if entry.facts.get("protocol")}
+    names = [f"{n}(source='digits-standard')" if told.get("surrogate") else n for n, told in protocols.items()]
     suite = tmp_path / "suite.yaml"
-    suite.write_text(PROTOCOLS.format(", ".join(names)))
+    suite.write_text(PROTOCOLS.format(", ".join(f'"{n}"' for n in names)))
     told = {"device": "cpu", "settings": Settings(search_precision=precision)}
     api.run(str(suite), out=tmp_path / "reference", workers=1, **told)
     table = csv(tmp_path / "reference")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench import catalog
+from robench.data.overlap import NATURAL, image_hashes
 from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.plan import Sources, made_of
 from robench.plan.ood import read_as
@@ -42,14 +43,8 @@ def resolve_sources(
         DataError: Missing or damaged data.
         ModelError: A missing model file.
     """
-    splits: dict[str, str] = {}
-    label = Ref.parse(data).name
-    version = catalog.DATA[label].version
-    for split in ("train", "validation", "test"):
-        if split in _splits(data):
-            splits[split] = f"{version}|{read_split(data, split).spec.sha256}"
-    spec = read_split(data, "test").spec
-    shape = spec.shape
+    label, spec = Ref.parse(data).name, read_split(data, "test").spec
+    splits, shape = _versions(data, spec), spec.shape
     fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
     artifacts = {name: _zoo(name) for name in fitting}
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
@@ -70,23 +65,30 @@ def resolve_sources(
         artifacts[artifact.label] = artifact
         classes |= {artifact.label: user.num_classes} if user.arch else {}
         paths.append(path)
-    further = {name: _further(name, shape) for name in dict.fromkeys(files)}
+    further = {name: _further(name, data, spec) for name in dict.fromkeys(files)}
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
     hashes = {name: version for name, (_, version) in further.items()}
     return Sources(data, label, splits, artifacts, classes, shape, hashes, names), tuple(paths)
 
 
-def _further(source: str, shape: tuple[int, int, int]) -> tuple[DatasetSpec, str]:
+def _further(source: str, data: str, own: DatasetSpec) -> tuple[DatasetSpec, str]:
     """Facts and version of a further data set's test split.
 
     Raises:
-        DataError: Images of another shape.
+        DataError: Images of another shape, or images that models were trained on.
     """
-    name = read_as(source, shape)
-    spec = read_split(name, "test").spec
-    if spec.shape != shape:
-        raise DataError(must(f"the images of {source}", f"{shape} as the data set's", spec.shape, "resize or convert them"))
-    return spec, f"{catalog.DATA[Ref.parse(name).name].version}|{spec.sha256}"
+    name = read_as(source, own.shape)
+    other = read_split(name, "test")
+    if other.spec.shape != own.shape:
+        remedy = "resize or convert them"
+        raise DataError(must(f"the images of {source}", f"{own.shape} as the data set's", other.spec.shape, remedy))
+    if "train" in own.splits:
+        seen = frozenset(image_hashes(read_split(data, "train")))
+        shared = sum(found in seen for found in image_hashes(other))
+        if shared > NATURAL * len(other):
+            got = f"{shared} of {len(other)} that are also in the train split of {data}"
+            raise DataError(must(f"the images of {source}", "such as no model was trained on", got, "leave those out"))
+    return other.spec, f"{catalog.DATA[Ref.parse(name).name].version}|{other.spec.sha256}"
 
 
 def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
@@ -128,8 +130,15 @@ def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _splits(data: str) -> tuple[str, ...]:
-    return read_split(data, "test").spec.splits
+def _versions(data: str, test: DatasetSpec) -> dict[str, str]:
+    """Split → version; that of another split names the test split too, whose images are left out of it."""
+    reader = catalog.DATA[Ref.parse(data).name].version
+    found = {}
+    for split in ("train", "validation", "test"):
+        if split in test.splits:
+            own = test.sha256 if split == "test" else f"{read_split(data, split).spec.sha256}|{test.sha256}"
+            found[split] = f"{reader}|{own}"
+    return found
 
 
 def _zoo(name: str) -> Artifact:

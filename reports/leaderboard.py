@@ -17,8 +17,8 @@ import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
+from robench.metrics.alike import unmet
 from robench.metrics.ranks import RANK, RANKED
-from robench.metrics.transfer import unmet
 from robench.metrics.validity import DOUBTED
 from robench.registry import Table, facts
 from robench.spec import ThreatModel
@@ -63,8 +63,8 @@ def leaderboard(
 
     Args:
         tables: One tidy table or several, which are joined.
-        by: Metric that ranks; of several explainers the least favourable counts. By default robust accuracy, or where
-            nothing was attacked corrupted accuracy, then accuracy.
+        by: Metric that ranks; of several explainers the least favourable counts. By default robust accuracy; where no
+            threat is named and nothing was attacked, corrupted accuracy, then accuracy.
         threat: Threat whose robust accuracy ranks (``linf(8/255)``); by default the first of ``threats``, else the
             one most models were measured at, linf before other norms.
         threats: Threats that get a column; by default all, a security curve's included.
@@ -122,7 +122,7 @@ def ranked_by(
         ConfigError: Unknown metric, or a threat that was not measured.
     """
     if by is None:
-        by = ATTACKED if threat else _default(table)
+        by = ATTACKED if threat or threats else _default(table)
     if by not in METRICS:
         raise ConfigError(must("the ranking metric", "a known one", by, suggestion(by, METRICS)))
     plain = {metric: where for metric, where in _PLAIN.values()}
@@ -142,7 +142,9 @@ def ranked_by(
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Robust accuracy unless no model was attacked; then what else was measured of the models as they are."""
+    """Robust accuracy unless nothing was to be attacked; then what else was measured of the models as they are."""
+    if table["scenario"].eq("evasion").any():
+        return ATTACKED
     known = set(table.loc[table["condition"] == "", "metric"])
     return next((metric for metric in (ATTACKED, "corrupted_accuracy", "accuracy") if metric in known), ATTACKED)
 

@@ -9,12 +9,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robench.metrics.alike import comparable
 from robench.metrics.table import SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import image
-from robench.reports.leaderboard import UNRANKED, leaderboard, main_threats, ranked_by
+from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by
 from robench.reports.pictures import PICTURES
 from robench.reports.sections import sections
 from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
@@ -146,9 +145,9 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
     for (dataset, model), part in changed.groupby(["dataset", "model"], sort=True):
         same = table[(table["dataset"] == dataset) & (table["model"] == model)]
         same = same[same["condition"].isin({"", *part["condition"]})]
-        same = _tested_alike(same)
         names = same["condition"].mask(same["condition"] == "", model)
-        board = leaderboard(same.assign(model=names, condition=""), by=ranked[0], threats=threats)
+        by = ATTACKED if (same["metric"] == ATTACKED).any() else ranked[0]
+        board = leaderboard(same.assign(model=names, condition=""), by=by, threats=threats)
         board = board.assign(_changed=board["model"] != model).sort_values(["_changed", "model"], kind="stable")
         shown = board["model"].mask(~board["_changed"], _PLAIN)
         boards.append(
@@ -166,13 +165,6 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
     named = [c for c in ("dataset", "model", "condition", "n") if c in cells]
     cells = cells[[*named, "verdict", *rates, *(["but"] if any(cells["but"]) else [])]]
     return {**_rows(cells), "verdicts": whole["validity"].tolist()}
-
-
-def _tested_alike(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one model's conditions with the names by which their attacks are compared, worst cases as they are."""
-    attacked = (rows["scenario"] == "evasion") & ~rows["attack"].isin(["worst", "curve"])
-    named = [comparable(part) for _, part in rows[attacked].groupby("threat", sort=False)]
-    return pd.concat([rows[~attacked], *named])
 
 
 def flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

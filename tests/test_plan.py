@@ -181,8 +181,9 @@ def test_every_compressed_model_meets_gradients_its_parent_and_queries():
     met = {c.scenario.kwargs["attack"] for c in plan(text).cells if c.condition == "int8" and c.scenario.name == "evasion"}
     from_parent = {f"{name}(source='digits-standard')" for name in ("transfer", "compressed-union")}
     assert met == {"noise(draws=2)", "pgd(steps=4)", "ddn", *from_parent}
-    nothing = plan(text.replace("noise(draws=2), pgd(steps=4), ddn", ""))
-    assert not any("union" in str(c.scenario) for c in nothing.cells if c.condition == "int8")
+    for asked in ("", "autoattack-rand", "robench-l0"):
+        cells = plan(text.replace("noise(draws=2), pgd(steps=4), ddn", asked).replace("l2(1.5)", "l0(5)")).cells
+        assert any("union" in str(c.scenario) and c.condition == "int8" for c in cells), asked
 
 
 def test_an_attack_that_transfers_takes_the_parents_images_where_it_names_no_source():

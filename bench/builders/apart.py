@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from robench.data.dataset import Dataset
-from robench.data.overlap import image_hashes
+from robench.data.overlap import NATURAL, image_hashes
 from robench.errors import DataError, must
 from robench.spec import Artifact, Context
 from robench.workshop import load, read_split
 
 log = logging.getLogger(__name__)
 
-_NATURAL = 0.01
 _WHAT = "images that something is trained, fitted or calibrated on"
 _EXPECTED = "apart from the test images"
 
@@ -25,7 +24,7 @@ def apart_from_test(artifact: Artifact, context: Context) -> Dataset:
     """The images of an artifact, once it is known that they are not taken from a test split.
 
     Raises:
-        DataError: They are, or share more images with it than ``without_test_images`` leaves out.
+        DataError: They are, or share more images with it than ``read_apart`` leaves out.
     """
     if _source_of(artifact).get("split") == "test":
         raise DataError(must(_WHAT, _EXPECTED, "the split 'test'", "use the training split"))
@@ -33,8 +32,8 @@ def apart_from_test(artifact: Artifact, context: Context) -> Dataset:
     return data
 
 
-def without_test_images(data: Dataset, source: str) -> Dataset:
-    """Images of another split than the test split, without the few that are in the test split of ``source`` too.
+def read_apart(source: str, split: str) -> Dataset:
+    """A split other than the test split, without the few images that the test split of the same source holds too.
 
     Compared by content (8-bit pixels). Large collections hold a few images twice, once in each split: up to 1 % are left
     out, and the log says how many.
@@ -42,17 +41,25 @@ def without_test_images(data: Dataset, source: str) -> Dataset:
     Raises:
         DataError: More are shared.
     """
+    data = read_split(source, split)
     if "test" not in data.spec.splits:
         return data
-    test = _test_hashes(source, read_split(source, "test").spec.sha256)
-    apart = torch.tensor([found not in test for found in image_hashes(data)])
+    apart = _apart(source, split, data.spec.sha256, read_split(source, "test").spec.sha256)
+    return data if bool(apart.all()) else data.take(apart.nonzero().flatten())
+
+
+@lru_cache(maxsize=4)
+def _apart(source: str, split: str, content: str, test: str) -> torch.Tensor:
+    """Which images of a split the test split does not have, bool (N,); the hashes stand for the files' contents."""
+    known = frozenset(image_hashes(read_split(source, "test")))
+    apart = torch.tensor([found not in known for found in image_hashes(read_split(source, split))])
     shared = int((~apart).sum())
-    if shared > _NATURAL * len(data):
-        got = f"{shared} of {len(data)} that are also in the test split of {source}"
+    if shared > NATURAL * len(apart):
+        got = f"{shared} of {len(apart)} that are also in the test split of {source}"
         raise DataError(must(_WHAT, _EXPECTED, got, "remove them from that split"))
     if shared:
         log.warning("%d images left out of what is trained or fitted on: the test split of %s has them too", shared, source)
-    return data.take(apart.nonzero().flatten()) if shared else data
+    return apart
 
 
 def _source_of(artifact: Artifact) -> dict[str, Any]:
@@ -60,9 +67,3 @@ def _source_of(artifact: Artifact) -> dict[str, Any]:
     while artifact.builder.name != "images" and artifact.inputs:
         artifact = artifact.inputs[0]
     return artifact.builder.kwargs
-
-
-@lru_cache(maxsize=2)
-def _test_hashes(source: str, content: str) -> frozenset[bytes]:
-    """Hashes of a test split; ``content`` is its own, so that files which change are read anew."""
-    return frozenset(image_hashes(read_split(source, "test")))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.builders.apart import without_test_images
+from robench.builders.apart import read_apart
 from robench.builders.kept import keep_arrays, read_arrays
 from robench.data.dataset import Dataset
 from robench.errors import ModelError, must
@@ -36,9 +36,8 @@ def images(
     """
     from robench.data.dataset import subset
 
-    data = read_split(source, split)
-    part = data if limit is None or limit >= len(data) else subset(data, limit, seed=seed)
-    return part if split == "test" else without_test_images(part, source)
+    data = read_split(source, split) if split == "test" else read_apart(source, split)
+    return data if limit is None or limit >= len(data) else subset(data, limit, seed=seed)
 
 
 @facts(version=1, kind="data")

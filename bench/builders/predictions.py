@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.builders.kept import keep_arrays, read_arrays
 from robench.data.dataset import Dataset
+from robench.errors import ModelError, must
 from robench.inference import predict, untouched
 from robench.registry import facts
 from robench.scenarios.objects import Hold, walk
@@ -40,9 +41,13 @@ class Predictions:
         return Predictions(self.ids[rows], self.labels[rows], self.logits[rows], self.features[rows])
 
 
-@facts(version=1, kind="predictions")
+@facts(version=2, kind="predictions")
 def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Predictions | tuple[Predictions, ...]:
-    """Outputs of the first input, a model, on the second: images, or five severities of them (five values, no features)."""
+    """Outputs of the first input, a model, on the second: images, or five severities of them (five values, no features).
+
+    Raises:
+        ModelError: What is stored belongs to other images.
+    """
     images: Dataset | tuple[Dataset, ...] = load(artifact.inputs[1], context)
     several = isinstance(images, tuple)
     sets = images if isinstance(images, tuple) else (images,)
@@ -51,6 +56,9 @@ def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Pre
         arrays = _arrays(artifact, sets, context, width=width, features=not several)
         keep_arrays(place / "predictions.npz", arrays, artifact)
     kept = read_arrays(place / "predictions.npz")
+    if not all(torch.equal(kept[f"ids{i}"], d.ids) for i, d in enumerate(sets)):
+        remedy = "remove that folder and run again"
+        raise ModelError(must(f"the predictions in {place}", "on the images of their input", "other sample ids", remedy))
     found = tuple(Predictions(d.ids, d.labels, kept[f"logits{i}"], kept[f"features{i}"]) for i, d in enumerate(sets))
     return found if several else found[0]
 
@@ -58,12 +66,12 @@ def predictions(artifact: Artifact, context: Context, *, width: int = 64) -> Pre
 def _arrays(
     artifact: Artifact, sets: tuple[Dataset, ...], context: Context, *, width: int, features: bool
 ) -> dict[str, Any]:
-    """What is kept: ``logits0``, ``features0``, and so on for every set."""
+    """What is kept: ``ids0``, ``logits0``, ``features0``, and so on for every set."""
     net = load_model(artifact.inputs[0], context).net
     arrays: dict[str, Any] = {}
     for i, data in enumerate(sets):
         seen = forward_pass(net, data, context, width=width, features=features)
-        arrays |= {f"logits{i}": seen.logits.numpy(), f"features{i}": seen.features.numpy()}
+        arrays |= {f"ids{i}": data.ids.numpy(), f"logits{i}": seen.logits.numpy(), f"features{i}": seen.features.numpy()}
     return arrays
 
 

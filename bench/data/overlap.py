@@ -6,6 +6,8 @@ import hashlib
 
 from robench.data.dataset import Dataset
 
+NATURAL = 0.01
+"""Share of images that large collections hold twice by nature; more of them are a mistake."""
 _AT_ONCE = 512
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import robust, stats
-from robench.metrics.alike import ENSEMBLE, alike
+from robench.metrics.alike import alike
 from robench.metrics.corrupted import failed
 from robench.metrics.rows import each, row
 from robench.registry import facts
@@ -229,12 +229,10 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
 
 
 def _common(parent: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
-    """The parent's rows under what the compressed model met too: everything where both met an ensemble of attacks."""
+    """The parent's rows under attacks that the compressed model met too."""
     met = {alike(attack) for attack in own["attack"].unique()}
-    known = {attack: alike(attack) for attack in parent["attack"].unique()}
-    if ENSEMBLE in met and ENSEMBLE in known.values():
-        return parent
-    return parent[parent["attack"].map(known).isin(met - {""})]
+    known = {attack: alike(attack) in met for attack in parent["attack"].unique()}
+    return parent[[known[attack] for attack in parent["attack"]]]
 
 
 def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robench.errors import DataError, must
-from robench.metrics.alike import comparable
+from robench.metrics.alike import is_transfer, unmet
 from robench.metrics.validity import DOUBTED
 
 COSTS = ("stored_bytes", "latency_p50_ms")
@@ -54,8 +54,8 @@ def front(points: Any, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
 def pareto(table: pd.DataFrame) -> pd.DataFrame:
     """Cost against quality of all models and conditions, for each data set, cost, quality and threat; ``COLUMNS``.
 
-    Only what was measured alike is compared: on equally many samples (the largest number), at one threat under an ensemble
-    of attacks where a line met one, else under every attack that another line met there (transfers aside), on every
+    Only what was measured alike is compared: on equally many samples (the largest number), at one threat under every attack
+    that another line met there (transfers aside) or an ensemble that stands for it (see ``robench.metrics.alike``), on every
     corruption that another line met. ``left_out`` says why a line is not compared; such a line is never in ``front``.
 
     Args:
@@ -98,8 +98,8 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     quality, threat = rows["metric"].iloc[0], rows["threat"].iloc[0]
     parts = table[table["metric"] == quality]
     if quality == "robust_accuracy":
-        parts = comparable(parts[(parts["threat"] == threat) & (parts["attack"] != "worst")])
-        parts = parts.assign(met=parts["attack"])
+        parts = parts[(parts["threat"] == threat) & (parts["attack"] != "worst")]
+        parts = parts[[not is_transfer(attack) for attack in parts["attack"]]].assign(met=lambda rows: rows["attack"])
     else:
         parts = parts[parts["eps"].notna() & (parts["threat"] != "mean")].assign(met=parts["threat"])
     sets = parts.groupby(_KEYS)["met"].agg(frozenset)
@@ -110,7 +110,7 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
 def _reasons(rows: pd.DataFrame, found: pd.DataFrame, *, met: pd.Series) -> pd.Series:
     """Why each line cannot be compared; empty where it can."""
     every = frozenset().union(*met)
-    lacks = [", ".join(sorted(every - own)) for own in met]
+    lacks = [", ".join(unmet(own, every, "")) for own in met]
     reasons = pd.Series([f"it did not meet {lack}" if lack else "" for lack in lacks], index=found.index, dtype=object)
     most = found["n"].max()
     reasons[found["cost_value"].isna()] = "its cost was not measured"

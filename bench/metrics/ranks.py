@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from robench.metrics import clean, robust
+from robench.metrics.alike import unmet
 from robench.metrics.comparisons import rank_intervals
-from robench.metrics.transfer import unmet
 from robench.metrics.validity import DOUBTED
 
 RANK = "rank"

@@ -66,6 +66,7 @@ from robench.metrics import (
     transfer,
     twins,
 )
+from robench.metrics.alike import is_transfer
 from robench.metrics.rows import Metric, each, same_model
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
@@ -248,7 +249,7 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     """One row per attack, then the worst case with its verdict."""
     only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
     for attack, part in rows.groupby("attack"):
-        moved: dict[str, Metric] = {"transfer_success": transfer.transfer_success} if transfer.is_transfer(attack) else {}
+        moved: dict[str, Metric] = {"transfer_success": transfer.transfer_success} if is_transfer(attack) else {}
         yield from each({**only, **moved}, part, attack=attack, **more, **_counts(part))
     worst: dict[str, Metric] = {
         **only,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from robench.metrics import stats
@@ -30,28 +28,6 @@ def transfer_success(frame: pd.DataFrame) -> Estimate:
     """
     told = frame[(frame["status"] == "ok") & (frame["score_clean"] > 0) & frame["score_adv"].notna()]
     return stats.rate((told["score_adv"] <= 0).astype(float))
-
-
-def is_transfer(attack: str) -> bool:
-    """Whether the attack of a row took its images from a named surrogate."""
-    return attack.startswith("transfer(") and bool(Ref.parse(attack).kwargs.get("source"))
-
-
-def unmet(tests: Iterable[str], wanted: Iterable[str], model: str) -> list[str]:
-    """What of ``wanted`` a model did not meet, sorted; a transfer from the model itself tells nothing about it.
-
-    Args:
-        tests: Attacks, or ``ATTACK at THREAT``, that the model met.
-        wanted: Those that the models beside it met.
-        model: Its name.
-    """
-    return sorted(t for t in set(wanted) - set(tests) if not _from(t, model))
-
-
-def _from(test: str, model: str) -> bool:
-    if not test.startswith("transfer("):
-        return False
-    return Ref.parse(test.partition(") at ")[0].removesuffix(")") + ")").kwargs.get("source") == model
 
 
 def matrix(table: pd.DataFrame) -> pd.DataFrame:

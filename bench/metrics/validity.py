@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from robench.metrics.alike import is_transfer
 from robench.metrics.robust import worst_case
-from robench.metrics.transfer import is_transfer
 from robench.spec import Ref
 from robench.thresholds import DEFAULTS, Thresholds
 

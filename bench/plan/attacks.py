@@ -7,6 +7,7 @@ from typing import Any
 
 from robench import catalog
 from robench.errors import ConfigError, must
+from robench.metrics.alike import STANDARD, STRONGER
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
 from robench.spec import Artifact, Ref, ThreatModel
@@ -116,9 +117,9 @@ def transfer_from(name: str) -> str:
 def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
     """Attacks on a compressed model as they can be meant, and what every such model meets besides.
 
-    That is its parent's images and, unless a protocol that sees everything was asked for on a model with a gradient, the
-    union of all that an adversary has: gradients, parent and a search without gradients. Of a model without a gradient,
-    gradient attacks take its substitute's (``through``).
+    That is its parent's images and, unless an ensemble was asked for on a model with a gradient, the union of all that an
+    adversary has: gradients, parent and a search without gradients. Of a model without a gradient, gradient attacks take
+    its substitute's (``through``).
 
     Args:
         model: An artifact of the builder ``compressed``.
@@ -128,14 +129,9 @@ def against(model: Artifact, attacks: Iterable[str]) -> list[str]:
     union = [str(Ref.of("compressed-union", source=model.label))]
     if without_gradient(model):
         asked = [_lent(attack) for attack in asked]
-    elif not asked or any(_sees_all(attack) for attack in asked):
+    elif any(Ref.parse(attack).name in (*STANDARD, *STRONGER) for attack in asked):
         union = []
     return list(dict.fromkeys([*asked, transfer_from(model.label), *union]))
-
-
-def _sees_all(attack: str) -> bool:
-    facts = catalog.ATTACKS[Ref.parse(attack).name].facts
-    return bool(facts.get("protocol")) and facts.get("access") == "all"
 
 
 def parent_of(model: Artifact) -> Artifact:

@@ -8,7 +8,8 @@ import pytest
 import robench
 from robench import workshop
 from robench.builders.apart import apart_from_test
-from robench.errors import DataError
+from robench.errors import DataError, ModelError
+from robench.sources import resolve_sources
 from robench.spec import Artifact, Ref
 from robench.store import Store
 from robench.suite import parse_suite
@@ -71,6 +72,46 @@ def test_compressions_refuse_test_images_by_lineage(context):
 def test_an_image_that_a_large_collection_holds_twice_is_left_out(context, tmp_path, caplog):
     found = workshop.load(leaking(tmp_path, shared=1, count=120), context)
     assert len(found) == 119 and 119 not in found.ids.tolist() and "1 images left out" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_part_of_a_split_is_drawn_from_what_is_apart(context, tmp_path, seed):
+    """One of 120 images is a test image: whatever part is drawn, it is whole and not refused by bad luck."""
+    leak = leaking(tmp_path, shared=1, count=120).builder
+    part = Artifact("data", Ref.of("images", **{**leak.kwargs, "limit": 20, "seed": seed}))
+    found = workshop.load(part, context)
+    assert len(found) == 20 and 119 not in found.ids.tolist()
+
+
+def test_other_test_images_make_other_training_images(tmp_path):
+    versions = []
+    for shared in (0, 1):
+        source = leaking(tmp_path, shared=0, count=120).builder.kwargs["source"]
+        path = source.partition(":")[2]
+        arrays = dict(np.load(path))
+        arrays["x_test"] = np.concatenate([arrays["x_test"][shared:], arrays["x_train"][:shared]])
+        np.savez(path, **arrays)
+        versions.append(resolve_sources(source, ["digits-standard"])[0].splits)
+    assert versions[0]["train"] != versions[1]["train"] and versions[0]["test"] != versions[1]["test"]
+
+
+def test_stored_predictions_of_other_images_are_refused(context, tmp_path):
+    artifact = predicted(leaking(tmp_path, shared=0))
+    workshop.load(artifact, context)
+    workshop.load.cache_clear()
+    leaking(tmp_path, shared=0, count=50)
+    with pytest.raises(ModelError, match="on the images of their input, got 'other sample ids'"):
+        workshop.load(artifact, context)
+
+
+def test_a_shifted_set_of_training_images_is_refused(tmp_path):
+    pixels = (workshop.read_split("digits", "train").images()[:30, 0] * 255).round().byte().numpy()
+    path = tmp_path / "seen.npz"
+    np.savez(path, x_test=pixels, y_test=np.resize(np.arange(10), 30))
+    with pytest.raises(
+        DataError, match="no model was trained on, got '30 of 30 that are also in the train split of digits'"
+    ):
+        resolve_sources("digits", ["digits-standard"], files=[f"npz:{path}"])
 
 
 def test_images_that_are_apart_pass(context, tmp_path):

@@ -1,12 +1,15 @@
-"""Which attacks on two models are the same test."""
+"""Which attacks on two models are the same test, and what an ensemble stands for."""
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+
 import pytest
 
 from robench import catalog
-from robench.metrics.alike import ENSEMBLE, ENSEMBLES, alike, comparable
+from robench.metrics.alike import ENSEMBLE, MOST, STANDARD, STRONGER, WEAKER, alike, unmet
+
+UNION = "compressed-union(source='net')"
 
 
 @pytest.mark.parametrize(
@@ -14,24 +17,48 @@ from robench.metrics.alike import ENSEMBLE, ENSEMBLES, alike, comparable
     [
         ("pgd(steps=40)", "pgd(steps=40)"),
         ("through(attack='pgd(steps=40)')", "pgd(steps=40)"),
-        ("transfer(source='net')", ""),
+        ("through(attack='robench-standard')", ENSEMBLE),
+        ("through", "through"),
+        ("transfer(source='net')", "transfer(source='net')"),
         ("robench-standard", ENSEMBLE),
-        ("compressed-union(source='net')", ENSEMBLE),
+        (UNION, ENSEMBLE),
+        ("robench-deep", "robench-deep"),
+        ("fog 3", "fog 3"),
     ],
 )
 def test_names_by_which_models_are_compared(attack, name):
     assert alike(attack) == name
 
 
-def test_where_an_ensemble_was_met_nothing_else_counts():
-    single = pd.DataFrame({"attack": ["noise", "transfer(source='net')", "through(attack='pgd')"], "value": [1, 2, 3]})
-    assert comparable(single).to_dict("list") == {"attack": ["noise", "pgd"], "value": [1, 3]}
-    strong = pd.DataFrame({"attack": ["robench-standard", "compressed-union(source='net')"], "value": [4, 5]})
-    assert comparable(pd.concat([single, strong])).to_dict("list") == {"attack": [ENSEMBLE] * 2, "value": [4, 5]}
-    assert comparable(single.iloc[:0]).empty
+@pytest.mark.parametrize(
+    ("met", "wanted", "lacking"),
+    [
+        (["pgd"], ["through(attack='pgd')"], []),
+        (["noise"], ["pgd", "noise"], ["pgd"]),
+        (["robench-standard"], [UNION, "fgsm", "noise(draws=20)", "pgd(steps=40)", "apgd(loss='margin')"], []),
+        ([UNION], ["pgd(steps=50, restarts=2)", "transfer(source='x')"], []),
+        (
+            [UNION],
+            ["pgd(steps=50, restarts=3)", "square(queries=100)"],
+            ["pgd(steps=50, restarts=3)", "square(queries=100)"],
+        ),
+        ([UNION], ["robench-deep"], ["robench-deep"]),
+        (["robench-deep"], [UNION, "robench-standard"], []),
+        (["robench-deep"], ["autoattack-standard"], ["autoattack-standard"]),
+        (["pgd(steps=1000)"], [UNION], [ENSEMBLE]),
+        ([], ["transfer(source='net')", "transfer(source='x')"], ["transfer(source='x')"]),
+        (["robench-standard at linf(0.1)"], ["pgd at linf(0.1)", "pgd at linf(0.2)"], ["pgd at linf(0.2)"]),
+        (["fog 3"], ["fog 3", "snow 1"], ["snow 1"]),
+    ],
+)
+def test_what_a_model_did_not_meet(met, wanted, lacking):
+    assert unmet(met, wanted, "net") == lacking
 
 
-def test_every_ensemble_is_a_protocol_that_sees_everything():
-    for name in ENSEMBLES:
+def test_ensembles_are_protocols_that_see_everything_and_what_they_stand_for_is_short_by_default():
+    for name in (*STANDARD, *STRONGER):
         told = catalog.ATTACKS[name].facts
         assert told["protocol"] and told["access"] == "all"
+    for name, counts in WEAKER.items():
+        defaults = catalog.ATTACKS[name].parameters
+        assert math.prod(defaults[count] for count in counts) <= MOST

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robench.metrics.alike import is_transfer
 from robench.metrics.table import tidy
-from robench.metrics.transfer import COLUMNS, is_transfer, matrix, transfer_success
+from robench.metrics.transfer import COLUMNS, matrix, transfer_success
 
 EPS = {"linf(0.1)": 0.1, "linf(0.2)": 0.2}
 BROKEN = {("a", "a"): 8, ("a", "b"): 2, ("b", "a"): 3, ("b", "b"): 6}

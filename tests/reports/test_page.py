@@ -50,6 +50,7 @@ def test_without_attacks_what_was_measured_ranks_and_the_sentence_says_so(table)
     assert ranked_by(calm) == ("corrupted_accuracy", "mean") and set(leaderboard(calm)["n"]) == {60}
     (told,) = _told(calm)
     assert re.fullmatch(r"digits: .* images right, as the mean over all corruptions\.", told)
+    assert ranked_by(calm, threats=[THREAT]) == ("robust_accuracy", ""), "what was to be attacked and was not ranks nobody"
     only = table[table["scenario"] == "clean"]
     assert ranked_by(only) == ("accuracy", "")
     assert _told(only) == [

@@ -203,16 +203,16 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
-    """Per-sample frames of a run by scenario; ``skipped`` holds a row per cell that needs a library which is not there.
+    """Per-sample frames of a run by scenario; ``unfinished`` holds one row per cell that failed, was skipped or is to do.
 
     Raises:
         StoreError: No run directory, or damaged results.
     """
     store = Store(run_directory)
     planned = store.read_run()["cells"]
-    skipped = store.skipped(planned)
+    unfinished = store.unfinished(planned)
     frames = with_missing(store.frames(planned), planned)
-    return {**frames, "skipped": skipped} if len(skipped) else frames
+    return {**frames, "unfinished": unfinished} if len(unfinished) else frames
 
 
 def _planned(cell: Cell) -> dict[str, Any]:

@@ -146,16 +146,21 @@ class Store:
         text = json.dumps({**lead, "error": error, "skipped": skipped, "time": time.time()}, indent=1)
         write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
 
-    def skipped(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-        """The planned cells that were skipped and are still to do: the cell's columns, ``threat``, ``attack``, ``error``."""
+    def unfinished(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+        """The planned cells that are still to do: the cell's columns, ``threat``, ``attack``, ``status``, ``error``.
+
+        ``status`` is ``skipped`` where an optional library was missing, else ``failed``; ``error`` is one line.
+        """
         done, rows = self.finished(), []
         for digest, about in sorted(planned.items()):
-            path = self.root / "failed" / f"{digest}.json"
-            told = _told(path) if digest not in done and path.is_file() else {}
-            if told.get("skipped"):
-                more = {name: str(about.get(name, "")) for name in ("threat", "attack")}
-                rows.append({**{name: told.get(name, "") for name in LEAD}, **more, "error": str(told.get("error", ""))})
-        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "error"])
+            if digest in done:
+                continue
+            told = _told(self.root / "failed" / f"{digest}.json")
+            error = str(told.get("error") or "no result yet: run the same command again").partition("\n")[0]
+            status = "skipped" if told.get("skipped") else "failed"
+            known = {name: about.get(name, "") for name in (*LEAD, "threat", "attack")} | {"cell": digest}
+            rows.append({**known, "status": status, "error": error})
+        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "status", "error"])
 
     def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robench.metrics.table import SKIPPED
+from robench.metrics.table import FAILED, SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.curves import image
@@ -55,7 +55,8 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
         suspects=suspects(table),
-        skipped=skipped(table),
+        skipped=unfinished(table, SKIPPED),
+        failed=unfinished(table, FAILED),
         board=_rows(_arranged(board, ranked)),
         verdicts=[str(v) for v in board["validity"]],
         flags=flags(table, ranked[1]),
@@ -101,9 +102,9 @@ def suspects(table: pd.DataFrame) -> list[str]:
     return sorted({_who(m, c) for m, c in zip(bad["model"], bad["condition"], strict=True)})
 
 
-def skipped(table: pd.DataFrame) -> list[str]:
-    """Models, with their condition, that an optional library was missing for, and how to get it."""
-    rows = table[table["status"] == SKIPPED]
+def unfinished(table: pd.DataFrame, status: str) -> list[str]:
+    """Models, with their condition, of which something was skipped or failed, how much, and why."""
+    rows = table[table["status"] == status]
     grouped = rows.groupby(["model", "condition", "validity"], sort=True)
     return [f"{_who(m, c)}, {len(part)} measurements: {v.partition(': ')[2]}" for (m, c, v), part in grouped]
 

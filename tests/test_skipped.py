@@ -112,4 +112,5 @@ def test_a_damaged_note_of_an_attempt_is_no_skip(tmp_path):
     (tmp_path / "failed").mkdir()
     (tmp_path / "failed" / "d.json").write_text("{")
     store.cells.mkdir()
-    assert store.skipped({"d": {}}).empty
+    (row,) = store.unfinished({"d": {"model": "net"}}).to_dict("records")
+    assert (row["status"], row["model"]) == ("failed", "net") and row["error"].startswith("no result yet")

@@ -34,6 +34,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``status`` ``failed`` (metric ``failed``, no value): the cell has no result; ``validity`` has the error.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
   is ``unknown`` of a ``calibration`` row.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
@@ -86,8 +87,10 @@ MEASURED = (
 SIMULATED = "simulated"
 """Status of the costs of a model whose form is not the deployed one (fake quantization): no bytes, latency or memory."""
 
-SKIPPED = "skipped"
-"""Metric and status of what was not measured since an optional library is not installed; ``validity`` has the remedy."""
+UNFINISHED = "unfinished"
+"""Name of the frame of cells without a result."""
+SKIPPED, FAILED = "skipped", "failed"
+"""Metric and status of what was not measured: for want of an optional library, or since it failed; ``validity`` says why."""
 
 _NAMED = ["model", "dataset", "condition"]
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
@@ -118,7 +121,7 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
     rows += list(ranks.lines(list(rows), frames))
     limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
     rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
-    rows += list(_skipped(frames.get(SKIPPED)))
+    rows += list(_unfinished(frames.get(UNFINISHED)))
     return _typed(rows)
 
 
@@ -128,13 +131,14 @@ def _with_coded_texts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(texts, "category")) if texts else frame
 
 
-def _skipped(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
-    """A line per cell that needs a library which is not installed; no line of another metric stands for it."""
+def _unfinished(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """A line per cell without a result; no line of another metric stands for it."""
     if frame is None or frame.empty:
         return
     for cell in frame.to_dict("records"):
         kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
-        told = {"metric": SKIPPED, "n": 0, "status": SKIPPED, "validity": f"{SKIPPED}: {cell['error']}"}
+        status = str(cell["status"])
+        told = {"metric": status, "n": 0, "status": status, "validity": f"{status}: {cell['error']}"}
         yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
 
 

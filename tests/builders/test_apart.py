@@ -7,8 +7,12 @@ import pytest
 
 import robench
 from robench import workshop
+from robench.api import load
 from robench.builders.apart import apart_from_test
 from robench.errors import DataError, ModelError
+from robench.metrics.table import tidy
+from robench.reports.audit import audit
+from robench.reports.page import page
 from robench.sources import resolve_sources
 from robench.spec import Artifact, Ref
 from robench.store import Store
@@ -136,3 +140,7 @@ def test_a_leak_fails_what_is_fitted_and_nothing_else(tmp_path):
     frames = Store(done.out).frames()
     assert len(frames["evasion"]) == 40 and (frames["evasion"]["status"] == "ok").all()
     assert "ood" not in frames and "calibration" not in frames
+    table = tidy(load(done.out))
+    assert set(table.loc[table["metric"] == "failed", "scenario"]) >= {"ood", "calibration"}
+    assert "apart from the test images" in page(table).partition("<h2>Failed</h2>")[2].partition("<h2>")[0]
+    assert not audit(table, ["auroc>=0.5"]).passed

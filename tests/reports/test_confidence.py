@@ -8,7 +8,7 @@ from robench.metrics.table import tidy
 from robench.reports.audit import audit
 from robench.reports.confidence import confidence, detection
 from robench.reports.curves import image
-from robench.reports.page import page, skipped
+from robench.reports.page import page, unfinished
 from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.text import exclusions
 
@@ -70,7 +70,9 @@ def test_the_page_shows_all_of_it_and_not_the_pictures_points(table):
 
 
 def test_what_is_skipped_is_told_with_the_reason(table):
-    assert all("no features" in line and line.startswith("masked") for line in skipped(table)) and skipped(table)
+    assert all("no features" in line and line.startswith("masked") for line in unfinished(table, "skipped")) and unfinished(
+        table, "skipped"
+    )
     assert not any("no features" in line for line in exclusions(table))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robench.corrupt._noise import to_grey
-from robench.corrupt.fixed import WEIGHT_BITS, Floats, convolution, folded, gaussian, weights
+from robench.corrupt.fixed import Floats, convolution, folded, gaussian
+from robench.corrupt.taps import PORTION, mixed
 from robench.corrupt.words import LEVELS
 from robench.ops.random import Draws
 from robench.registry import facts
@@ -28,40 +29,37 @@ def gaussian_blur(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     return gaussian(x, level).float()
 
 
-@facts(version=1, level="(radius of the disk, smoothing of its edge) in pixels", harder="table", family="blur")
+@facts(version=2, level="(radius of the disk, smoothing of its edge) in pixels", harder="table", family="blur")
 def defocus_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
-    """8-bit images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
-
-    Whole grey values times whole weights: float64 holds every sum exactly.
+    """Images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``cv2.filter2D``).
     """
-    pixels, total = to_grey(x), torch.zeros_like(x, dtype=torch.float64)
-    for away, matrix in _rows(*level, x.shape[-1]):
-        rows = pixels if not away else _beside(pixels, away)
-        total += rows.double() @ matrix.to(x.device).T
-    return total.mul_(2.0**-WEIGHT_BITS / 255).clamp_(0, 1).float()
+    return mixed(x, _under(*level, x.shape[-2], x.shape[-1])).clamp_(0, 1)
+
+
+def _under(radius: float, smoothing: float, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places and weights of what the disk lies over, (pixels, T) each, some rows of the image at a time."""
+    rows, cols, parts = _steps(radius, smoothing, height, width)
+    some = max(1, PORTION // cols.numel())
+    for lines in rows.split(some):
+        places = (lines[:, None] + cols).flatten(0, 1)
+        yield places, parts.expand(len(places), -1)
 
 
 @lru_cache(maxsize=32)
-def _rows(radius: float, smoothing: float, width: int) -> tuple[tuple[int, Tensor], ...]:
-    """(rows away from the middle, what such a row of the kernel does to a row of the image), where it is not zero."""
+def _steps(radius: float, smoothing: float, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First pixels of the rows int32 (H, T), columns int32 (W, T) and weights float32 (T,) of what the disk adds.
+
+    Weights below 2^-30 change no 8-bit value and are left out.
+    """
     kernel = disk(radius, smoothing)
-    reach = len(kernel) // 2
-    lines = ((away, kernel[reach + away]) for away in range(reach + 1))
-    return tuple((away, _line(line, width)) for away, line in lines if line.any())
-
-
-def _line(kernel: Floats, width: int) -> Tensor:
-    return weights(convolution(width, kernel, border="mirror"), device=torch.device("cpu"))
-
-
-def _beside(pixels: Tensor, away: int) -> Tensor:
-    """The sum of the rows ``away`` above and below each row, mirrored at the border."""
-    height = pixels.shape[-2]
-    places = (torch.from_numpy(folded(np.arange(height) + s * away, height, border="mirror")) for s in (-1, 1))
-    above, below = (pixels.index_select(-2, p.to(pixels.device)) for p in places)
-    return above.add_(below)
+    steps = np.argwhere(kernel > 2.0**-30)
+    rows, cols = (
+        folded(np.arange(size)[:, None] + away - len(kernel) // 2, size, border="mirror").astype(np.int32)
+        for size, away in zip((height, width), steps.T, strict=True)
+    )
+    return torch.from_numpy(rows * np.int32(width)), torch.from_numpy(cols), torch.from_numpy(kernel[tuple(steps.T)]).float()
 
 
 def disk(radius: float, smoothing: float) -> Floats:

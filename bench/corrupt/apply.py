@@ -17,6 +17,8 @@ from robench.registry import Table
 CORRUPTIONS = Table("corruptions", TABLE)
 _GUARD = 2.0**-10
 """Part of a grey value that rounding may have cost a pixel that lies on the 8-bit grid."""
+_ONE = 0x3F800000
+"""The bits of 1.0; those of larger numbers and of NaN are more, and negative numbers' are negative."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def corrupt_at(x: Tensor, name: str, level: Level, *, severity: int, ids: Tensor
     """Images corrupted at any level, with the random draws of ``severity``; shapes and errors as in ``corrupt``."""
     _check(x, ids)
     draws = StageDraws(seed, ids.to(x.device), f"{name}/{severity}")
-    return truncated(CORRUPTIONS[name].load()(x, level, draws=draws))
+    entry = CORRUPTIONS[name]
+    found: Tensor = entry.load()(x, level, draws=draws)
+    return found if entry.facts.get("grid") else truncated(found)
 
 
 def truncated(x: Tensor) -> Tensor:
@@ -86,6 +90,13 @@ def _check(x: Tensor, ids: Tensor) -> None:
         raise DataError(must("images", "float32 (N, C, H, W)", (str(x.dtype), tuple(x.shape)), "convert them first"))
     if ids.shape != x.shape[:1]:
         raise DataError(must("ids", f"of shape ({len(x)},)", tuple(ids.shape), "give one id per image"))
-    low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
-    if not (low >= 0 and high <= 1):
-        raise DataError(must("pixels", "in [0, 1]", (low.item(), high.item()), "divide 8-bit images by 255"))
+    if x.numel() and not _surely_in_range(x):
+        low, high = torch.aminmax(x)
+        if not (low >= 0 and high <= 1):
+            raise DataError(must("pixels", "in [0, 1]", (low.item(), high.item()), "divide 8-bit images by 255"))
+
+
+def _surely_in_range(x: Tensor) -> bool:
+    """Whether float32 pixels are in [0, 1] and none is -0: in the order of their bits, three times as fast to tell."""
+    low, high = torch.aminmax(x.view(torch.int32))
+    return bool(low >= 0 and high <= _ONE)

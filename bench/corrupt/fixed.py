@@ -5,17 +5,19 @@ So a matrix product may be used, whose order of summation depends on the batch a
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 PIXEL_BITS = 22
 WEIGHT_BITS = 29
-"""Pixels are multiples of 2^-22 and weights of 2^-29, so that a pixel in [-2, 2] times weights whose absolute values sum to 2
-at most stays below 2^53 units of 2^-51."""
+"""Pixels are multiples of 2^-22 and weights of 2^-29: a pixel in [-2, 2] times weights whose absolute values sum to 2 at most
+stays below 2^53 units of 2^-51."""
 
 Floats = NDArray[np.float64]
 
@@ -78,3 +80,8 @@ def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str = "n
         return x.double()
     rows, cols = (gaussian_weights(n, sigma, truncate, border).to(x.device) for n in x.shape[-2:])
     return separable(x, rows, cols)
+
+
+def at_least(x: Tensor, least: float) -> Tensor:
+    """float64 x with 0 in the place of what is below ``least``."""
+    return functional.threshold(x, math.nextafter(least, -math.inf), 0.0)

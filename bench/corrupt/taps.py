@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from robench.corrupt.fixed import Floats
 
-PORTION = 2**20
+PORTION = 2**21
 """Numbers that are prepared at a time: they are many beside an image's pixels, and stay in the processor's cache."""
 
 
@@ -66,8 +66,7 @@ def trailed(x: Tensor, down: NDArray[np.int64], right: NDArray[np.int64], parts:
     for start in range(0, len(x), images):
         here = slice(start, start + images)
         rows = functional.pad(x[here], (-least, most, 0, 0), mode="replicate").unfold(-1, x.shape[-1], 1)
-        places = _row_places(x[here].shape, down[here], (right[here] - least), shifts)
-        places = torch.from_numpy(places).to(x.device)
+        places = torch.from_numpy(_row_places(x[here].shape, down[here], right[here] - least, shifts)).to(x.device)
         found = functional.embedding_bag(
             places, rows.reshape(-1, x.shape[-1]), mode="sum", per_sample_weights=weights.expand(len(places), -1)
         )

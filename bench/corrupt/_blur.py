@@ -12,7 +12,6 @@ from torch import Tensor
 
 from robench.corrupt.fixed import Floats, convolution, folded, gaussian
 from robench.corrupt.taps import PORTION, mixed
-from robench.corrupt.words import LEVELS
 from robench.ops.random import Draws
 from robench.registry import facts
 
@@ -89,26 +88,32 @@ def glass_blur(x: Tensor, level: tuple[float, float, float], *, draws: Draws) ->
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
     sigma, reach, rounds = level[0], int(level[1]), int(level[2])
-    count, channels, height, width = x.shape
+    count, _, height, width = x.shape
     soft = gaussian(x, sigma).mul_(255).add_(2.0**-10).floor_().div_(255)
     words = draws.shorts("glass", (rounds, 2, height, width))
-    origin = torch.arange(height * width, device=x.device).expand(count, -1)
+    origin = torch.arange(count * height * width, dtype=torch.int32, device=x.device)
     for turn in range(rounds):
-        origin = origin.gather(1, _copied(((words[:, turn] * (2 * reach)) // LEVELS - reach).long(), reach))
-    moved = soft.flatten(2).gather(2, origin[:, None].expand(-1, channels, -1)).reshape(x.shape)
+        origin = origin.index_select(0, _copied((words[:, turn] * (2 * reach) >> 16) - reach, reach))
+    planes = soft.transpose(0, 1).flatten(1)
+    moved = torch.stack([plane.index_select(0, origin).reshape(count, height, width) for plane in planes], dim=1)
     return gaussian(moved, sigma).clamp_(0, 1).float()
 
 
 def _copied(offsets: Tensor, reach: int) -> Tensor:
-    """Where each pixel's value was before the round, int64 (N, H * W), from offsets (N, 2, H, W) in -reach..reach-1."""
-    _, _, height, width = offsets.shape
-    size = height * width
-    place = torch.arange(size, device=offsets.device).reshape(height, width)
-    inner = torch.zeros_like(place, dtype=torch.bool)
-    inner[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = True
-    source = torch.where(inner, place + offsets[:, 0] * width + offsets[:, 1], place).flatten(1)
-    done = (source > place.flatten()) & inner.flatten()[source]
-    link = torch.where(done, source, source + size)
-    while bool((link < size).any()):
-        link = torch.where(link < size, link.gather(1, link.clamp(max=size - 1)), link)
-    return link - size
+    """Where each pixel's value was before the round, from offsets (N, 2, H, W) in -reach..reach-1; int32 (N * H * W,).
+
+    A pixel copies its source as it was (a place beyond the last pixel says so), or where that one's own copy had already
+    been made, what it had copied: so on along chains, by doubling.
+    """
+    count, _, height, width = offsets.shape
+    total = count * height * width
+    inner = torch.zeros(height, width, dtype=torch.int32, device=offsets.device)
+    inner[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = 1
+    places = torch.arange(2 * total, dtype=torch.int32, device=offsets.device)
+    away = ((offsets[:, 0] * width + offsets[:, 1]) * inner).flatten()
+    source = places[:total] + away
+    done = inner.flatten().repeat(count).index_select(0, source).mul_(away.clamp_(0, 1))
+    places[:total] = source.add_(total).sub_(done.mul_(total))
+    while total and int(places[:total].min()) < total:
+        places[:total] = places.index_select(0, places[:total])
+    return places[:total] - total

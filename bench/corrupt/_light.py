@@ -34,7 +34,7 @@ def _exact_mean(x: Tensor) -> Tensor:
     return rows.sum(-2, keepdim=True, dtype=torch.float64).mul_(unit / (height * width)).float()
 
 
-@facts(version=1, level="what is added to the value of HSV", harder="up", family="weather")
+@facts(version=2, level="what is added to the value of HSV", harder="up", family="weather")
 def brightness(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images whose HSV value (the largest channel) is raised by ``level``, clipped at 1; (N, C, H, W).
 
@@ -47,7 +47,7 @@ def brightness(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     return pixels.mul_((value + level).clamp_(0, 1).div_(value)).clamp_(0, 1)
 
 
-@facts(version=1, level="(factor, summand) of the saturation", harder="table", family="digital", extra=True, channels=3)
+@facts(version=2, level="(factor, summand) of the saturation", harder="table", family="digital", extra=True, channels=3)
 def saturate(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
     """Images whose HSV saturation becomes saturation * factor + summand, clipped; (N, 3, H, W).
 

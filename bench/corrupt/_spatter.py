@@ -51,7 +51,7 @@ def drops(liquid: Tensor) -> Tensor:
     relief = torch.zeros_like(away)
     for i, line in enumerate(_RELIEF):
         for j, weight in enumerate(line):
-            relief += padded[:, i : i + rows, j : j + cols] * weight
+            relief.add_(padded[:, i : i + rows, j : j + cols], alpha=weight)
     shine = height.float() * (box(relief.clamp_(0, 255)) / 9).round()
     most = shine.amax((1, 2), keepdim=True) if len(shine) else shine[:, :1, :1]
     return shine.div_(most.clamp_min(_DARK))[:, None]

@@ -108,7 +108,7 @@ def _along(edges: Tensor, most: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _lengths(most: int) -> tuple[Tensor, Tensor]:
-    """All distances, float32 in order up to ``most``, and the rank of that of r rows and c columns, int16 (most, most + 1)."""
+    """All distances up to ``most``, float32 in order, and the ranks of those of rows and columns, int16 (most, most + 1)."""
     lengths, ranks = torch.stack([chamfer(away, most) for away in range(most)]).unique(return_inverse=True)
     return lengths, ranks.to(torch.int16)
 

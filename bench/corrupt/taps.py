@@ -66,18 +66,16 @@ def trailed(x: Tensor, down: NDArray[np.int64], right: NDArray[np.int64], parts:
     for start in range(0, len(x), images):
         here = slice(start, start + images)
         rows = functional.pad(x[here], (-least, most, 0, 0), mode="replicate").unfold(-1, x.shape[-1], 1)
-        places = torch.from_numpy(_row_places(x[here].shape, down[here], right[here] - least, shifts)).to(x.device)
-        found = functional.embedding_bag(
-            places, rows.reshape(-1, x.shape[-1]), mode="sum", per_sample_weights=weights.expand(len(places), -1)
-        )
+        places = _row_places(x[here].shape, down[here], right[here] - least, shifts).to(x.device)
+        table, shares = rows.reshape(-1, x.shape[-1]), weights.expand(len(places), -1)
+        found = functional.embedding_bag(places, table, mode="sum", per_sample_weights=shares)
         portions.append(found.reshape(x[here].shape))
     return torch.cat(portions) if portions else x
 
 
-def _row_places(shape: torch.Size, down: NDArray[np.int64], shift: NDArray[np.int64], shifts: int) -> NDArray[np.int32]:
-    """Which of the shifted rows of (N, C, H) each row adds, (N * C * H, S), of ``shifts`` each."""
+def _row_places(shape: torch.Size, down: NDArray[np.int64], shift: NDArray[np.int64], shifts: int) -> Tensor:
+    """Which of the shifted rows of (N, C, H) each row adds, int32 (N * C * H, S), of ``shifts`` each."""
     count, channels, height, _ = shape
     rows = (np.arange(height)[:, None] + down[:, None]).clip(0, height - 1) * shifts + shift[:, None]
     planes = np.arange(count * channels).reshape(count, channels, 1, 1) * (height * shifts)
-    found: NDArray[np.int32] = (planes + rows[:, None]).astype(np.int32).reshape(count * channels * height, -1)
-    return found
+    return torch.from_numpy((planes + rows[:, None]).astype(np.int32).reshape(count * channels * height, -1))

@@ -38,6 +38,11 @@ def uniforms(draws: Draws, stage: str, shape: Sequence[int]) -> Tensor:
     return (draws.shorts(stage, shape).double() + 0.5) / LEVELS
 
 
+def around_zero(draws: Draws, stage: str, shape: Sequence[int]) -> Tensor:
+    """Uniform float32 (N, *shape) in (-1, 1): middles of 65536 equal parts, exact."""
+    return draws.shorts(stage, shape).float().mul_(2.0**-15).add_(2.0**-16 - 1)
+
+
 def angles(draws: Draws, stage: str, low: float, high: float) -> Tensor:
     """One uniform angle per image in [low, high], float64 (N,), on the CPU."""
     return low + (high - low) * uniforms(draws, stage, (1,))[:, 0].cpu()

@@ -77,12 +77,19 @@ def corrupt_at(x: Tensor, name: str, level: Level, *, severity: int, ids: Tensor
     draws = StageDraws(seed, ids.to(x.device), f"{name}/{severity}")
     entry = CORRUPTIONS[name]
     found: Tensor = entry.load()(x, level, draws=draws)
-    return found if entry.facts.get("grid") else truncated(found)
+    if entry.facts.get("grid"):
+        return found
+    return _cut(found) if name in TABLE else truncated(found)  # ours are new tensors
 
 
 def truncated(x: Tensor) -> Tensor:
     """Pixels clipped to [0, 1] and cut (not rounded) to multiples of 1/255, as ``numpy.uint8`` does."""
-    return x.float().clamp(0, 1).mul_(255).add_(_GUARD).floor_().div_(255)
+    return _cut(x.float().clamp(0, 1))
+
+
+def _cut(x: Tensor) -> Tensor:
+    """``truncated``, in place."""
+    return x.clamp_(0, 1).mul_(255).add_(_GUARD).floor_().div_(255)
 
 
 def _check(x: Tensor, ids: Tensor) -> None:

@@ -24,15 +24,17 @@ def canny(x: Tensor, low: int, high: int) -> Tensor:
 
     Source: Canny, PAMI 1986; the suppression's whole-number angles and ties are those of ``cv2.Canny``.
     """
-    across, down = _sobel(x)
+    across, down = _sobel(x.short())
     wide, tall = across.abs(), down.abs()
-    size, flat, steep = wide + tall, wide * _TAN, tall << 15
+    size, flat, steep = wide + tall, wide.int() * _TAN, tall.int() << 15
     framed, (height, width) = functional.pad(size, (1, 1, 1, 1)), size.shape[-2:]
     near = {(r, c): framed[:, r + 1 : r + 1 + height, c + 1 : c + 1 + width] for r in (-1, 0, 1) for c in (-1, 0, 1)}
     falling, rising = torch.maximum(near[-1, -1], near[1, 1]), torch.maximum(near[-1, 1], near[1, -1])
-    rival = _chosen((across ^ down) >> 31, rising, falling)
-    rival = _chosen((flat + (wide << 16) - steep) >> 31, torch.maximum(near[-1, 0], near[1, 0] - 1), rival)
-    rival = _chosen((steep - flat) >> 31, torch.maximum(near[0, -1], near[0, 1] - 1), rival)
+    rival = _chosen((across ^ down) >> 15, rising, falling)
+    upright = (wide.int() << 16).add_(flat).sub_(steep).bitwise_right_shift_(31).short()
+    rival = _chosen(upright, torch.maximum(near[-1, 0], near[1, 0] - 1), rival)
+    level = (steep - flat).bitwise_right_shift_(31).short()
+    rival = _chosen(level, torch.maximum(near[0, -1], near[0, 1] - 1), rival)
     weak = size > rival.clamp_min_(low)
     return _connected(weak & (size > high), weak)
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 PIXEL_BITS = 22
 WEIGHT_BITS = 29
-"""Pixels are multiples of 2^-22, weights of 2^-29: a pixel in [-2, 2] times weights whose absolute values sum to 2 at most stays
-below 2^53 units of 2^-51."""
+"""Pixels are multiples of 2^-22 and weights of 2^-29: a pixel in [-2, 2] times weights whose absolute values sum to 2 at
+most stays below 2^53 units of 2^-51."""
 
 Floats = NDArray[np.float64]
 

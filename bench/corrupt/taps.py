@@ -5,6 +5,7 @@ They are looked up and added bag by bag (``embedding_bag``), each in the order o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -19,6 +20,9 @@ from robench.corrupt.fixed import Floats
 PORTION = 2**21
 """Numbers that are prepared at a time: they are many beside an image's pixels, and stay in the processor's cache."""
 
+_LANES = 16
+"""Planes are filled up to a multiple of so many: fewer may be added with another rounding (a single one is, by fbgemm)."""
+
 
 def mixed(x: Tensor, portions: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Images of which every pixel is a weighted sum of pixels, the same for all images; float32 (N, C, H, W).
@@ -28,13 +32,15 @@ def mixed(x: Tensor, portions: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         portions: For some pixels after others, row by row: places of the pixels to add, int32 (pixels, T), and their
             weights, float32 (pixels, T).
     """
-    pixels = x.flatten(0, 1).flatten(1).T.contiguous()
-    found = torch.empty_like(x, memory_format=torch.contiguous_format).flatten(0, 1).flatten(1)
+    planes = x.flatten(0, 1).flatten(1)
+    pixels = x.new_zeros(planes.shape[1], _LANES * math.ceil(len(planes) / _LANES))
+    pixels[:, : len(planes)] = planes.T
+    found = torch.empty_like(planes, memory_format=torch.contiguous_format)
     done = 0
     for places, parts in portions:
         weights = parts.to(x.device)
         some = functional.embedding_bag(places.to(x.device), pixels, mode="sum", per_sample_weights=weights)
-        found[:, done : done + len(some)] = some.T
+        found[:, done : done + len(some)] = some[:, : len(planes)].T
         done += len(some)
     return found.reshape(x.shape)
 

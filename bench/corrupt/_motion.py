@@ -40,7 +40,7 @@ def smeared(x: Tensor, degrees: Tensor, *, radius: float, sigma: float) -> Tenso
         sigma: Standard deviation in pixels.
     """
     weight = _kernel(radius, sigma)
-    return trailed(x, *_steps(degrees.numpy(), len(weight)), weight)
+    return trailed(x, *_steps(degrees.tolist(), len(weight)), weight)
 
 
 def _kernel(radius: float, sigma: float) -> Floats:
@@ -50,11 +50,11 @@ def _kernel(radius: float, sigma: float) -> Floats:
     return weight[: int((rest > 2.0**-21).sum()) + 1] / weight.sum()
 
 
-def _steps(degrees: Floats, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _steps(degrees: list[float], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Whole pixels down and right at each step, (N, width) each."""
-    turned, steps = np.radians(degrees)[:, None], np.arange(width)
-    down, right = (np.ceil(steps * part(turned) - 0.5).astype(np.int64) for part in (np.sin, np.cos))
-    return down, right
+    turned = np.array([(math.sin(math.radians(angle)), math.cos(math.radians(angle))) for angle in degrees]).reshape(-1, 2)
+    found = np.ceil(np.arange(width) * turned.T[..., None] - 0.5).astype(np.int64)
+    return found[0], found[1]
 
 
 @facts(version=2, level="(end of the factors, their step)", harder="table", family="blur")

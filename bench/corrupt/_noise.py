@@ -66,7 +66,7 @@ def shot_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
 def to_grey(x: Tensor) -> Tensor:
     """Pixels in [0, 1] rounded to whole numbers 0..255, float32."""
-    return (x * 255).round_().clamp_(0, 255)
+    return (x * 255).round_()
 
 
 @lru_cache(maxsize=5)

@@ -18,8 +18,7 @@ from torch.nn import functional
 from robench.corrupt.fixed import Floats
 
 PORTION = 2**21
-"""Numbers that are prepared at a time: they are many beside an image's pixels, and stay in the processor's cache."""
-
+"""Numbers that are prepared at a time: they are many beside an image's pixels."""
 _LANES = 16
 """Planes are filled up to a multiple of so many: fewer may be added with another rounding (a single one is, by fbgemm)."""
 

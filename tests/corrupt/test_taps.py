@@ -28,7 +28,14 @@ def test_mixing_is_a_matrix_product() -> None:
     assert found.shape == x.shape and found.is_contiguous()
     cut = mixed(x, zip(places.split(12), parts.split(12), strict=True))
     assert torch.equal(cut, found)
-    assert torch.equal(mixed(x[1:2, :1], [(places, parts)]), found[1:2, :1])
+
+
+def test_mixing_is_the_same_in_any_company() -> None:
+    x = _images(40, 1, 5, 7)
+    portions = [taps(sparse.random(35, 35, density=0.5, format="csr", random_state=1))]
+    found = mixed(x, portions)
+    for count in (*range(1, 20), 31, 33):
+        assert torch.equal(mixed(x[3 : 3 + count], portions), found[3 : 3 + count]), count
 
 
 @pytest.mark.parametrize("portion", [1, 2**21])

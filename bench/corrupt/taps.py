@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from robench.corrupt.fixed import Floats
 
-PORTION = 2**21
+PORTION = 2**19
 """Numbers that are prepared at a time: they are many beside an image's pixels."""
 _LANES = 16
 """Planes are filled up to a multiple of so many: fewer may be added with another rounding (a single one is, by fbgemm)."""
@@ -67,20 +67,28 @@ def trailed(x: Tensor, down: NDArray[np.int64], right: NDArray[np.int64], parts:
     shifts = most - least + 1
     images = max(1, PORTION // (shifts * max(1, x[:1].numel())))
     weights = torch.from_numpy(parts.astype(np.float32)).to(x.device)
-    portions = []
-    for start in range(0, len(x), images):
-        here = slice(start, start + images)
-        rows = functional.pad(x[here], (-least, most, 0, 0), mode="replicate").unfold(-1, x.shape[-1], 1)
-        places = _row_places(x[here].shape, down[here], right[here] - least, shifts).to(x.device)
-        table, shares = rows.reshape(-1, x.shape[-1]), weights.expand(len(places), -1)
-        found = functional.embedding_bag(places, table, mode="sum", per_sample_weights=shares)
-        portions.append(found.reshape(x[here].shape))
-    return torch.cat(portions) if portions else x
+    padded = functional.pad(x, (-least, most, 0, 0), mode="replicate") if len(x) else x
+    shifted = x.new_empty(min(images, len(x)), *x.shape[1:3], shifts, x.shape[3])
+    places = _row_places(down, right - least, (images, *shifted.shape[1:4])).to(x.device)
+    found = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for some, view, out in zip(places.split(images), padded.split(images), found.split(images), strict=True):
+        rows = shifted[: len(view)].copy_(view.unfold(-1, x.shape[3], 1)).flatten(0, 3)
+        some = some.flatten(0, 2)
+        shares = weights.expand(len(some), -1)
+        out.copy_(functional.embedding_bag(some, rows, mode="sum", per_sample_weights=shares).reshape(out.shape))
+    return found
 
 
-def _row_places(shape: torch.Size, down: NDArray[np.int64], shift: NDArray[np.int64], shifts: int) -> Tensor:
-    """Which of the shifted rows of (N, C, H) each row adds, int32 (N * C * H, S), of ``shifts`` each."""
-    count, channels, height, _ = shape
-    rows = (np.arange(height)[:, None] + down[:, None]).clip(0, height - 1) * shifts + shift[:, None]
-    planes = np.arange(count * channels).reshape(count, channels, 1, 1) * (height * shifts)
-    return torch.from_numpy((planes + rows[:, None]).astype(np.int32).reshape(count * channels * height, -1))
+def _row_places(down: NDArray[np.int64], shift: NDArray[np.int64], size: tuple[int, ...]) -> Tensor:
+    """Which shifted rows each row of some images adds, int32 (N, C, H, S).
+
+    Args:
+        down: Rows from it, (N, S).
+        shift: Which of their shifts, (N, S).
+        size: Images at a time, channels, height and shifts: rows are counted anew after so many images.
+    """
+    images, channels, height, shifts = size
+    planes = (np.arange(len(down))[:, None] % images * channels + np.arange(channels)) * (height * shifts)
+    rows = (np.arange(height, dtype=np.int32)[:, None] + down.astype(np.int32)[:, None]).clip(0, height - 1)
+    rows = rows * np.int32(shifts) + shift.astype(np.int32)[:, None]
+    return torch.from_numpy(rows[:, None] + planes.astype(np.int32)[..., None, None])

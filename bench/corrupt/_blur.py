@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robench.corrupt._noise import to_grey
-from robench.corrupt.fixed import WEIGHT_BITS, Floats, convolution, folded, gaussian, weights
-from robench.corrupt.words import LEVELS
+from robench.corrupt.fixed import Floats, convolution, folded, gaussian
+from robench.corrupt.taps import PORTION, mixed
 from robench.ops.random import Draws
 from robench.registry import facts
 
@@ -28,40 +28,37 @@ def gaussian_blur(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     return gaussian(x, level).float()
 
 
-@facts(version=1, level="(radius of the disk, smoothing of its edge) in pixels", harder="table", family="blur")
+@facts(version=2, level="(radius of the disk, smoothing of its edge) in pixels", harder="table", family="blur")
 def defocus_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
-    """8-bit images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
-
-    Whole grey values times whole weights: float64 holds every sum exactly.
+    """Images under a disk with a smoothed edge, mirrored at the border; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``cv2.filter2D``).
     """
-    pixels, total = to_grey(x), torch.zeros_like(x, dtype=torch.float64)
-    for away, matrix in _rows(*level, x.shape[-1]):
-        rows = pixels if not away else _beside(pixels, away)
-        total += rows.double() @ matrix.to(x.device).T
-    return total.mul_(2.0**-WEIGHT_BITS / 255).clamp_(0, 1).float()
+    return mixed(x, _under(*level, x.shape[-2], x.shape[-1])).clamp_(0, 1)
+
+
+def _under(radius: float, smoothing: float, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places and weights of what the disk lies over, (pixels, T) each, some rows of the image at a time."""
+    rows, cols, parts = _steps(radius, smoothing, height, width)
+    some = max(1, PORTION // cols.numel())
+    for lines in rows.split(some):
+        places = (lines[:, None] + cols).flatten(0, 1)
+        yield places, parts.expand(len(places), -1)
 
 
 @lru_cache(maxsize=32)
-def _rows(radius: float, smoothing: float, width: int) -> tuple[tuple[int, Tensor], ...]:
-    """(rows away from the middle, what such a row of the kernel does to a row of the image), where it is not zero."""
+def _steps(radius: float, smoothing: float, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First pixels of the rows int32 (H, T), columns int32 (W, T) and weights float32 (T,) of what the disk adds.
+
+    Weights below 2^-30 change no 8-bit value and are left out.
+    """
     kernel = disk(radius, smoothing)
-    reach = len(kernel) // 2
-    lines = ((away, kernel[reach + away]) for away in range(reach + 1))
-    return tuple((away, _line(line, width)) for away, line in lines if line.any())
-
-
-def _line(kernel: Floats, width: int) -> Tensor:
-    return weights(convolution(width, kernel, border="mirror"), device=torch.device("cpu"))
-
-
-def _beside(pixels: Tensor, away: int) -> Tensor:
-    """The sum of the rows ``away`` above and below each row, mirrored at the border."""
-    height = pixels.shape[-2]
-    places = (torch.from_numpy(folded(np.arange(height) + s * away, height, border="mirror")) for s in (-1, 1))
-    above, below = (pixels.index_select(-2, p.to(pixels.device)) for p in places)
-    return above.add_(below)
+    steps = np.argwhere(kernel > 2.0**-30)
+    rows, cols = (
+        folded(np.arange(size)[:, None] + away - len(kernel) // 2, size, border="mirror").astype(np.int32)
+        for size, away in zip((height, width), steps.T, strict=True)
+    )
+    return torch.from_numpy(rows * np.int32(width)), torch.from_numpy(cols), torch.from_numpy(kernel[tuple(steps.T)]).float()
 
 
 def disk(radius: float, smoothing: float) -> Floats:
@@ -91,26 +88,32 @@ def glass_blur(x: Tensor, level: tuple[float, float, float], *, draws: Draws) ->
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
     sigma, reach, rounds = level[0], int(level[1]), int(level[2])
-    count, channels, height, width = x.shape
+    count, _, height, width = x.shape
     soft = gaussian(x, sigma).mul_(255).add_(2.0**-10).floor_().div_(255)
     words = draws.shorts("glass", (rounds, 2, height, width))
-    origin = torch.arange(height * width, device=x.device).expand(count, -1)
+    origin = torch.arange(count * height * width, dtype=torch.int32, device=x.device)
     for turn in range(rounds):
-        origin = origin.gather(1, _copied(((words[:, turn] * (2 * reach)) // LEVELS - reach).long(), reach))
-    moved = soft.flatten(2).gather(2, origin[:, None].expand(-1, channels, -1)).reshape(x.shape)
+        origin = origin.index_select(0, _copied((words[:, turn] * (2 * reach) >> 16) - reach, reach))
+    planes = soft.transpose(0, 1).flatten(1)
+    moved = torch.stack([plane.index_select(0, origin).reshape(count, height, width) for plane in planes], dim=1)
     return gaussian(moved, sigma).clamp_(0, 1).float()
 
 
 def _copied(offsets: Tensor, reach: int) -> Tensor:
-    """Where each pixel's value was before the round, int64 (N, H * W), from offsets (N, 2, H, W) in -reach..reach-1."""
-    _, _, height, width = offsets.shape
-    size = height * width
-    place = torch.arange(size, device=offsets.device).reshape(height, width)
-    inner = torch.zeros_like(place, dtype=torch.bool)
-    inner[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = True
-    source = torch.where(inner, place + offsets[:, 0] * width + offsets[:, 1], place).flatten(1)
-    done = (source > place.flatten()) & inner.flatten()[source]
-    link = torch.where(done, source, source + size)
-    while bool((link < size).any()):
-        link = torch.where(link < size, link.gather(1, link.clamp(max=size - 1)), link)
-    return link - size
+    """Where each pixel's value was before the round, from offsets (N, 2, H, W) in -reach..reach-1; int32 (N * H * W,).
+
+    A pixel copies its source as it was (a place beyond the last pixel says so), or where that one's own copy had already
+    been made, what it had copied: so on along chains, by doubling.
+    """
+    count, _, height, width = offsets.shape
+    total = count * height * width
+    inner = torch.zeros(height, width, dtype=torch.int32, device=offsets.device)
+    inner[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = 1
+    places = torch.arange(2 * total, dtype=torch.int32, device=offsets.device)
+    away = ((offsets[:, 0] * width + offsets[:, 1]) * inner).flatten()
+    source = places[:total] + away
+    done = inner.flatten().repeat(count).index_select(0, source).mul_(away.clamp_(0, 1))
+    places[:total] = source.add_(total).sub_(done.mul_(total))
+    while total and int(places[:total].min()) < total:
+        places[:total] = places.index_select(0, places[:total])
+    return places[:total] - total

@@ -18,7 +18,7 @@ _BITS = 22
 """Fractional bits of Pillow's 8-bit resampling weights (``Resample.c``)."""
 
 
-@facts(version=1, level="share of the side that is left", harder="down", family="digital")
+@facts(version=1, level="share of the side that is left", harder="down", family="digital", grid=True)
 def pixelate(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images shrunk to int(side * level) pixels by box averaging and enlarged again, on the 8-bit grid; (N, C, H, W).
 
@@ -30,7 +30,8 @@ def pixelate(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     return _through_boxes(x, int(height * level), int(width * level))
 
 
-@facts(version=1, level="share of the side that is left", harder="down", family="digital", own=True)
+@facts(version=1, level="share of the side that is left", harder="down", family="digital", own=True,
+       grid=True)  # fmt: skip
 def pixelate_uneven(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """As ``pixelate``, with the columns rounded up, (N, C, H, W): finer steps between few pixels."""
     height, width = x.shape[-2:]
@@ -40,22 +41,24 @@ def pixelate_uneven(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 def _through_boxes(x: Tensor, rows: int, cols: int) -> Tensor:
     """Images shrunk to rows x cols pixels (at least one each) and enlarged again, on the 8-bit grid."""
     pixels = to_grey(x)
-    for tall, wide in ((max(1, rows), max(1, cols)), x.shape[-2:]):
-        pixels = _box(_box(pixels, wide, dim=-1), tall, dim=-2)
-    return pixels / 255
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Pixels in [0, 1] rounded to whole numbers 0..255, int64."""
-    return (x.double() * 255).round().clamp(0, 255).to(torch.int64)
+    small = _box(_box(pixels, max(1, cols), dim=-1), max(1, rows), dim=-2)
+    for dim in (-1, -2):  # enlarging, a box holds one pixel
+        small = _summed(small, _boxes(small.shape[dim], x.shape[dim])[0], dim=dim)
+    return small.div_(255)
 
 
 def _box(pixels: Tensor, size: int, *, dim: int) -> Tensor:
     """Resize one axis of whole float32 pixels by box averaging, rounded like Pillow."""
-    filled, share, half = (part.to(pixels.device) for part in _boxes(pixels.shape[dim], size))
-    total = pixels @ filled.T if dim == -1 else (pixels.transpose(-1, -2) @ filled.T).transpose(-1, -2)
+    filled, share, half = _boxes(pixels.shape[dim], size)
     shape = (1, -1) if dim == -1 else (-1, 1)
-    return total.mul_(share.reshape(shape)).add_(half.reshape(shape)).floor_()
+    share, half = (part.to(pixels.device).reshape(shape) for part in (share, half))
+    return _summed(pixels, filled, dim=dim).mul_(share).add_(half).floor_()
+
+
+def _summed(pixels: Tensor, filled: Tensor, *, dim: int) -> Tensor:
+    """Sums (..., size) or (..., size, W) of the pixels that a matrix (size, old) of zeros and ones chooses."""
+    filled = filled.to(pixels.device)
+    return pixels @ filled.T if dim == -1 else filled @ pixels
 
 
 @lru_cache(maxsize=64)

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from robench.corrupt.fixed import gaussian
+from robench.corrupt.words import around_zero
 from robench.ops.random import Draws
 from robench.registry import facts
 
 
 @facts(
-    version=1, level="(strength, smoothness, shift of the corners) in shares of the side", harder="table", family="digital"
+    version=2, level="(strength, smoothness, shift of the corners) in shares of the side", harder="table", family="digital"
 )
 def elastic_transform(x: Tensor, level: tuple[float, float, float], *, draws: Draws) -> Tensor:
     """Images under a random affine map, then under a smooth random displacement of every pixel; (N, C, H, W).
@@ -23,42 +24,41 @@ def elastic_transform(x: Tensor, level: tuple[float, float, float], *, draws: Dr
     """
     strength, smoothness, shift = (part * x.shape[-1] for part in level)
     height, width = x.shape[-2:]
-    turned = sampled(x, *_affine(draws, (height, width), shift), aligned=True)
+    turned = sampled(x, _affine(draws, (height, width), shift), aligned=True)
     if strength == 0:
         return turned.clamp_(0, 1)
-    noise = draws.shorts("displacement", (2, height, width)).double().add_(0.5).mul_(2.0**-15).sub_(1.0)
-    moved = gaussian(noise, smoothness, truncate=3.0, border="reflect") * strength
-    rows = torch.arange(height, device=x.device)[:, None] + moved[:, 1]
-    cols = torch.arange(width, device=x.device)[None, :] + moved[:, 0]
-    return sampled(turned, rows, cols, aligned=False).clamp_(0, 1)
+    moved = gaussian(around_zero(draws, "displacement", (2, height, width)), smoothness, truncate=3.0, border="reflect")
+    for axis, size in ((0, width), (1, height)):
+        middles = (2 * torch.arange(size, dtype=torch.float64, device=x.device) + 1) / size - 1
+        moved[:, axis].mul_(2 * strength / size).add_(middles[None, :] if axis == 0 else middles[:, None])
+    return sampled(turned, moved, aligned=False).clamp_(0, 1)
 
 
-def sampled(x: Tensor, rows: Tensor, cols: Tensor, *, aligned: bool) -> Tensor:
-    """x (N, C, H, W) at positions (N, H, W) in pixels, bilinear; mirrored about edge pixels (``aligned``) or edges."""
-    height, width = x.shape[-2:]
-    if aligned:
-        grid = [2 * cols / max(width - 1, 1) - 1, 2 * rows / max(height - 1, 1) - 1]
-    else:
-        grid = [(2 * cols + 1) / width - 1, (2 * rows + 1) / height - 1]
-    places = torch.stack(grid, dim=-1).float()
-    return functional.grid_sample(x, places, mode="bilinear", padding_mode="reflection", align_corners=aligned)
+def sampled(x: Tensor, places: Tensor, *, aligned: bool) -> Tensor:
+    """x (N, C, H, W) at places (N, 2, H, W), bilinear; mirrored about edge pixels (``aligned``) or edges.
+
+    Places are columns and rows, -1 and 1 being the middles of the first and last pixel (``aligned``) or their outer edges.
+    """
+    grid = places.permute(0, 2, 3, 1).float()
+    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=aligned)
 
 
-def _affine(draws: Draws, size: tuple[int, int], shift: float) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the turned image comes from, rows and columns, float64 (N, H, W) each.
+def _affine(draws: Draws, size: tuple[int, int], shift: float) -> Tensor:
+    """Where each pixel of the turned image comes from, float64 (N, 2, H, W) as for ``sampled`` with edge pixels aligned.
 
     Three points about the centre are moved by up to ``shift`` pixels; the map that moves them so is inverted.
     """
     height, width = size
     x, y, third = width // 2, height // 2, min(size) // 3
     old = torch.tensor([[x + third, y + third], [x + third, y - third], [x - third, y - third]], dtype=torch.float64)
-    noise = draws.shorts("corners", (3, 2)).double().cpu().add_(0.5).mul_(2.0**-15).sub_(1.0)
+    noise = around_zero(draws, "corners", (3, 2)).double().cpu()
     matrix, offset = affine(old + noise * shift, old)
-    rows, cols = torch.arange(height, dtype=torch.float64)[:, None], torch.arange(width, dtype=torch.float64)
-    across, down = (
-        matrix[:, i, 0, None, None] * cols + matrix[:, i, 1, None, None] * rows + offset[:, i, None, None] for i in (0, 1)
-    )
-    return down.to(draws.ids.device), across.to(draws.ids.device)
+    unit = 2 / torch.tensor([max(width - 1, 1), max(height - 1, 1)], dtype=torch.float64)
+    matrix, offset = matrix * unit[:, None], offset * unit - 1
+    rows, cols = torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64)
+    along = matrix[:, :, 0, None] * cols
+    down = matrix[:, :, 1, None] * rows + offset[:, :, None]
+    return (along[:, :, None] + down[..., None]).to(draws.ids.device)
 
 
 def affine(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

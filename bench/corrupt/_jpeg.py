@@ -23,8 +23,11 @@ _UNIT, _HALF = 2.0**-16, 2.0**15
 _CONST, _PASS1 = 13, 2
 """Fractional bits of the transform's constants, and of what its first pass hands on (``jfdctint.c``, ``jidctint.c``)."""
 
+_TO_AWAY = 1 + 2.0**-30
+"""Turns a quotient that lies half way from zero, and no other one of a coefficient (below 2^18) by a step."""
 
-@facts(version=2, level="quality", harder="down", family="digital")
+
+@facts(version=2, level="quality", harder="down", family="digital", grid=True)
 def jpeg(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images as a JPEG file of quality ``level`` gives them back, bit-equal to Pillow; (N, C, H, W) with 1 or 3 channels.
 
@@ -43,12 +46,10 @@ def jpeg(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     pixels = to_grey(x)
     bright, colour = (table.to(x.device) for table in quantisation(math.floor(level)))
     if x.shape[1] == 1:
-        return _coded(pixels[:, 0], bright)[:, None] / 255
-    y, cb, cr = _to_ycc(pixels)
-    size = (x.shape[-2], x.shape[-1])
-    halves = torch.cat([_halved(cb), _halved(cr)])
-    halves = _doubled(_coded(halves, colour), size)
-    return _to_rgb(_coded(y, bright), *halves.split(len(x))) / 255
+        return _coded(pixels.sub_(128), bright).add_(128).div_(255)
+    planes = _to_ycc(pixels)
+    halves = _doubled(_coded(_halved(planes[:, 1:]), colour), x.shape[-2], x.shape[-1])
+    return _to_rgb(_coded(planes[:, :1], bright), halves).div_(255)
 
 
 @lru_cache(maxsize=32)
@@ -61,88 +62,83 @@ def quantisation(quality: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _to_ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Brightness and colours, whole float32 (N, H, W) each, in libjpeg's fixed point; float32 holds every sum."""
-    planes = rgb.transpose(0, 1).flatten(1)
-    parts = torch.tensor([[19595.0, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]], device=rgb.device)
-    half = torch.tensor([[_HALF], [_HALF - 1], [_HALF - 1]], device=rgb.device)
-    whole = (parts @ planes).add_(half).mul_(_UNIT).floor_()
-    whole[1:] += 128
-    y, cb, cr = whole.reshape(3, len(rgb), *rgb.shape[2:])
-    return y, cb, cr
+def _to_ycc(rgb: Tensor) -> Tensor:
+    """Brightness and colours less 128, whole float32 (N, 3, H, W), in libjpeg's fixed point; float32 holds every sum."""
+    parts = rgb.new_tensor([[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]) * _UNIT
+    half = rgb.new_tensor([[_HALF * _UNIT - 128], [(_HALF - 1) * _UNIT], [(_HALF - 1) * _UNIT]])
+    return (parts @ rgb.flatten(2)).add_(half).floor_().reshape(rgb.shape)
 
 
-def _to_rgb(y: Tensor, cb: Tensor, cr: Tensor) -> Tensor:
-    """Colour again, whole float32 (N, 3, H, W) in 0..255."""
-    cb, cr = cb - 128, cr - 128
-    found = torch.stack([cr * 91881, (cb * -22554).sub_(cr * 46802), cb * 116130], dim=1)
-    return found.add_(_HALF).mul_(_UNIT).floor_().add_(y[:, None]).clamp_(0, 255)
+def _to_rgb(y: Tensor, colours: Tensor) -> Tensor:
+    """Brightness (N, 1, H, W) and colours (N, 2, H, W), less 128, as whole float32 (N, 3, H, W) in 0..255."""
+    parts = y.new_tensor([[0, 91881], [-22554, -46802], [116130, 0]]) * _UNIT
+    found = (parts @ colours.flatten(2)).add_(_HALF * _UNIT).floor_()
+    return found.add_((y + 128).flatten(2)).clamp_(0, 255).reshape(len(y), 3, *y.shape[2:])
 
 
-def _halved(plane: Tensor) -> Tensor:
-    """A colour at half the size, means of 2 x 2 pixels rounded down and up in turn along a row."""
-    height, width = plane.shape[-2:]
+def _halved(colours: Tensor) -> Tensor:
+    """Colours at half the size, means of 2 x 2 pixels rounded down and up in turn along a row."""
+    height, width = colours.shape[-2:]
     blocks = 2 * _SIDE * math.ceil(width / (2 * _SIDE))
-    plane = _grown(plane, height + height % 2, blocks)
-    sums = plane[:, ::2, ::2] + plane[:, 1::2, ::2] + plane[:, ::2, 1::2] + plane[:, 1::2, 1::2]
-    bias = torch.arange(blocks // 2, device=plane.device) % 2 + 1
-    return ((sums + bias) / 4).floor_()
+    colours = _grown(colours, height + height % 2, blocks)
+    rows = colours[..., ::2, :] + colours[..., 1::2, :]
+    bias = torch.arange(blocks // 2, device=colours.device) % 2 + 1
+    return (rows[..., ::2] + rows[..., 1::2]).add_(bias).mul_(0.25).floor_()
 
 
-def _grown(plane: Tensor, height: int, width: int) -> Tensor:
-    """(N, H, W) with its last row and column repeated."""
-    return functional.pad(plane[:, None], (0, width - plane.shape[-1], 0, height - plane.shape[-2]), mode="replicate")[:, 0]
+def _grown(planes: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, H, W) with its last row and column repeated."""
+    more = (0, width - planes.shape[-1], 0, height - planes.shape[-2])
+    return functional.pad(planes, more, mode="replicate") if any(more) else planes
 
 
-def _doubled(half: Tensor, size: tuple[int, int]) -> Tensor:
-    """Colours at full size: three parts of the nearest, one of the next, first along columns, then along rows.
+def _doubled(half: Tensor, height: int, width: int) -> Tensor:
+    """Colours at full size, (N, C, height, width).
 
-    Source: libjpeg, ``h2v2_fancy_upsample`` (what lies outside the halved image repeats its edge).
+    Source: libjpeg, ``h2v2_fancy_upsample``.
     """
-    rows, cols = ((extent + 1) // 2 for extent in size)
-    half = half[:, :rows, :cols]
-    if cols <= 2:  # libjpeg repeats the pixels of so narrow an image
-        return half.repeat_interleave(2, -2).repeat_interleave(2, -1)[:, : size[0], : size[1]]
-    sums = _mixed(half, dim=-2)
-    full = _mixed(sums, dim=-1)
-    full[..., ::2] += 8
-    full[..., 1::2] += 7
-    return full.mul_(1 / 16).floor_()[:, : size[0], : size[1]]
+    narrow = width <= 4  # libjpeg repeats the pixels of so narrow an image
+    rows, cols = (_spread((size + 1) // 2, narrow).to(half.device) for size in (height, width))
+    bias = (8 - torch.arange(2 * cols.shape[1], device=half.device) % 2) / 16
+    full = rows @ (half[..., : rows.shape[1], : cols.shape[1]] @ cols.T)
+    return full.add_(bias).floor_()[..., :height, :width]
 
 
-def _mixed(plane: Tensor, *, dim: int) -> Tensor:
-    """Twice as many rows or columns: 3 * own + the one before, and 3 * own + the one after; (N, H, W)."""
-    count = plane.shape[dim]
-    here = torch.arange(count, device=plane.device)
-    parts = [plane.index_select(dim, (here + away).clamp(0, count - 1)).add_(plane, alpha=3) for away in (-1, 1)]
-    wide = plane.shape[-1] * (2 if dim == -1 else 1)
-    return torch.stack(parts, dim=dim).reshape(len(plane), -1, wide)
+@lru_cache(maxsize=16)
+def _spread(size: int, narrow: bool) -> Tensor:
+    """The matrix (2 * size, size) that doubles an axis: three parts of the nearest pixel, one of the next, or the nearest.
+
+    What lies outside repeats the edge.
+    """
+    here = torch.arange(2 * size)
+    own = here // 2
+    matrix = torch.zeros(2 * size, size)
+    matrix[here, own] += 0.75
+    matrix[here, own if narrow else (own + 2 * (here % 2) - 1).clamp(0, size - 1)] += 0.25
+    return matrix
 
 
-def _coded(plane: Tensor, steps: Tensor) -> Tensor:
-    """A plane (N, H, W) of 0..255 with its cosine coefficients rounded to multiples of ``steps``, whole float32."""
-    height, width = plane.shape[-2:]
-    plane = _grown(plane, _SIDE * math.ceil(height / _SIDE), _SIDE * math.ceil(width / _SIDE))
-    count, tall, wide = plane.shape
-    blocks = plane.reshape(count, tall // _SIDE, _SIDE, wide // _SIDE, _SIDE).permute(2, 4, 0, 1, 3).double().sub_(128)
-    shape = blocks.shape
-    found = _twice(blocks.reshape(_SIDE, _SIDE, -1), _forward(), _CONST - _PASS1, _CONST + _PASS1)
-    steps = steps[..., None] * _SIDE
-    levels = ((found.abs() + steps / 2) / steps).floor_().mul_(found.sign())
-    back = _twice(levels.mul_(steps / _SIDE), _backward(), _CONST - _PASS1, _CONST + _PASS1 + 3, columns_first=True)
-    back = back.add_(128).clamp_(0, 255).float().reshape(shape)
-    return back.permute(2, 3, 0, 4, 1).reshape(count, tall, wide)[:, :height, :width]
+def _coded(planes: Tensor, steps: Tensor) -> Tensor:
+    """Planes (N, C, H, W) of -128..127 with their cosine coefficients rounded to multiples of ``steps``, whole float32.
+
+    The forward transform goes along rows first, the backward one along columns.
+    """
+    height, width = planes.shape[-2:]
+    planes = _grown(planes, _SIDE * math.ceil(height / _SIDE), _SIDE * math.ceil(width / _SIDE))
+    shape, wide = planes.shape, planes.shape[-1]
+    ahead, back = (matrix().to(planes.device) for matrix in (_forward, _backward))
+    found = _rounded(planes.double().reshape(-1, _SIDE) @ ahead.T, _CONST - _PASS1).reshape(-1, _SIDE, wide)
+    found = _rounded(ahead @ found, _CONST + _PASS1)
+    steps = steps.repeat(1, wide // _SIDE)
+    found.mul_(_TO_AWAY / (_SIDE * steps)).round_().mul_(steps)
+    found = _rounded(back @ found, _CONST - _PASS1).reshape(-1, _SIDE)
+    found = _rounded(found @ back.T, _CONST + _PASS1 + 3)
+    return found.clamp_(-128, 127).float().reshape(shape)[..., :height, :width]
 
 
-def _twice(blocks: Tensor, matrix: Tensor, first: int, second: int, *, columns_first: bool = False) -> Tensor:
-    """Blocks (8 rows, 8 columns, B) through a matrix along each side, rounded half up to 2^first, then to 2^second."""
-    matrix = matrix.to(blocks.device)
-    for i, bits in enumerate((first, second)):
-        along_rows = (i == 0) == columns_first
-        turned = blocks if along_rows else blocks.transpose(0, 1)
-        done = (matrix @ turned.reshape(_SIDE, -1)).mul_(2.0**-bits).add_(0.5).floor_().reshape(turned.shape)
-        blocks = done if along_rows else done.transpose(0, 1)
-    return blocks
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """Whole numbers over 2^bits, half up, in place."""
+    return x.mul_(2.0**-bits).add_(0.5).floor_()
 
 
 _C: Mapping[str, int] = {

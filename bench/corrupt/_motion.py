@@ -6,17 +6,18 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
 from robench.corrupt.fixed import Floats
+from robench.corrupt.taps import mixed, taps, trailed
 from robench.corrupt.words import angles
 from robench.ops.random import Draws
 from robench.registry import facts
 
 
-@facts(version=1, level="(radius, standard deviation) in pixels", harder="table", family="blur")
+@facts(version=2, level="(radius, standard deviation) in pixels", harder="table", family="blur")
 def motion_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
     """Images smeared one way along an angle drawn from -45 to 45 degrees, edges repeated; (N, C, H, W).
 
@@ -39,65 +40,41 @@ def smeared(x: Tensor, degrees: Tensor, *, radius: float, sigma: float) -> Tenso
         sigma: Standard deviation in pixels.
     """
     weight = _kernel(radius, sigma)
-    count, channels, height, width = x.shape
-    down, right = (part.to(x.device) for part in _steps(degrees.tolist(), len(weight)))
-    rows, cols, first = (torch.arange(n, device=x.device, dtype=torch.int32) for n in (height, width, count))
-    first = first[:, None] * (height * width)
-    planes = x.transpose(0, 1).reshape(channels, -1)
-    total = torch.zeros_like(planes)
-    for step, part in enumerate(weight):
-        above = (rows + down[:, step, None]).clamp_(0, height - 1).mul_(width).add_(first)
-        places = (above[:, :, None] + (cols + right[:, step, None]).clamp_(0, width - 1)[:, None]).flatten()
-        for channel in range(channels):
-            total[channel] += planes[channel].index_select(0, places).mul_(part)
-    return total.reshape(channels, count, height, width).transpose(0, 1)
+    return trailed(x, *_steps(degrees.tolist(), len(weight)), weight)
 
 
-def _kernel(radius: float, sigma: float) -> list[float]:
+def _kernel(radius: float, sigma: float) -> Floats:
     """Weights of the steps; what lies beyond 2^-21 of the sum changes no 8-bit value and is left out."""
-    weight = np.exp(-(np.arange(2 * math.ceil(radius) + 1) ** 2) / (2 * sigma * sigma))
+    weight: Floats = np.exp(-(np.arange(2 * math.ceil(radius) + 1) ** 2) / (2 * sigma * sigma))
     rest = 1 - np.cumsum(weight) / weight.sum()
-    return [float(w) for w in weight[: int((rest > 2.0**-21).sum()) + 1] / weight.sum()]
+    return weight[: int((rest > 2.0**-21).sum()) + 1] / weight.sum()
 
 
-def _steps(degrees: list[float], width: int) -> tuple[Tensor, Tensor]:
-    """Whole pixels down and right at each step, int32 (N, width) each."""
-    found = torch.zeros(2, len(degrees), width, dtype=torch.int32)
-    for i, angle in enumerate(degrees):
-        for axis, part in enumerate((math.sin(math.radians(angle)), math.cos(math.radians(angle)))):
-            found[axis, i] = torch.from_numpy(np.ceil(np.arange(width) * part - 0.5).astype(np.int32))
+def _steps(degrees: list[float], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole pixels down and right at each step, (N, width) each."""
+    turned = np.array([(math.sin(math.radians(angle)), math.cos(math.radians(angle))) for angle in degrees]).reshape(-1, 2)
+    found = np.ceil(np.arange(width) * turned.T[..., None] - 0.5).astype(np.int64)
     return found[0], found[1]
 
 
-@facts(version=1, level="(end of the factors, their step)", harder="table", family="blur")
+@facts(version=2, level="(end of the factors, their step)", harder="table", family="blur")
 def zoom_blur(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
     """The mean of the images and of enlargements about their centre, from 1 in steps up to an end; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py`` (``scipy.ndimage.zoom``, order 1).
     """
     factors = np.arange(1, level[0], level[1])
-    places, parts = _taps(x.shape[-2], x.shape[-1], tuple(factors.tolist()))
-    pixels = x.flatten(0, 1).flatten(1).T.contiguous()
-    total = torch.zeros_like(pixels)
-    for tap in range(places.shape[1]):
-        total += pixels.index_select(0, places[:, tap].to(x.device)).mul_(parts[:, tap, None].to(x.device))
-    return total.T.reshape(x.shape).clamp_(0, 1)
+    return mixed(x, [_zooms(x.shape[-2], x.shape[-1], tuple(factors.tolist()))]).clamp_(0, 1)
 
 
 @lru_cache(maxsize=16)
-def _taps(height: int, width: int, factors: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The blur as weighted pixels: positions int64 and weights float32, (H * W, T); weights of a pixel sum to 1."""
+def _zooms(height: int, width: int, factors: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The blur as places and weights of pixels, (H * W, T) each; weights of a pixel sum to 1."""
     total = sparse.identity(height * width, format="csr")
     for factor in factors:
         axes = (sparse.csr_matrix(enlarged(size, factor)) for size in (height, width))
         total = total + sparse.kron(*axes, format="csr")
-    total = sparse.csr_matrix(total / (len(factors) + 1))
-    counts = np.diff(total.indptr)
-    places = np.tile(np.arange(height * width)[:, None], (1, counts.max()))
-    parts = np.zeros(places.shape, np.float32)
-    filled = np.arange(counts.max())[None, :] < counts[:, None]
-    places[filled], parts[filled] = total.indices, total.data
-    return torch.from_numpy(places), torch.from_numpy(parts)
+    return taps(sparse.csr_matrix(total / (len(factors) + 1)))
 
 
 def enlarged(size: int, factor: float) -> Floats:

@@ -9,12 +9,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from robench.corrupt.words import LEVELS, normals
+from robench.corrupt.words import LEVELS, normals, quantiles, read
 from robench.ops.random import Draws
 from robench.registry import facts
 
-_PARTS = 2**14
-"""Equally likely parts of a photon count's distribution."""
+_SPARE_BITS = 2
+_PARTS = LEVELS >> _SPARE_BITS
+"""Equally likely parts of a photon count's distribution, and the bits of a word that are not needed for them."""
 
 
 @facts(version=2, level="standard deviation", harder="up", family="noise")
@@ -23,16 +24,16 @@ def gaussian_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
-    return normals(draws, "noise", x.shape[1:]).mul_(level).add_(x).clamp_(0, 1)
+    return normals(draws, "noise", x.shape[1:], deviation=level).add_(x).clamp_(0, 1)
 
 
-@facts(version=1, level="standard deviation of a white pixel", harder="up", family="noise", extra=True)
+@facts(version=2, level="standard deviation of a white pixel", harder="up", family="noise", extra=True)
 def speckle_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Images plus normal noise in proportion to each pixel: x + x * N(0, level), clipped; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, extra corruptions and ``make_cifar_c.py``.
     """
-    return normals(draws, "noise", x.shape[1:]).mul_(level).mul_(x).add_(x).clamp_(0, 1)
+    return read(draws, "noise", x.shape[1:], quantiles() * level + 1).mul_(x).clamp_(0, 1)
 
 
 @facts(version=1, level="share of the values that are lost", harder="up", family="noise")
@@ -41,9 +42,7 @@ def impulse_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1; ``skimage.util.random_noise(mode='s&p')``.
     """
-    words = draws.shorts("impulse", x.shape[1:])
-    hit = _impulses(round(level * LEVELS)).to(x.device).index_select(0, words.flatten())
-    return hit.reshape(x.shape).add_(x).clamp_(0, 1)
+    return read(draws, "impulse", x.shape[1:], _impulses(round(level * LEVELS))).add_(x).clamp_(0, 1)
 
 
 @lru_cache(maxsize=8)
@@ -53,21 +52,21 @@ def _impulses(lost: int) -> Tensor:
     return (words < lost).float() - 2 * (words < lost // 2).float()
 
 
-@facts(version=2, level="photons of a white pixel", harder="down", family="noise")
+@facts(version=2, level="photons of a white pixel", harder="down", family="noise", grid=True)
 def shot_noise(x: Tensor, level: float, *, draws: Draws) -> Tensor:
     """Photon counts Poisson(x * level) / level of the 8-bit pixels, clipped and on the 8-bit grid; (N, C, H, W).
 
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
-    rows = draws.shorts("photons", x.shape[1:]).div_(LEVELS // _PARTS, rounding_mode="floor")
-    rows += to_grey(x).to(torch.int32) * _PARTS
+    parts = draws.shorts("photons", x.shape[1:]).bitwise_right_shift_(_SPARE_BITS)
+    rows = to_grey(x).mul_(_PARTS).to(torch.int32).add_(parts)
     found = _photons(float(level)).to(x.device).index_select(0, rows.flatten())
     return found.float().div_(255).reshape(x.shape)
 
 
 def to_grey(x: Tensor) -> Tensor:
     """Pixels in [0, 1] rounded to whole numbers 0..255, float32."""
-    return (x * 255).round_().clamp_(0, 255)
+    return (x * 255).round_()
 
 
 @lru_cache(maxsize=5)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from robench.corrupt._weather import grey
 from robench.corrupt.edges import box, canny, distance, equalised
-from robench.corrupt.fixed import gaussian
+from robench.corrupt.fixed import at_least, gaussian
 from robench.corrupt.words import normals
 from robench.ops.random import Draws
 from robench.registry import facts
@@ -16,6 +16,8 @@ from robench.registry import facts
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 """Pale turquoise and brown; a picture of one channel gets their luminance."""
 _FARTHEST = 20
+_DARK = 1e-9
+"""Less than the least shine, and not 0."""
 _RELIEF = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
@@ -27,14 +29,13 @@ def spatter(x: Tensor, level: tuple[float, ...], *, draws: Draws) -> Tensor:
     Source: Hendrycks & Dietterich, ICLR 2019, extra corruptions and ``make_cifar_c.py`` (OpenCV's edges and distances).
     """
     mean, deviation, smoothness, threshold, strength, mud = level
-    noise = normals(draws, "liquid", x.shape[-2:]).double() * deviation + mean
+    noise = normals(draws, "liquid", x.shape[-2:]).double().mul_(deviation).add_(mean)
     liquid = gaussian(noise.clamp_(-2, 2), smoothness)
-    liquid = liquid.masked_fill_(liquid < threshold, 0.0)
     if mud:
-        cover = gaussian((liquid > threshold).double(), strength)
-        cover = cover.masked_fill_(cover < 0.8, 0.0).float()[:, None]
-        return (x * (1 - cover) + coloured(cover, MUD, x.shape[1])).clamp_(0, 1)
-    return (x + coloured(drops(liquid) * strength, WATER, x.shape[1])).clamp_(0, 1)
+        cover = at_least(gaussian((liquid > threshold).float(), strength), 0.8).float()[:, None]
+        return (x * (1 - cover)).add_(coloured(cover, MUD, x.shape[1])).clamp_(0, 1)
+    shine = drops(at_least(liquid, threshold)).mul_(strength)
+    return coloured(shine, WATER, x.shape[1]).add(x).clamp_(0, 1)
 
 
 def drops(liquid: Tensor) -> Tensor:
@@ -50,10 +51,10 @@ def drops(liquid: Tensor) -> Tensor:
     relief = torch.zeros_like(away)
     for i, line in enumerate(_RELIEF):
         for j, weight in enumerate(line):
-            relief += padded[:, i : i + rows, j : j + cols] * weight
+            relief.add_(padded[:, i : i + rows, j : j + cols], alpha=weight)
     shine = height.float() * (box(relief.clamp_(0, 255)) / 9).round()
     most = shine.amax((1, 2), keepdim=True) if len(shine) else shine[:, :1, :1]
-    return torch.where(most > 0, shine / most, 0.0)[:, None]
+    return shine.div_(most.clamp_min(_DARK))[:, None]
 
 
 def coloured(cover: Tensor, colour: tuple[float, float, float], channels: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.corrupt._motion import enlarged, smeared
-from robench.corrupt.fixed import separable, weights
+from robench.corrupt.fixed import at_least, separable, weights
 from robench.corrupt.plasma import plasma
 from robench.corrupt.words import angles, normals
 from robench.ops.random import Draws
@@ -25,7 +25,7 @@ _FROST_SIDES = 5
 _FROST_DECAY = 1.08
 
 
-@facts(version=1, level="(mean, deviation, zoom, threshold, radius, sigma, share of the image)", harder="table",
+@facts(version=2, level="(mean, deviation, zoom, threshold, radius, sigma, share of the image)", harder="table",
        family="weather")  # fmt: skip
 def snow(x: Tensor, level: tuple[float, ...], *, draws: Draws) -> Tensor:
     """Images whitened and covered with smeared flakes and the same flakes turned by half a circle; (N, C, H, W).
@@ -35,13 +35,18 @@ def snow(x: Tensor, level: tuple[float, ...], *, draws: Draws) -> Tensor:
     Source: Hendrycks & Dietterich, ICLR 2019, section 4.1 and ``make_cifar_c.py``.
     """
     mean, deviation, zoom, threshold, radius, sigma, share = level
-    noise = normals(draws, "flakes", (1, *x.shape[-2:])).double() * deviation + mean
-    flakes = separable(noise.clamp_(-2, 2), *(weights(enlarged(n, zoom), device=x.device) for n in x.shape[-2:]))
-    flakes = flakes.masked_fill_(flakes < threshold, 0.0).clamp_(0, 1).mul_(255).floor_().float() / 255
+    noise = normals(draws, "flakes", (1, *x.shape[-2:])).double().mul_(deviation).add_(mean)
+    flakes = separable(noise.clamp_(-2, 2), *(_enlarging(n, zoom).to(x.device) for n in x.shape[-2:]))
+    flakes = at_least(flakes, threshold).clamp_(0, 1).mul_(255).floor_().float().div_(255)
     flakes = smeared(flakes, angles(draws, "angle", -135.0, -45.0), radius=radius, sigma=sigma)
     flakes = flakes.mul_(255).round_().div_(255)
-    whitened = torch.maximum(x, grey(x) * 1.5 + 0.5)
-    return (x * share + whitened * (1 - share) + flakes + flakes.flip(-1, -2)).clamp_(0, 1)
+    whitened = torch.maximum(x, grey(x).mul(1.5).add_(0.5))
+    return whitened.mul_(1 - share).add_(x * share).add_(flakes + flakes.flip(-1, -2)).clamp_(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _enlarging(size: int, factor: float) -> Tensor:
+    return weights(enlarged(size, factor), device=torch.device("cpu"))
 
 
 def grey(x: Tensor) -> Tensor:
@@ -51,7 +56,7 @@ def grey(x: Tensor) -> Tensor:
     return x[:, :1] * _GREY[0] + x[:, 1:2] * _GREY[1] + x[:, 2:] * _GREY[2]
 
 
-@facts(version=1, level="(thickness, decay of the fractal)", harder="table", family="weather")
+@facts(version=2, level="(thickness, decay of the fractal)", harder="table", family="weather")
 def fog(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
     """Images behind a fractal haze, darkened so that their brightest value stays; (N, C, H, W).
 
@@ -60,8 +65,8 @@ def fog(x: Tensor, level: tuple[float, float], *, draws: Draws) -> Tensor:
     thickness, decay = level
     height, width = x.shape[-2:]
     haze = plasma(draws, "haze", power_of_two(max(height, width)), decay=decay)[:, None, :height, :width]
-    brightest = x.double().amax((1, 2, 3), keepdim=True) if len(x) else x.double()[:, :1, :1, :1]
-    return (haze * thickness + x).mul_(brightest / (brightest + thickness)).clamp_(0, 1).float()
+    brightest = x.amax((1, 2, 3), keepdim=True) if len(x) else x[:, :1, :1, :1]
+    return (haze * thickness).float().add(x).mul_(brightest / (brightest + thickness)).clamp_(0, 1)
 
 
 def power_of_two(size: int) -> int:

@@ -17,6 +17,8 @@ from robench.registry import Table
 CORRUPTIONS = Table("corruptions", TABLE)
 _GUARD = 2.0**-10
 """Part of a grey value that rounding may have cost a pixel that lies on the 8-bit grid."""
+_ONE = 0x3F800000
+"""The bits of 1.0; those of larger numbers and of NaN are more, and negative numbers' are negative."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,21 @@ def corrupt_at(x: Tensor, name: str, level: Level, *, severity: int, ids: Tensor
     """Images corrupted at any level, with the random draws of ``severity``; shapes and errors as in ``corrupt``."""
     _check(x, ids)
     draws = StageDraws(seed, ids.to(x.device), f"{name}/{severity}")
-    return truncated(CORRUPTIONS[name].load()(x, level, draws=draws))
+    entry = CORRUPTIONS[name]
+    found: Tensor = entry.load()(x, level, draws=draws)
+    if entry.facts.get("grid"):
+        return found
+    return _cut(found) if name in TABLE else truncated(found)  # ours are new tensors
 
 
 def truncated(x: Tensor) -> Tensor:
     """Pixels clipped to [0, 1] and cut (not rounded) to multiples of 1/255, as ``numpy.uint8`` does."""
-    return x.float().clamp(0, 1).mul_(255).add_(_GUARD).floor_().div_(255)
+    return _cut(x.float().clamp(0, 1))
+
+
+def _cut(x: Tensor) -> Tensor:
+    """``truncated``, in place."""
+    return x.clamp_(0, 1).mul_(255).add_(_GUARD).floor_().div_(255)
 
 
 def _check(x: Tensor, ids: Tensor) -> None:
@@ -86,6 +97,13 @@ def _check(x: Tensor, ids: Tensor) -> None:
         raise DataError(must("images", "float32 (N, C, H, W)", (str(x.dtype), tuple(x.shape)), "convert them first"))
     if ids.shape != x.shape[:1]:
         raise DataError(must("ids", f"of shape ({len(x)},)", tuple(ids.shape), "give one id per image"))
-    low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
-    if not (low >= 0 and high <= 1):
-        raise DataError(must("pixels", "in [0, 1]", (low.item(), high.item()), "divide 8-bit images by 255"))
+    if x.numel() and not _surely_in_range(x):
+        low, high = torch.aminmax(x)
+        if not (low >= 0 and high <= 1):
+            raise DataError(must("pixels", "in [0, 1]", (low.item(), high.item()), "divide 8-bit images by 255"))
+
+
+def _surely_in_range(x: Tensor) -> bool:
+    """Whether float32 pixels are in [0, 1] and none is -0: in the order of their bits, three times as fast to tell."""
+    low, high = torch.aminmax(x.view(torch.int32))
+    return bool(low >= 0 and high <= _ONE)

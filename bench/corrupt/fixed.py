@@ -5,57 +5,40 @@ So a matrix product may be used, whose order of summation depends on the batch a
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 PIXEL_BITS = 22
 WEIGHT_BITS = 29
-"""A pixel in [-2, 2] times weights whose absolute values sum to 2 at most stays below 2^53."""
+"""Pixels are multiples of 2^-22 and weights of 2^-29: a pixel in [-2, 2] times weights whose absolute values sum to 2 at
+most stays below 2^53 units of 2^-51."""
 
 Floats = NDArray[np.float64]
 
 
-def along(x: Tensor, matrix: Tensor, *, dim: int) -> Tensor:
-    """float64 x (..., H, W) in whole numbers of 2^-22, its rows (``dim=-1``) or columns (``dim=-2``) through a matrix.
-
-    Args:
-        x: Whole numbers, as ``whole`` gives them.
-        matrix: (size, size) of ``weights``: output from input.
-        dim: -1 or -2.
-
-    Returns:
-        Whole numbers again, rounded half to even.
-    """
-    product = x @ matrix.T if dim == -1 else (x.transpose(-1, -2) @ matrix.T).transpose(-1, -2)
-    return product.mul_(2.0**-WEIGHT_BITS).round_()
-
-
-def whole(x: Tensor) -> Tensor:
-    """x in whole numbers of 2^-22, float64."""
-    return x.double().mul_(2.0**PIXEL_BITS).round_()
-
-
-def plain(x: Tensor) -> Tensor:
-    """Whole numbers of 2^-22 as float64 pixels."""
-    return x * 2.0**-PIXEL_BITS
-
-
 def separable(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """float64 x (..., H, W) with rows and columns through a matrix each, float64."""
-    return plain(along(along(whole(x), cols, dim=-1), rows, dim=-2))
+    """x (..., H, W) with rows and columns through a matrix of ``weights`` each (output from input), float64.
+
+    What comes in, and what each of the two products gives, is rounded half to even to multiples of 2^-22.
+    """
+    whole = (x * 2.0**PIXEL_BITS).round_().double()
+    across = (whole @ cols.T).round_()
+    return (rows @ across).round_().mul_(2.0**-PIXEL_BITS)
 
 
 def weights(matrix: Floats, *, device: torch.device) -> Tensor:
-    """A matrix of weights in whole numbers of 2^-29; a row that sums to 1 still does, exactly."""
+    """A matrix of weights in multiples of 2^-29, float64; a row that sums to 1 still does, exactly."""
     units = np.round(matrix * 2.0**WEIGHT_BITS)
     sums_to_one = np.abs(matrix.sum(1) - 1) < 1e-9
     rest = np.where(sums_to_one, 2.0**WEIGHT_BITS - units.sum(1), 0.0)
     units[np.arange(len(units)), np.abs(matrix).argmax(1)] += rest
-    return torch.from_numpy(units).to(device)
+    return torch.from_numpy(units * 2.0**-WEIGHT_BITS).to(device)
 
 
 def convolution(size: int, kernel: Floats, *, border: str) -> Floats:
@@ -97,3 +80,8 @@ def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str = "n
         return x.double()
     rows, cols = (gaussian_weights(n, sigma, truncate, border).to(x.device) for n in x.shape[-2:])
     return separable(x, rows, cols)
+
+
+def at_least(x: Tensor, least: float) -> Tensor:
+    """float64 x with 0 in the place of what is below ``least``."""
+    return functional.threshold(x, math.nextafter(least, -math.inf), 0.0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from robench.corrupt.words import around_zero
 from robench.ops.random import Draws
 
 _WIBBLE = 100.0
@@ -22,9 +22,8 @@ def plasma(draws: Draws, stage: str, side: int, *, decay: float) -> Tensor:
 
     Source: Fournier, Fussell & Carpenter, CACM 1982 (midpoint displacement); ``plasma_fractal`` of ``make_cifar_c.py``.
     """
-    words = draws.shorts(stage, (side * side - 1,))
-    noise = words.double().add_(0.5).mul_(2.0**-15).sub_(1.0)
-    heights = torch.zeros(len(words), side, side, dtype=torch.float64, device=words.device)
+    noise = around_zero(draws, stage, (side * side - 1,)).double()
+    heights = noise.new_zeros(len(noise), side, side)
     used, step, wibble = 0, side, _WIBBLE
     while step >= 2:
         half, count = step // 2, (side // step) ** 2
@@ -37,4 +36,4 @@ def plasma(draws: Draws, stage: str, side: int, *, decay: float) -> Tensor:
         heights[:, half::step, ::step] = (centre + centre.roll(1, 2) + corner + corner.roll(-1, 1)) / 4 + parts[:, 2]
         used, step, wibble = used + 3 * count, half, wibble / decay
     heights -= heights.amin((1, 2), keepdim=True)
-    return heights / heights.amax((1, 2), keepdim=True)
+    return heights.div_(heights.amax((1, 2), keepdim=True))

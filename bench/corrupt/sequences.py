@@ -18,7 +18,7 @@ from robench.corrupt._motion import smeared
 from robench.corrupt._noise import gaussian_noise, shot_noise
 from robench.corrupt._spatter import WATER, coloured, drops
 from robench.corrupt.apply import StageDraws, truncated
-from robench.corrupt.fixed import gaussian
+from robench.corrupt.fixed import at_least, gaussian
 from robench.corrupt.words import normals
 from robench.errors import ConfigError, must, suggestion
 from robench.ops.random import Draws
@@ -100,7 +100,7 @@ def _tilt(x: Tensor, draws: Draws) -> Iterator[Tensor]:
 def _spatter(x: Tensor, draws: Draws) -> Iterator[Tensor]:
     noise = normals(draws, "liquid", x.shape[-2:]).double() * 0.265 + 0.6
     liquid = gaussian(noise.clamp_(-2, 2), 1.75 * x.shape[-1] / _SIDE)
-    liquid = liquid.masked_fill_(liquid < 0.7, 0.0)
+    liquid = at_least(liquid, 0.7)
     for _ in range(31):
         yield x + coloured(drops(liquid) * 0.6, WATER, x.shape[1])
         liquid = 0.2 * liquid + 0.8 * functional.pad(liquid, (0, 0, 1, 0))[:, :-1]

@@ -78,15 +78,14 @@ class Draws:
         size = math.prod(shape)
         blocks = (size + _PER_BLOCK - 1) // _PER_BLOCK
         source = np.random.Philox(key=[self.seed & (2**64 - 1), zlib.crc32(f"{stage}/{size}".encode())])
-        found = [np.empty((0, blocks * _PER_BLOCK), np.uint16)]
-        place = 0
+        found = np.empty((len(self.ids), size), np.int32)
+        place = row = 0
         for start, count in _runs(self.ids.tolist()):
             source.advance(((start - place) * blocks) % 2**256)
             words = source.random_raw(count * blocks * 4).astype("<u8", copy=False)
-            found.append(words.view("<u2").reshape(count, -1))
-            place = start + count
-        words = np.concatenate(found)[:, :size].astype(np.int32)
-        return torch.from_numpy(words).to(self.ids.device).reshape(len(self.ids), *shape)
+            found[row : row + count] = words.view("<u2").reshape(count, -1)[:, :size]
+            place, row = start + count, row + count
+        return torch.from_numpy(found).to(self.ids.device).reshape(len(self.ids), *shape)
 
 
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:

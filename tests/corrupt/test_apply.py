@@ -56,6 +56,33 @@ def test_result_is_float32_in_range_on_the_grid(name: str, channels: int) -> Non
         assert not torch.equal(out, x)
 
 
+@pytest.mark.parametrize(("name", "channels"), SHAPES)
+def test_the_input_stays_and_the_result_is_a_tensor_of_its_own(name: str, channels: int) -> None:
+    x = _pictures(channels)
+    before = x.clone()
+    out = corrupt(x, name, severity=1, table=home(name), ids=IDS)
+    assert torch.equal(x, before) and out.is_contiguous()
+    assert out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    kept = out.clone()
+    corrupt(1 - x, name, severity=1, table=home(name), ids=IDS)
+    assert torch.equal(out, kept)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if CORRUPTIONS[name].facts.get("grid")])
+def test_what_is_said_to_be_on_the_grid_needs_no_cut(name: str) -> None:
+    x = _pictures(3, side=27) * 0.97  # off the grid
+    for level in TABLES[home(name)][name]:
+        out = CORRUPTIONS[name].load()(x, level, draws=StageDraws(0, IDS, "a"))
+        assert torch.equal(out, truncated(out))
+
+
+def test_minus_zero_is_in_range() -> None:
+    x = _pictures(1)
+    x[0, 0, 0] = -0.0
+    out = corrupt(x, "contrast", severity=1, table="cifar-v1", ids=IDS)
+    assert torch.equal(out, corrupt(x.abs(), "contrast", severity=1, table="cifar-v1", ids=IDS))
+
+
 def test_a_large_single_image_equals_its_batch() -> None:
     x = _pictures(1, side=224)[:2]
     both = corrupt(x, "contrast", severity=2, table="imagenet-v1", ids=IDS[:2])

@@ -6,6 +6,9 @@ A sample whose output is not finite counts as the worst there is: fully confiden
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from robench.errors import DataError, must
-from robench.metrics import stats, weighted
+from robench.metrics import stats
 from robench.metrics.clean import split
 from robench.metrics.stats import Floats
 from robench.registry import facts
@@ -26,7 +29,8 @@ SMALLEST = 1e-12
 LOG_T = (-5.0, 5.0)
 """Where the logarithm of a temperature is looked for."""
 _KEY = 20240608
-_AT_ONCE, _MANY, _FEW = 8_000_000, 1_000_000, 200
+_MOST, _FEW = 4_000_000, 200
+_HALVINGS = 20
 
 
 def softmax(logits: Floats, *, temperature: float = 1.0) -> Floats:
@@ -96,104 +100,147 @@ def equal_mass(values: Floats, *, bins: int = BINS) -> NDArray[np.int64]:
     return np.clip((middle * bins / max(len(values), 1)).astype(np.int64), 0, bins - 1)
 
 
-def binned(bins_of: NDArray[np.int64], values: Floats, weights: Floats) -> Floats:
-    """Sum of values (N,) by weights (N, R) in every bin, (BINS, R)."""
-    spread = np.zeros((len(values), BINS))
-    spread[np.arange(len(values)), bins_of] = values
-    return weighted.totals(spread, weights)
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    """Score minus confidence, summed over the samples of a cell as a share of all samples; (B,) each."""
+
+    found: Floats
+    """The sums."""
+    variance: Floats
+    """Their sampling variance, from the sample."""
+    chance: Floats
+    """Their variance if the model were right as often as it says."""
 
 
-def by_chance(variances: Floats, *, stream: int = 0) -> Floats:
-    """What the gaps (sums over a bin) of a perfectly calibrated model look like, (cells, R): normal, of these variances.
+def gaps(bins_of: NDArray[np.int64], score: Floats, confidence: Floats, *, fixed: bool = False) -> Gaps:
+    """Gaps of samples (N,) in the cells 0..B-1; ``fixed``: cells hold as many samples in every sample of the population."""
+    n, off = len(score), score - confidence
+    counts, sums, squares, chance = (
+        np.bincount(bins_of, _whole(values)) for values in (np.ones(n), off, off * off, confidence * (1 - confidence))
+    )
+    centred = squares - sums**2 / (np.maximum(counts, 1) if fixed else n)
+    lone = fixed & (counts < 2)
+    freedom = counts / np.maximum(counts - 1, 1) if fixed else n / max(n - 1, 1)
+    variance = np.where(lone, squares, np.maximum(centred, 0.0) * freedom)
+    return Gaps(sums / n, variance / n**2, np.maximum(chance, 0.0) / n**2)
 
-    Source: Bröcker & Smith, Weather and Forecasting 2007 (consistency resampling), in its normal limit.
-    """
-    words = np.random.Philox(key=_KEY + stream).random_raw(len(variances) * stats.REPLICATES) >> np.uint64(11)
-    normal = special.ndtri((words.astype(np.float64) + 0.5) * 2.0**-53).reshape(len(variances), -1)
-    found: Floats = np.abs(normal) * np.sqrt(np.maximum(variances, 0))[:, None]
+
+def _whole(values: Floats) -> Floats:
+    """Values as multiples of 2^-30: their sums do not depend on the order of the samples."""
+    found: Floats = np.round(values * 2.0**30) * 2.0**-30
     return found
 
 
-def _unbiased_end(found: Estimate, chance: Floats) -> Estimate:
-    """The estimate with a lower end that allows for its bias: absolute gaps of a finite sample are never 0.
+def inverted(of: Gaps, statistic: Callable[[Floats], Floats], *, n: int) -> Estimate:
+    """An error of calibration with an interval for that of the population, which the error of a sample exceeds on average.
+
+    A population is possible whose gaps are those that were found times a number, and which shows an error as small, and one
+    as large, in more than 2.5 % of samples; the interval goes from the least to the largest error of such populations, and
+    to the estimate itself at least. What the upper end then leaves of the 5 %, the lower one takes: so 0 is inside where 5 %
+    of the samples of a perfectly calibrated model show as much.
 
     Args:
-        found: An error with the percentiles of its bootstrap, which repeats the bias.
-        chance: The same error of samples of a perfectly calibrated model, (R,).
+        of: What was found.
+        statistic: The error of absolute gaps (B, R), homogeneous, (R,).
+        n: Number of samples; a single one has no interval.
 
-    Returns:
-        The lower end is 0 where such samples show as much in 2.5 % of cases, else the lower of the percentile's and of the
-        reflected upper one.
+    Source: Carpenter, JRSS B 1999 (61:159; intervals by inverting simulated tests); Roelofs et al., AISTATS 2022 (bias).
     """
-    if found.n < 2:
-        return found
-    possible = found.value <= float(np.quantile(chance, (1 + stats.LEVEL) / 2))
-    low = 0.0 if possible else max(0.0, min(found.low, 2 * found.value - found.high))
-    return Estimate(found.value, low, found.high, found.n)
+    value = float(statistic(np.abs(of.found)[:, None])[0])
+    if n < 2 or value == 0:
+        return Estimate(value, *((value, value) if n > 1 else (math.nan, math.nan)), n)
+    normal, tail = _normal(len(of.found)), (1 - stats.LEVEL) / 2
+
+    def drawn(scale: float) -> Floats:
+        own = min(scale, 1.0)
+        spread = np.sqrt(own * of.variance + (1 - own) * of.chance)
+        return statistic(np.abs(scale * of.found[:, None] + spread[:, None] * normal))
+
+    def too_small(scale: float) -> bool:
+        errors = drawn(scale)
+        below = min(tail, float((errors < scale * value).mean()))
+        return float((errors >= value).mean()) < 2 * tail - below
+
+    def small_enough(scale: float) -> bool:
+        return float((drawn(scale) <= value).mean()) >= tail
+
+    low = 0.0 if not too_small(0.0) else _last(too_small, 0.0, 1.0)
+    high = _last(small_enough, 1.0, 1 / value) if small_enough(1.0) else 1.0
+    return Estimate(value, min(low, 1.0) * value, min(high * value, 1.0), n)
 
 
-def _by_bin(bins_of: NDArray[np.int64], values: Floats) -> Floats:
-    """Sums of values (N,) per bin, (BINS,)."""
-    return binned(bins_of, values, np.ones((len(values), 1)))[:, 0]
+def _last(true: Callable[[float], bool], low: float, high: float) -> float:
+    """Where something that is true at ``low`` ends to be, sought up to ``high``."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if true(middle) else (low, middle)
+    return low
+
+
+@lru_cache(maxsize=4)
+def _normal(cells: int) -> Floats:
+    """Standard normal numbers, (cells, R); fewer R for many cells."""
+    replicates = max(_FEW, min(stats.REPLICATES, _MOST // max(cells, 1)))
+    words = np.random.Philox(key=_KEY).random_raw(cells * replicates) >> np.uint64(11)
+    found: Floats = special.ndtri((words.astype(np.float64) + 0.5) * 2.0**-53).reshape(cells, replicates)
+    found.setflags(write=False)
+    return found
+
+
+def _summed(absolute: Floats) -> Floats:
+    found: Floats = absolute.sum(axis=0)
+    return found
 
 
 def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
     rows = split(frame, "test")
+    if rows.empty:
+        return stats.EMPTY
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
     bins_of = equal_mass(confidence) if mass else equal_width(confidence)
-
-    def error(weights: Floats) -> Floats:
-        gaps: Floats = np.abs(binned(bins_of, score - confidence, weights)).sum(axis=0) / len(rows)
-        return gaps
-
-    variances = _by_bin(bins_of, confidence * (1 - confidence))
-    return _unbiased_end(weighted.estimate(len(rows), error), by_chance(variances).sum(axis=0) / max(len(rows), 1))
+    return inverted(gaps(bins_of, score, confidence, fixed=mass), _summed, n=len(rows))
 
 
-@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=3, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def ece(frame: pd.DataFrame) -> Estimate:
-    """Expected calibration error in [0, 1]: 15 equal-width bins on the confidence, bootstrap interval over samples.
+    """Expected calibration error in [0, 1]: 15 equal-width bins on the confidence.
 
-    The estimate is biased upward for few samples, and so is its bootstrap; the lower end allows for that, and is 0 where a
-    perfectly calibrated model could show as much.
+    The estimate is biased upward for few samples. The interval is not one for what such samples show, but for the binned
+    error of the population (see ``inverted``): it lies lower than the estimate, and reaches 0 where a perfectly calibrated
+    model could show as much.
 
     Source: Guo et al., ICML 2017, equation 3.
     """
     return _mean_gap(frame, mass=False)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def adaptive_ece(frame: pd.DataFrame) -> Estimate:
     """Calibration error in [0, 1] over 15 bins that hold equally many samples, weighted by their number.
 
-    Equal confidences share a bin. The bootstrap keeps the bins of the whole sample.
+    Equal confidences share a bin. The interval is for the population's error, as that of ``ece``.
 
     Source: Nixon et al., CVPR workshops 2019, section 3.2 (adaptive ranges, on the top class).
     """
     return _mean_gap(frame, mass=True)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def mce(frame: pd.DataFrame) -> Estimate:
     """Largest gap between accuracy and confidence over the non-empty of 15 equal-width bins, in [0, 1].
 
-    A bin of a few samples decides it easily: read it beside the counts of the reliability diagram.
+    A bin of a few samples decides it easily: read it beside the counts of the reliability diagram. The interval is for the
+    population's error in the bins that are not empty, as that of ``ece``.
 
     Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 5.
     """
     rows = split(frame, "test")
+    if rows.empty:
+        return stats.EMPTY
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
     bins_of = equal_width(confidence)
-
-    def error(weights: Floats) -> Floats:
-        gaps = np.abs(binned(bins_of, score - confidence, weights))
-        counts = binned(bins_of, np.ones(len(rows)), weights)
-        worst: Floats = (gaps / np.maximum(counts, 1)).max(axis=0)
-        return worst
-
-    variances = _by_bin(bins_of, confidence * (1 - confidence))
-    sizes = np.maximum(np.bincount(bins_of, minlength=BINS), 1)
-    return _unbiased_end(weighted.estimate(len(rows), error), (by_chance(variances) / sizes[:, None]).max(axis=0))
+    share = np.maximum(np.bincount(bins_of), 1)[:, None] / len(rows)
+    return inverted(gaps(bins_of, score, confidence), lambda absolute: (absolute / share).max(axis=0), n=len(rows))
 
 
 def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
@@ -201,11 +248,11 @@ def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
     if column not in frame:
         return stats.EMPTY
     values = split(frame, "test")[column].to_numpy(np.float64)
-    values = np.where(np.isfinite(values), values, worst)
-    return weighted.estimate(len(values), lambda weights: weighted.totals(values, weights) / len(values))
+    found = stats.skewed_mean(np.where(np.isfinite(values), values, worst), level=stats.LEVEL)
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, worst), found.n) if found.n > 1 else found
 
 
-@facts(version=2, unit="score", higher_is_better=False, bounds=(0, 2), needs="clean", group="generalization")
+@facts(version=3, unit="score", higher_is_better=False, bounds=(0, 2), needs="clean", group="generalization")
 def brier(frame: pd.DataFrame) -> Estimate:
     """Mean over test samples of the squared distance between probabilities and one-hot label, in [0, 2].
 
@@ -214,7 +261,7 @@ def brier(frame: pd.DataFrame) -> Estimate:
     return _mean(frame, "brier", worst=2.0)
 
 
-@facts(version=1, unit="nat", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
+@facts(version=2, unit="nat", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
 def nll(frame: pd.DataFrame) -> Estimate:
     """Mean negative log likelihood of the test labels, at least 0; probabilities are clipped at 1e-12 (so at most 27.6).
 
@@ -223,7 +270,7 @@ def nll(frame: pd.DataFrame) -> Estimate:
     return _mean(frame, "nll", worst=-math.log(SMALLEST))
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="calibration", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="calibration", group="generalization")
 def classwise_ece(frame: pd.DataFrame) -> Estimate:
     """Mean over all classes of the error of that class's probability, in [0, 1], 15 equal-width bins each.
 
@@ -233,34 +280,22 @@ def classwise_ece(frame: pd.DataFrame) -> Estimate:
     Source: Kull et al., NeurIPS 2019, section 2 (classwise ECE); Nixon et al. 2019 call it static calibration error.
     """
     if frame.empty:
-        return weighted.estimate(0, np.ravel)
+        return stats.EMPTY
     return classwise(softmax(stacked(frame)), frame["label"].to_numpy(np.int64))
 
 
 def classwise(probabilities: Floats, labels: NDArray[np.int64]) -> Estimate:
-    """Classwise ECE of probabilities (N, K) and labels (N,); above a million of them from 200 resamples instead of 2000."""
+    """Classwise ECE of probabilities (N, K) and labels (N,), with an interval as that of ``ece``.
+
+    Its simulated samples take the cells as independent; for more than 2000 cells there are fewer of them.
+    """
     p, y = _checked(probabilities, labels)
     count, classes = p.shape
-    step = max(1, _AT_ONCE // max(count * BINS, 1))
-    parts = [np.arange(start, min(start + step, classes)) for start in range(0, classes, step)]
-
-    def error(weights: Floats) -> Floats:
-        sums = (np.abs(weighted.totals(_cells(p[:, k], (y[:, None] == k) - p[:, k]), weights)).sum(axis=0) for k in parts)
-        gaps: Floats = sum(sums, np.zeros(weights.shape[1])) / (classes * count)
-        return gaps
-
-    variances = [_cells(p[:, k], p[:, k] * (1 - p[:, k])).sum(axis=0) for k in parts] if count else [np.zeros(1)]
-    chance = sum(by_chance(v, stream=i).sum(axis=0) for i, v in enumerate(variances)) / (classes * max(count, 1))
-    replicates = stats.REPLICATES if count * classes <= _MANY else _FEW
-    return _unbiased_end(weighted.estimate(count, error, replicates=replicates), chance)
-
-
-def _cells(p: Floats, values: Floats) -> Floats:
-    """Values (N, K) at the bin of each probability, (N, K BINS), else 0."""
-    classes = p.shape[1]
-    spread = np.zeros((len(p), classes * BINS))
-    np.put_along_axis(spread, np.arange(classes) * BINS + equal_width(p), values, axis=1)
-    return spread
+    if not count:
+        return stats.EMPTY
+    parts = [gaps(equal_width(p[:, k]), (y == k).astype(np.float64), p[:, k]) for k in range(classes)]
+    joint = Gaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("found", "variance", "chance")))
+    return inverted(joint, lambda absolute: absolute.sum(axis=0) / classes, n=count)
 
 
 def stacked(frame: pd.DataFrame) -> Floats:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from robench.errors import DataError, must
-from robench.metrics import stats
+from robench.metrics import stats, weighted
 from robench.metrics.clean import split
 from robench.metrics.stats import Floats
 from robench.registry import facts
@@ -29,8 +30,9 @@ SMALLEST = 1e-12
 LOG_T = (-5.0, 5.0)
 """Where the logarithm of a temperature is looked for."""
 _KEY = 20240608
-_MOST, _FEW = 4_000_000, 200
-_HALVINGS = 20
+_AT_ONCE, _MANY, _FEW = 8_000_000, 1_000_000, 200
+_HALVINGS = 14
+_TINY = 1e-300
 
 
 def softmax(logits: Floats, *, temperature: float = 1.0) -> Floats:
@@ -112,11 +114,17 @@ class Gaps:
     """Their variance if the model were right as often as it says."""
 
 
-def gaps(bins_of: NDArray[np.int64], score: Floats, confidence: Floats, *, fixed: bool = False) -> Gaps:
-    """Gaps of samples (N,) in the cells 0..B-1; ``fixed``: cells hold as many samples in every sample of the population."""
-    n, off = len(score), score - confidence
+def gaps(
+    bins_of: NDArray[np.int64], score: Floats, confidence: Floats, *, n: int, cells: int = BINS, fixed: bool = False
+) -> Gaps:
+    """Gaps of scores and confidences (M,) in the cells 0..cells-1, as shares of n samples.
+
+    ``fixed``: the cells hold as many samples in every sample of the population.
+    """
+    off = score - confidence
     counts, sums, squares, chance = (
-        np.bincount(bins_of, _whole(values)) for values in (np.ones(n), off, off * off, confidence * (1 - confidence))
+        np.bincount(bins_of, _whole(values), cells)
+        for values in (off * 0 + 1, off, off * off, confidence * (1 - confidence))
     )
     centred = squares - sums**2 / (np.maximum(counts, 1) if fixed else n)
     lone = fixed & (counts < 2)
@@ -131,64 +139,74 @@ def _whole(values: Floats) -> Floats:
     return found
 
 
-def inverted(of: Gaps, statistic: Callable[[Floats], Floats], *, n: int) -> Estimate:
-    """An error of calibration with an interval for that of the population, which the error of a sample exceeds on average.
+def total(of: Gaps, *, reach: float, n: int) -> Estimate:
+    """The sum of absolute gaps with an interval for that of the population, which a sample's exceeds on average.
 
-    A population is possible whose gaps are those that were found times a number, and which shows an error as small, and one
-    as large, in more than 2.5 % of samples; the interval goes from the least to the largest error of such populations, and
-    to the estimate itself at least. What the upper end then leaves of the 5 %, the lower one takes: so 0 is inside where 5 %
-    of the samples of a perfectly calibrated model show as much.
+    The lower end is the smallest error of populations that are possible: those in whose samples an error as large is not
+    rarer than the upper end leaves of 5 %. Their gaps are those that were found, less what is noise, times a number; at 0
+    they are perfectly calibrated. The upper end makes no allowance for the bias, which is never downward.
 
     Args:
         of: What was found.
-        statistic: The error of absolute gaps (B, R), homogeneous, (R,).
+        reach: Distance of the upper end: standard errors of the sum with the signs that the gaps have.
         n: Number of samples; a single one has no interval.
 
     Source: Carpenter, JRSS B 1999 (61:159; intervals by inverting simulated tests); Roelofs et al., AISTATS 2022 (bias).
     """
-    value = float(statistic(np.abs(of.found)[:, None])[0])
-    if n < 2 or value == 0:
-        return Estimate(value, *((value, value) if n > 1 else (math.nan, math.nan)), n)
-    normal, tail = _normal(len(of.found)), (1 - stats.LEVEL) / 2
+    value = float(np.abs(of.found).sum())
+    if n < 2:
+        return Estimate(value, math.nan, math.nan, n)
+    normal, rare = _normal(len(of.found)), 1 - stats.LEVEL
+    real = of.found * np.maximum(0.0, 1 - of.variance / np.maximum(of.found**2, _TINY))
+    real = real if np.abs(real).sum() > 0 else of.found
 
-    def drawn(scale: float) -> Floats:
-        own = min(scale, 1.0)
-        spread = np.sqrt(own * of.variance + (1 - own) * of.chance)
-        return statistic(np.abs(scale * of.found[:, None] + spread[:, None] * normal))
+    def too_small(error: float) -> bool:
+        known = error / value
+        spread = np.sqrt(known * of.variance + (1 - known) * of.chance)
+        gaps_of = (error / np.abs(real).sum() * real)[:, None] + spread[:, None] * normal
+        errors = np.abs(gaps_of).sum(axis=0)
+        missed_above = min(rare / 2, float((errors < error - reach).mean()))
+        return float((errors >= value).mean()) < rare - missed_above
 
-    def too_small(scale: float) -> bool:
-        errors = drawn(scale)
-        below = min(tail, float((errors < scale * value).mean()))
-        return float((errors >= value).mean()) < 2 * tail - below
-
-    def small_enough(scale: float) -> bool:
-        return float((drawn(scale) <= value).mean()) >= tail
-
-    low = 0.0 if not too_small(0.0) else _last(too_small, 0.0, 1.0)
-    high = _last(small_enough, 1.0, 1 / value) if small_enough(1.0) else 1.0
-    return Estimate(value, min(low, 1.0) * value, min(high * value, 1.0), n)
+    low = _last(too_small, value) if value > 0 and too_small(0.0) else 0.0
+    return Estimate(value, low, min(value + reach, 1.0), n)
 
 
-def _last(true: Callable[[float], bool], low: float, high: float) -> float:
-    """Where something that is true at ``low`` ends to be, sought up to ``high``."""
+def _last(true: Callable[[float], bool], high: float) -> float:
+    """Where what is true at 0 ends to be, sought up to ``high``."""
+    low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if true(middle) else (low, middle)
     return low
 
 
+def cautious(value: float, *, noise: Floats, chance: Floats, high: float, n: int) -> Estimate:
+    """An error with an interval for that of the population which holds it in about 95 % of samples or more.
+
+    The error of a sample is at most that of the population and of the noise: so it less what noise reaches in 2.5 % of
+    samples is the lower end, and 0 where a perfectly calibrated model shows as much in 2.5 %.
+
+    Args:
+        value: The error that was found.
+        noise: Errors of the noise alone, (R,).
+        chance: Errors of samples of a perfectly calibrated model, (R,).
+        high: Upper end.
+        n: Number of samples; a single one has no interval.
+    """
+    if n < 2:
+        return Estimate(value, math.nan, math.nan, n)
+    by_noise, by_chance = (float(np.quantile(errors, (1 + stats.LEVEL) / 2)) for errors in (noise, chance))
+    low = 0.0 if value <= by_chance else max(0.0, value - max(by_noise, by_chance))
+    return Estimate(value, low, min(max(high, value), 1.0), n)
+
+
 @lru_cache(maxsize=4)
 def _normal(cells: int) -> Floats:
-    """Standard normal numbers, (cells, R); fewer R for many cells."""
-    replicates = max(_FEW, min(stats.REPLICATES, _MOST // max(cells, 1)))
-    words = np.random.Philox(key=_KEY).random_raw(cells * replicates) >> np.uint64(11)
-    found: Floats = special.ndtri((words.astype(np.float64) + 0.5) * 2.0**-53).reshape(cells, replicates)
+    """Standard normal numbers, (cells, R)."""
+    words = np.random.Philox(key=_KEY).random_raw(cells * stats.REPLICATES) >> np.uint64(11)
+    found: Floats = special.ndtri((words.astype(np.float64) + 0.5) * 2.0**-53).reshape(cells, -1)
     found.setflags(write=False)
-    return found
-
-
-def _summed(absolute: Floats) -> Floats:
-    found: Floats = absolute.sum(axis=0)
     return found
 
 
@@ -198,7 +216,14 @@ def _mean_gap(frame: pd.DataFrame, *, mass: bool) -> Estimate:
         return stats.EMPTY
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
     bins_of = equal_mass(confidence) if mass else equal_width(confidence)
-    return inverted(gaps(bins_of, score, confidence, fixed=mass), _summed, n=len(rows))
+    found = gaps(bins_of, score, confidence, n=len(rows), fixed=mass)
+    return total(found, reach=_reach(np.sign(found.found)[bins_of] * (score - confidence)), n=len(rows))
+
+
+def _reach(parts: Floats) -> float:
+    """How far above the mean of (N,) numbers an interval reaches."""
+    n = len(parts)
+    return stats.z_value(stats.LEVEL) * float(np.sort(parts).std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
 
 
 @facts(version=3, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
@@ -206,7 +231,7 @@ def ece(frame: pd.DataFrame) -> Estimate:
     """Expected calibration error in [0, 1]: 15 equal-width bins on the confidence.
 
     The estimate is biased upward for few samples. The interval is not one for what such samples show, but for the binned
-    error of the population (see ``inverted``): it lies lower than the estimate, and reaches 0 where a perfectly calibrated
+    error of the population (see ``total``): it lies lower than the estimate, and reaches 0 where a perfectly calibrated
     model could show as much.
 
     Source: Guo et al., ICML 2017, equation 3.
@@ -230,7 +255,7 @@ def mce(frame: pd.DataFrame) -> Estimate:
     """Largest gap between accuracy and confidence over the non-empty of 15 equal-width bins, in [0, 1].
 
     A bin of a few samples decides it easily: read it beside the counts of the reliability diagram. The interval is for the
-    population's error in the bins that are not empty, as that of ``ece``.
+    population's error in the bins that are not empty, and wider than it need be (see ``cautious``).
 
     Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 5.
     """
@@ -239,8 +264,15 @@ def mce(frame: pd.DataFrame) -> Estimate:
         return stats.EMPTY
     confidence, score = usable(rows["confidence"].to_numpy(), rows["score"].to_numpy())
     bins_of = equal_width(confidence)
-    share = np.maximum(np.bincount(bins_of), 1)[:, None] / len(rows)
-    return inverted(gaps(bins_of, score, confidence), lambda absolute: (absolute / share).max(axis=0), n=len(rows))
+    found, share = (
+        gaps(bins_of, score, confidence, n=len(rows)),
+        np.maximum(np.bincount(bins_of, minlength=BINS), 1) / len(rows),
+    )
+    noise, chance = (np.abs(_normal(len(share))) * (np.sqrt(v) / share)[:, None] for v in (found.variance, found.chance))
+    worst = np.abs(found.found) / share
+    high = float((worst + stats.z_value(stats.LEVEL) * np.sqrt(found.variance) / share).max())
+    told = {"noise": noise.max(axis=0), "chance": chance.max(axis=0), "high": high}
+    return cautious(float(worst.max()), n=len(rows), **told)
 
 
 def _mean(frame: pd.DataFrame, column: str, *, worst: float) -> Estimate:
@@ -285,17 +317,35 @@ def classwise_ece(frame: pd.DataFrame) -> Estimate:
 
 
 def classwise(probabilities: Floats, labels: NDArray[np.int64]) -> Estimate:
-    """Classwise ECE of probabilities (N, K) and labels (N,), with an interval as that of ``ece``.
+    """Classwise ECE of probabilities (N, K) and labels (N,); above a million of them from 200 resamples instead of 2000.
 
-    Its simulated samples take the cells as independent; for more than 2000 cells there are fewer of them.
+    Its interval is for the population's error, and wider than it need be (see ``cautious``).
     """
     p, y = _checked(probabilities, labels)
     count, classes = p.shape
     if not count:
         return stats.EMPTY
-    parts = [gaps(equal_width(p[:, k]), (y == k).astype(np.float64), p[:, k]) for k in range(classes)]
-    joint = Gaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("found", "variance", "chance")))
-    return inverted(joint, lambda absolute: absolute.sum(axis=0) / classes, n=count)
+    drawn = list(weighted.weights(count, replicates=stats.REPLICATES if count * classes <= _MANY else _FEW))
+    step = max(1, _AT_ONCE // (count * BINS))
+    parts = [
+        _of_classes(p[:, k : k + step], y[:, None] == np.arange(classes)[k : k + step], drawn)
+        for k in range(0, classes, step)
+    ]
+    value, signed, noise, chance = (sum(each, 0.0 * each[0]) / classes for each in zip(*parts, strict=True))
+    return cautious(float(value), noise=noise, chance=chance, high=float(value) + _reach(signed), n=count)
+
+
+def _of_classes(p: Floats, hot: NDArray[np.bool_], drawn: list[Floats]) -> tuple[Any, Floats, Floats, Floats]:
+    """Of some classes: the sum of all gaps, each sample's part in it (N,), and sums of noise and of chance (R,)."""
+    count, classes = p.shape
+    cells = equal_width(p) + BINS * np.arange(classes)
+    of = gaps(cells.ravel(), hot.astype(np.float64).ravel(), p.ravel(), n=count, cells=BINS * classes)
+    spread = np.zeros((count, BINS * classes))
+    np.put_along_axis(spread, cells, hot - p, axis=1)
+    moved = np.concatenate([np.abs(weighted.totals(spread, part) / count - of.found[:, None]) for part in drawn], axis=1)
+    ratio = np.sqrt(of.chance / np.maximum(of.variance, _TINY))
+    signed = (np.sign(of.found)[cells] * (hot - p)).sum(axis=1)
+    return np.abs(of.found).sum(), signed, moved.sum(axis=0), ratio @ moved
 
 
 def stacked(frame: pd.DataFrame) -> Floats:

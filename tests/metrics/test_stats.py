@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import binomtest, poisson
+from scipy.stats import binomtest, poisson, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -215,3 +215,30 @@ def test_nan_is_refused_where_it_would_be_taken_for_a_loss_and_told_where_it_is_
     assert math.isnan(e.value) and math.isnan(e.low) and e.n == 3
     with pytest.raises(DataError, match=r"p-values must be in \[0, 1\]"):
         stats.holm([0.1, 1.2])
+
+
+def test_a_skewed_mean_is_students_without_skew_and_leans_towards_the_long_tail_with_it():
+    even = np.r_[np.zeros(20), np.ones(20)]
+    found = stats.skewed_mean(even)
+    low, high = t.interval(0.95, 39, 0.5, even.std(ddof=1) / math.sqrt(40))
+    assert (found.value, found.low, found.high, found.n) == (0.5, pytest.approx(low), pytest.approx(high), 40)
+    tailed = stats.skewed_mean(np.r_[np.zeros(90), np.full(10, 5.0)])
+    assert tailed.high - tailed.value > 1.2 * (tailed.value - tailed.low) > 0
+    mirrored = stats.skewed_mean(-np.r_[np.zeros(90), np.full(10, 5.0)])
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-tailed.high), pytest.approx(-tailed.low))
+
+
+def test_the_transform_of_a_skewed_mean_is_halls():
+    values = np.random.default_rng(0).exponential(size=60)
+    found, n = stats.skewed_mean(values), 60
+    skew = ((values - values.mean()) ** 3).mean() / values.std(ddof=1) ** 3
+    for end, side in ((found.low, 1), (found.high, -1)):
+        u = (values.mean() - end) / values.std(ddof=1)
+        transformed = math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
+        assert transformed == pytest.approx(side * t.ppf(0.975, n - 1))
+
+
+def test_a_skewed_mean_of_nothing_one_constant_and_nan():
+    assert stats.skewed_mean([]).n == 0 and math.isnan(stats.skewed_mean([2.0]).low)
+    assert stats.skewed_mean([2.0, 2.0]).low == stats.skewed_mean([2.0, 2.0]).high == 2
+    assert math.isnan(stats.skewed_mean([1.0, math.nan, 2.0]).value)

@@ -1,20 +1,23 @@
-"""How often an interval must hold the truth, and populations of confidences and of scores whose truths are known.
+"""How often the intervals of confidence and of detection hold the truth, in populations whose truths are known.
 
-Every check of coverage by simulation goes through ``check``, so that a planted interval of 90 % is refused by the same lines.
+The truth of an error of calibration is that of the population in the same bins, not what samples of that size show. Every
+check goes through ``check``, so that a planted 90 % interval is refused by the same lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import norm
 
-from robench.metrics import ood, selective
+from robench.metrics import ood, selective, stats
 from robench.metrics.calibration import BINS, adaptive_ece, brier, classwise_ece, ece, mce, nll, outcomes
 from robench.metrics.rows import Metric
 from robench.spec import Estimate
@@ -95,8 +98,8 @@ def _truths(spread: float, sharp: float) -> dict[Metric, float]:
     by_class = [_gaps(told[:, k], own[:, k], _width(told[:, k]))[0].sum() for k in range(CLASSES)]
     widths, sizes = _gaps(sure, right, _width(sure))
     return {
-        ece: widths.sum(),
-        adaptive_ece: _gaps(sure, right, equal)[0].sum(),
+        ece: float(widths.sum()),
+        adaptive_ece: float(_gaps(sure, right, equal)[0].sum()),
         mce: float((widths / np.maximum(sizes, 1e-12)).max()),
         of_classes: float(np.mean(by_class)),
         brier: float((np.square(told).sum(1) - 2 * (told * own).sum(1) + 1).mean()),
@@ -122,7 +125,7 @@ def _selective(losses: np.ndarray) -> dict[Metric, float]:
     area = float((lost / np.arange(1, n + 1)).mean())
     return {
         selective.aurc: area,
-        selective.e_aurc: area - (error + (1 - error) * np.log1p(-error)),
+        selective.e_aurc: float(area - error - (1 - error) * np.log1p(-error)),
         selective.augrc: float(lost.mean() / n),
         selective.risk_at_80_coverage: float(losses[: 8 * n // 10].mean()),
         selective.risk_at_90_coverage: float(losses[: 9 * n // 10].mean()),
@@ -130,7 +133,6 @@ def _selective(losses: np.ndarray) -> dict[Metric, float]:
 
 
 # --- scores of known and of other images ------------------------------------------------------------------------------
-
 
 
 @dataclass(frozen=True)
@@ -168,3 +170,94 @@ class Detected:
     @staticmethod
     def _precision(positive: np.ndarray, negative: np.ndarray, odds: float) -> float:
         return float((odds * positive / (odds * positive + negative)).mean())
+
+
+# --- the checks -----------------------------------------------------------------------------------------------------
+
+CAUTIOUS = (mce, of_classes)
+"""Intervals that promise 95 % or more: only too few are refused."""
+BINNED = (ece, adaptive_ece)
+USUAL = (Confident(4.0), Confident(4.0, 2.0), Confident(2.0, 1.5), Confident(10.0, 1.3))
+"""Calibrated and 74 % right; as accurate and overconfident; 53 % right and overconfident; 89 % right and somewhat so."""
+DETECTED = (Detected(0.7), Detected(0.9), Detected(0.98), Detected(0.9, 2.0))
+
+
+def only(truths: Mapping[Metric, float], *, without: Sequence[Metric] = CAUTIOUS) -> dict[Metric, float]:
+    return {metric: truth for metric, truth in truths.items() if metric not in without}
+
+
+def named(population: object) -> str:
+    return re.sub(r"[a-z]+=", "", str(population)).replace(" ", "")
+
+
+@pytest.mark.slow
+def test_the_truths_are_those_of_a_large_sample():
+    """To a few standard errors of 40,000 samples; the closed form of average precision, of two samples of 100,000."""
+    overconfident = Confident(4.0, 2.0)
+    (frame,) = overconfident.frames(1, n=40_000)
+    fast = only(overconfident.truths, without=(mce, of_classes, ece, adaptive_ece, brier, nll))
+    for metric, truth in fast.items():
+        exact = metric(frame.head(4000)).value
+        assert exact == pytest.approx(truth, rel=0.12), metric.__name__
+    assert frame["brier"].mean() == pytest.approx(overconfident.truths[brier], rel=0.03)
+    assert frame["nll"].mean() == pytest.approx(overconfident.truths[nll], rel=0.03)
+    detected = Detected(0.9, 2.0, 100_000, 100_000)
+    (scores,) = detected.frames(1)
+    inside, outside = (scores.loc[scores["is_id"] == own, "score"].to_numpy() for own in (True, False))
+    counted = ood._counted(inside, outside, [np.ones((len(side), 1)) for side in (inside, outside)])
+    statistics = {ood.auroc: ood._areas, ood.aupr_in: ood._precision_in, ood.aupr_out: ood._precision_out}
+    for metric, statistic in statistics.items():
+        assert float(statistic(counted)[0]) == pytest.approx(detected.truths[metric], abs=0.004)
+
+
+def test_means_of_skewed_losses_cover_in_a_few_replications_and_a_planted_90_percent_interval_does_not():
+    losses = np.random.default_rng(3).exponential(size=(1500, N))
+    for level in (0.95, 0.9):
+        share = np.mean([holds(stats.skewed_mean(values, level=level), 1.0) for values in losses])
+        if level == 0.95:
+            check({"skewed_mean": float(share)})
+        else:
+            with pytest.raises(AssertionError):
+                check({"skewed_mean": float(share)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", USUAL, ids=named)
+def test_intervals_of_confidence_cover_93_to_97_percent(population):
+    check(shares(only(population.truths), population.frames(REPLICATIONS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", USUAL[:2], ids=named)
+def test_errors_of_calibration_and_means_cover_as_much_at_a_thousand(population):
+    truths = {metric: population.truths[metric] for metric in (*BINNED, brier, nll)}
+    check(shares(truths, population.frames(REPLICATIONS, n=1000)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", USUAL[:2], ids=named)
+def test_cautious_intervals_cover_93_percent_at_least(population):
+    check(shares({metric: population.truths[metric] for metric in CAUTIOUS}, population.frames(REPLICATIONS)), high=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", DETECTED, ids=named)
+def test_intervals_of_detection_cover_93_to_97_percent(population):
+    check(shares(population.truths, population.frames(REPLICATIONS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", [Confident(25.0), Detected(0.995), Detected(0.995, 1.0, 1000, N)], ids=named)
+def test_where_errors_are_few_intervals_cover_93_percent_at_least(population):
+    """96 % right, or hardly an OOD image above an ID image: counts are so small that no interval can cover 95 % exactly."""
+    check(shares(only(population.truths), population.frames(2000)), high=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", [USUAL[1], DETECTED[1]], ids=named)
+def test_planted_90_percent_intervals_fail_the_same_check(population, monkeypatch):
+    monkeypatch.setattr(stats, "LEVEL", 0.9)
+    found = shares(only(population.truths), population.frames(REPLICATIONS))
+    for name, share in found.items():
+        with pytest.raises(AssertionError):
+            check({name: share})

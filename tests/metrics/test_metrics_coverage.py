@@ -177,8 +177,8 @@ class Detected:
 CAUTIOUS = (mce, of_classes)
 """Intervals that promise 95 % or more: only too few are refused."""
 BINNED = (ece, adaptive_ece)
-USUAL = (Confident(4.0), Confident(4.0, 2.0), Confident(2.0, 1.5), Confident(10.0, 1.3))
-"""Calibrated and 74 % right; as accurate and overconfident; 53 % right and overconfident; 89 % right and somewhat so."""
+USUAL = (Confident(4.0), Confident(4.0, 2.0), Confident(10.0, 1.3))
+"""Calibrated and 74 % right; as accurate and overconfident; 89 % right and somewhat overconfident."""
 DETECTED = (Detected(0.7), Detected(0.9), Detected(0.98), Detected(0.9, 2.0))
 
 
@@ -228,15 +228,15 @@ def test_intervals_of_confidence_cover_93_to_97_percent(population):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("population", USUAL[:2], ids=named)
-def test_errors_of_calibration_and_means_cover_as_much_at_a_thousand(population):
+def test_errors_of_calibration_and_means_cover_as_much_at_a_thousand():
+    population = USUAL[1]
     truths = {metric: population.truths[metric] for metric in (*BINNED, brier, nll)}
     check(shares(truths, population.frames(REPLICATIONS, n=1000)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("population", USUAL[:2], ids=named)
-def test_cautious_intervals_cover_93_percent_at_least(population):
+def test_cautious_intervals_cover_93_percent_at_least_of_a_calibrated_model():
+    population = USUAL[0]
     check(shares({metric: population.truths[metric] for metric in CAUTIOUS}, population.frames(REPLICATIONS)), high=1.0)
 
 
@@ -247,7 +247,7 @@ def test_intervals_of_detection_cover_93_to_97_percent(population):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("population", [Confident(25.0), Detected(0.995), Detected(0.995, 1.0, 1000, N)], ids=named)
+@pytest.mark.parametrize("population", [Confident(25.0), Detected(0.995)], ids=named)
 def test_where_errors_are_few_intervals_cover_93_percent_at_least(population):
     """96 % right, or hardly an OOD image above an ID image: counts are so small that no interval can cover 95 % exactly."""
     check(shares(only(population.truths), population.frames(2000)), high=1.0)

@@ -325,23 +325,24 @@ def classwise(probabilities: Floats, labels: NDArray[np.int64]) -> Estimate:
     count, classes = p.shape
     if not count:
         return stats.EMPTY
-    drawn = list(weighted.weights(count, replicates=stats.REPLICATES if count * classes <= _MANY else _FEW))
+    replicates = stats.REPLICATES if count * classes <= _MANY else _FEW
     step = max(1, _AT_ONCE // (count * BINS))
     parts = [
-        _of_classes(p[:, k : k + step], y[:, None] == np.arange(classes)[k : k + step], drawn)
+        _of_classes(p[:, k : k + step], y[:, None] == np.arange(classes)[k : k + step], replicates)
         for k in range(0, classes, step)
     ]
     value, signed, noise, chance = (sum(each, 0.0 * each[0]) / classes for each in zip(*parts, strict=True))
     return cautious(float(value), noise=noise, chance=chance, high=float(value) + _reach(signed), n=count)
 
 
-def _of_classes(p: Floats, hot: NDArray[np.bool_], drawn: list[Floats]) -> tuple[Any, Floats, Floats, Floats]:
+def _of_classes(p: Floats, hot: NDArray[np.bool_], replicates: int) -> tuple[Any, Floats, Floats, Floats]:
     """Of some classes: the sum of all gaps, each sample's part in it (N,), and sums of noise and of chance (R,)."""
     count, classes = p.shape
     cells = equal_width(p) + BINS * np.arange(classes)
     of = gaps(cells.ravel(), hot.astype(np.float64).ravel(), p.ravel(), n=count, cells=BINS * classes)
     spread = np.zeros((count, BINS * classes))
     np.put_along_axis(spread, cells, hot - p, axis=1)
+    drawn = weighted.weights(count, replicates=replicates)
     moved = np.concatenate([np.abs(weighted.totals(spread, part) / count - of.found[:, None]) for part in drawn], axis=1)
     ratio = np.sqrt(of.chance / np.maximum(of.variance, _TINY))
     signed = (np.sign(of.found)[cells] * (hot - p)).sum(axis=1)

@@ -7,7 +7,7 @@ A statistic maps weights (N, R) to values (R,); with weights of 1 it is the esti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,6 @@ from robench.metrics import stats
 from robench.metrics.stats import Floats
 from robench.spec import Estimate
 
-Statistic = Callable[[Floats], Floats]
 _KEY = 20240607
 """Key of the first stream; the same as that of ``robench.metrics.stats.resamples``."""
 _RARE = 3
@@ -76,20 +75,12 @@ def parts(n: int, replicates: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
-def estimate(n: int, statistic: Statistic, *, replicates: int = stats.REPLICATES) -> Estimate:
-    """The statistic of n samples with a percentile bootstrap interval; empty without samples.
-
-    Source: Efron & Tibshirani, 1993, section 13.3.
-    """
-    if n == 0:
-        return stats.EMPTY
-    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n, replicates=replicates)]), n)
-
-
 def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
     """The value (1,) with the middle 95 % of its resamples (R,), widened to hold it where a bootstrap is biased.
 
     A single sample has no interval.
+
+    Source: Efron & Tibshirani, 1993, section 13.3.
     """
     value = float(exact[0])
     if n == 1:

@@ -103,6 +103,8 @@ def _admitted(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> tuple[Tensor, Te
     return images, finite, outside
 
 
+_POISSON = (0.0, 0.05129329438755053, 0.35536151069866195, 0.8176914471639534)
+"""Means of which 0, 1, 2 and 3 events or more have a probability of 5 %."""
 LEAST_DRAWS = 20
 """Fewer looks than this say too little about a randomised model."""
 
@@ -124,7 +126,7 @@ class RepeatedVerdicts:
     failed: Tensor
     """Whether image or outputs were not finite: the attack failed on this sample, bool (N,)."""
     interval: tuple[Tensor, Tensor]
-    """Wilson's 95 % interval of each sample's mean score, (N,) each."""
+    """The modified Wilson 95 % interval of each sample's mean score, (N,) each."""
 
     @property
     def score(self) -> Tensor:
@@ -198,7 +200,8 @@ def judge_repeatedly(
     Raises:
         ConfigError: Fewer than 20 draws.
 
-    Source: Athalye et al., ICML 2018, section 4.2; Tramer et al., NeurIPS 2020, section 3; Wilson, JASA 1927 (interval).
+    Source: Athalye et al., ICML 2018, section 4.2; Tramer et al., NeurIPS 2020, section 3; Brown, Cai & DasGupta,
+    Statistical Science 2001 (interval).
     """
     if draws < LEAST_DRAWS:
         raise ConfigError(must("draws", f"at least {LEAST_DRAWS}", draws, "a randomised model needs more looks"))
@@ -256,11 +259,23 @@ def decide(
 
 
 def _wilson_bounds(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Wilson's 95 % interval of means of ``count`` values in [0, 1]; conservative where the values lie between."""
+    """The modified Wilson 95 % interval of means of ``count`` values in [0, 1]; conservative where the values lie between.
+
+    As ``robench.metrics.stats.wilson``, which tests compare with it: metrics import no torch, and the judge no metrics.
+    """
     z = 1.959963984540054
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (mean * (1 - mean) / count + z * z / (4 * count * count)).sqrt()
-    return (centre - half).clamp_min(0), (centre + half).clamp_max(1)
+    low, high = (centre - half).clamp_min(0), (centre + half).clamp_max(1)
+    return low.minimum(_poisson_end(mean, count)), high.maximum(1 - _poisson_end(1 - mean, count))
+
+
+def _poisson_end(share: Tensor, count: int) -> Tensor:
+    """Lower end after so few successes that the normal distribution misleads; 1, which binds nothing, after more."""
+    few = min(len(_POISSON) - (1 if count > 50 else 2), count // 2)
+    ends = torch.tensor([v / count for v in _POISSON[: few + 1]] + [1.0], dtype=share.dtype, device=share.device)
+    # A mean that rounding left just below a whole number of successes is that number.
+    return ends[(share * count + 1e-6).floor().long().clamp(0, few + 1)]
 
 
 def _wilson(values: Tensor) -> Estimate:

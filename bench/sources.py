@@ -133,7 +133,7 @@ def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
 def _versions(data: str, test: DatasetSpec) -> dict[str, str]:
     """Split → version; that of another split names the test split too, whose images are left out of it."""
     reader = catalog.DATA[Ref.parse(data).name].version
-    found = {}
+    found: dict[str, str] = {}
     for split in ("train", "validation", "test"):
         if split in test.splits:
             own = test.sha256 if split == "test" else f"{read_split(data, split).spec.sha256}|{test.sha256}"

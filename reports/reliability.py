@@ -26,7 +26,7 @@ def reliability_diagram(table: pd.DataFrame, *, dataset: str | None = None) -> F
     """Accuracy against confidence in 15 bins, a panel per model, with the number of images in each bin below it.
 
     Every source of images has a line as the model is; clean images have one after temperature scaling too (dashed). Bins
-    under the diagonal are over-confident. 95 % intervals (Wilson); bins of fewer than 10 images are faint points.
+    under the diagonal are over-confident. 95 % intervals (modified Wilson); bins of fewer than 10 images are faint points.
 
     Args:
         table: A tidy table.

@@ -211,3 +211,14 @@ def test_too_few_draws_are_refused():
     x, y = clean()
     with pytest.raises(ConfigError, match="draws must be at least 20, got 19"):
         repeated(Lucky(), x, y, x, draws=19)
+
+
+@pytest.mark.parametrize("count", [5, 30, 50, 51, 1000])
+def test_the_judge_s_interval_is_that_of_the_metrics_for_every_count(count):
+    from robench.judge import _wilson_bounds
+    from robench.metrics.stats import wilson
+
+    low, high = _wilson_bounds(torch.arange(count + 1, dtype=torch.float64) / count, count)
+    want = [wilson(k, count) for k in range(count + 1)]
+    assert low.tolist() == pytest.approx([e.low for e in want], abs=1e-12)
+    assert high.tolist() == pytest.approx([e.high for e in want], abs=1e-12)

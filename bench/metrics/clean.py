@@ -16,9 +16,9 @@ def split(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame[frame["split"] == name]
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
 def accuracy(frame: pd.DataFrame) -> Estimate:
-    """Mean score of the test samples in [0, 1], with Wilson's interval."""
+    """Mean score of the test samples in [0, 1], with the modified Wilson interval."""
     return stats.rate(split(frame, "test")["score"])
 
 
@@ -37,12 +37,12 @@ def train_test_gap(frame: pd.DataFrame) -> Estimate:
     return stats.newcombe(round(hits), count, round(float(test.sum())), len(test))
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
 def worst_class_accuracy(frame: pd.DataFrame) -> Estimate:
     """Accuracy of the worst class, in [0, 1]; n is that class's number of samples.
 
-    The interval runs from the lowest lower to the lowest upper Wilson bound of all classes at the level 1 - 0.05/K, so
-    that choosing the worst of K classes does not make it too narrow (Bonferroni).
+    The interval runs from the lowest lower to the lowest upper modified Wilson bound of all classes at the level 1 - 0.05/K,
+    so that choosing the worst of K classes does not make it too narrow (Bonferroni).
     """
     counts = split(frame, "test").groupby("label")["score"].agg(["sum", "count"])
     if counts.empty:

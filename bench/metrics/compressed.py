@@ -26,27 +26,27 @@ _SHOWN_P = 0.05
 """Classes whose drop has a corrected p-value below this stand in the table, and the worst-hit one always."""
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="disagreement", group="compression")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="disagreement", group="compression")
 def disagreement_rate(frame: pd.DataFrame) -> Estimate:
-    """Share of the samples whose predicted class is another than the parent's, in [0, 1], with Wilson's interval.
+    """Share of the samples whose predicted class is another than the parent's, in [0, 1], with the modified Wilson interval.
 
     Source: Hooker et al., arXiv 1911.05248, section 2 (what a compressed model forgets, without labels).
     """
     return stats.rate((frame["pred"] != frame["pred_parent"]).astype(float))
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="disagreement", group="compression")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="disagreement", group="compression")
 def correct_to_wrong(frame: pd.DataFrame) -> Estimate:
-    """Share of all samples that the parent has right and the compressed model wrong, in [0, 1], with Wilson's interval.
+    """Share of all samples that the parent has right and the compressed model wrong, in [0, 1] (modified Wilson interval).
 
     Source: Milani Fard et al., NeurIPS 2016, section 2 (churn, and its part that costs).
     """
     return stats.rate((right(frame, "score_parent") & ~right(frame, "score")).astype(float))
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="disagreement", group="compression")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="disagreement", group="compression")
 def wrong_to_correct(frame: pd.DataFrame) -> Estimate:
-    """Share of all samples that the parent has wrong and the compressed model right, in [0, 1], with Wilson's interval.
+    """Share of all samples that the parent has wrong and the compressed model right, in [0, 1] (modified Wilson interval).
 
     Source: as ``correct_to_wrong``.
     """

@@ -36,7 +36,7 @@ IMAGENET_CLASSES = 1000
 Floats = NDArray[np.float64]
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="corruption", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="corruption", group="robustness")
 def corrupted_accuracy(frame: pd.DataFrame) -> Estimate:
     """Mean over images of the mean score over corruptions and severities, in [0, 1]; n counts images.
 

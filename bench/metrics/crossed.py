@@ -43,25 +43,54 @@ def deviation(scores: Floats) -> tuple[float, float]:
     Satterthwaite, Biometrics Bulletin 1946 (degrees of freedom).
     """
     s, n = scores.shape
-    by_training, by_image, mean = scores.mean(1), scores.mean(0), scores.mean()
-    rest = scores - by_training[:, None] - by_image[None] + mean
-    squares = (
-        (n * ((by_training - mean) ** 2).sum() / (s - 1), s - 1),
-        (s * ((by_image - mean) ** 2).sum() / (n - 1), n - 1),
-        ((rest**2).sum() / ((s - 1) * (n - 1)), (s - 1) * (n - 1)),
-    )
-    (first, _), (second, _), (last, _) = squares
+    first, second, last = _squares(scores)
+    squares = ((first, s - 1), (second, n - 1), (last, (s - 1) * (n - 1)))
     total = max(first + second - last, first, second)
     spread = sum(square**2 / freedom for square, freedom in squares)
     freedom = total**2 / spread if spread > 0 else float(n - 1)
     return math.sqrt(total / (s * n)), max(freedom, float(s - 1) if total == first else 1.0)
 
 
+def _squares(scores: Floats) -> tuple[float, float, float]:
+    """Mean squares of trainings, of images and of the rest."""
+    s, n = scores.shape
+    by_training, by_image, mean = scores.mean(1), scores.mean(0), scores.mean()
+    rest = scores - by_training[:, None] - by_image[None] + mean
+    return (
+        float(n * ((by_training - mean) ** 2).sum() / (s - 1)),
+        float(s * ((by_image - mean) ** 2).sum() / (n - 1)),
+        float((rest**2).sum() / ((s - 1) * (n - 1))),
+    )
+
+
+def reach(scores: Floats, *, level: float = stats.LEVEL) -> tuple[float, float]:
+    """Standard error of the mean over trainings and images, and how many of them an interval reaches.
+
+    Student's quantile with the degrees of freedom of ``deviation``, which covers too seldom where few trainings differ much;
+    so it is not less than what lies between the normal quantile and Student's for the trainings alone, by the share that
+    trainings have in the standard error. Two trainings tell so little of their difference that only the latter is safe.
+    By simulation with 300 images this covers 94 to 97 % with 3, 5 or 10 trainings that differ, 97 to 98 % where they hardly
+    do (no sample shows a variance of exactly 0), and nearly always with two.
+
+    Args:
+        scores: (S, N), S and N at least 2.
+        level: Coverage of the interval.
+    """
+    error, freedom = deviation(scores)
+    first, second, last = _squares(scores)
+    own = max(first - last, 0.0)
+    share = math.sqrt(own / (own + second)) if own + second > 0 else 0.0
+    normal, few, whole = (
+        stats.z_value(level), *(float(distributions.t.ppf(0.5 + level / 2, f)) for f in (len(scores) - 1, freedom))
+    )  # fmt: skip
+    return error, few if len(scores) == 2 else max(whole, normal + (few - normal) * share)
+
+
 def rate(scores: Any, *, level: float = stats.LEVEL) -> Estimate:
     """Mean of scores in [0, 1] over trainings and images, with an interval over both; ``n`` counts images.
 
-    Wilson's interval for the number of images that would have the standard error of ``deviation``, with Student's t. For
-    one training the interval is over images only.
+    Wilson's interval for the number of images that would have the standard error of ``deviation``, as wide as ``reach``
+    says. For one training the interval is over images only.
 
     Args:
         scores: (S, N); a missing score counts as 0.
@@ -74,11 +103,11 @@ def rate(scores: Any, *, level: float = stats.LEVEL) -> Estimate:
     if count == 1 or n == 1:
         return stats.rate(values[0]) if count == 1 else _of_one_image(values)
     p = float(values.mean())
-    error, freedom = deviation(values)
+    error, t = reach(values, level=level)
     if error == 0 or not 0 < p < 1:
         effective, t = float(n), stats.z_value(level)
     else:
-        effective, t = min(p * (1 - p) / error**2, float(values.size)), float(distributions.t.ppf(0.5 + level / 2, freedom))
+        effective = min(p * (1 - p) / error**2, float(values.size))
     centre = (p + t * t / (2 * effective)) / (1 + t * t / effective)
     half = t / (1 + t * t / effective) * math.sqrt(p * (1 - p) / effective + t * t / (4 * effective**2))
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
@@ -97,7 +126,7 @@ def difference(a: Any, b: Any, *, level: float = stats.LEVEL) -> Estimate:
         level: Coverage of the interval.
 
     Returns:
-        Student's t with the standard error of ``deviation``; for one training the paired interval over images.
+        The standard error of ``deviation`` times what ``reach`` says; for one training the paired interval over images.
 
     Raises:
         DataError: The two have different shapes.
@@ -112,10 +141,10 @@ def difference(a: Any, b: Any, *, level: float = stats.LEVEL) -> Estimate:
     value = float(gains.mean())
     if n == 1:
         return Estimate(value, math.nan, math.nan, 1)
-    error, freedom = deviation(gains)
+    error, t = reach(gains, level=level)
     if error == 0:
         return stats.tango(0, 0, n, level=level) if value == 0 else Estimate(value, math.nan, math.nan, n)
-    half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * error
+    half = t * error
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n)
 
 
@@ -141,10 +170,10 @@ def ratio(a: Any, b: Any, *, level: float = stats.LEVEL) -> Estimate:
         return Estimate(top / bottom, math.nan, math.nan, n)
     slopes = first / top - second / bottom
     if len(slopes) == 1:
-        error, freedom = float(slopes.std(ddof=1)) / math.sqrt(n), float(n - 1)
+        error, t = float(slopes.std(ddof=1)) / math.sqrt(n), float(distributions.t.ppf(0.5 + level / 2, n - 1))
     else:
-        error, freedom = deviation(slopes)
-    spread = math.exp(float(distributions.t.ppf(0.5 + level / 2, freedom)) * error)
+        error, t = reach(slopes, level=level)
+    spread = math.exp(t * error)
     return Estimate(top / bottom, top / bottom / spread, top / bottom * spread, n)
 
 

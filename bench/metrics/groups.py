@@ -23,13 +23,13 @@ UNGROUPED = "(no group)"
 TENTH = 0.1
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
 def tenth_percentile_class_accuracy(frame: pd.DataFrame) -> Estimate:
     """10th percentile of the classes' accuracies, in [0, 1], interpolated linearly; n counts all test samples.
 
     Chance alone spreads the classes, so that with few samples per class the value is too low. The interval is that of the
-    same percentile of all classes' lower and of all upper Wilson bounds, which hold all at once (Bonferroni): it covers at
-    least 95 %, since a percentile rises with every class.
+    same percentile of all classes' lower and of all upper modified Wilson bounds, which hold all at once (Bonferroni): it
+    covers at least 95 %, since a percentile rises with every class.
 
     Source: Hyndman & Fan, The American Statistician 1996, definition 7 (percentile).
     """
@@ -41,18 +41,18 @@ def tenth_percentile_class_accuracy(frame: pd.DataFrame) -> Estimate:
     return Estimate(value, low, high, int(counts["count"].sum()))
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="groups", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="groups", group="generalization")
 def group_accuracy(frame: pd.DataFrame) -> Estimate:
-    """Mean score of the samples of one group, in [0, 1], with Wilson's interval."""
+    """Mean score of the samples of one group, in [0, 1], with the modified Wilson interval."""
     return stats.rate(frame["score"])
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="groups", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="groups", group="generalization")
 def worst_group_accuracy(frame: pd.DataFrame) -> Estimate:
     """Accuracy of the worst group of at least 50 samples, in [0, 1]; n is that group's number of samples.
 
-    The interval runs from the lowest lower to the lowest upper Wilson bound of these groups at the level 1 - 0.05/G, as
-    for the worst class. Empty where no group has 50 samples.
+    The interval runs from the lowest lower to the lowest upper modified Wilson bound of these groups at the level
+    1 - 0.05/G, as for the worst class. Empty where no group has 50 samples.
 
     Args:
         frame: Rows of the scenario ``groups`` with the columns group and score.
@@ -75,7 +75,7 @@ def lowest(counts: list[tuple[float, int]]) -> Estimate:
 
 
 def _together(counts: list[tuple[float, int]]) -> list[Estimate]:
-    """Proportions with Wilson's intervals that hold all at once (Bonferroni)."""
+    """Proportions with the modified Wilson intervals that hold all at once (Bonferroni)."""
     level = 1 - (1 - stats.LEVEL) / len(counts)
     return [stats.wilson(round(k), n, level=level) for k, n in counts]
 

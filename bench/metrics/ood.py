@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def _scores(frame: pd.DataFrame) -> tuple[Floats, Floats]:
     return scores[own], scores[~own]
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
 def auroc(frame: pd.DataFrame) -> Estimate:
     """Chance that an ID image scores above an OOD image (ties half), in [0, 1]: the area under the ROC curve; .5 is chance.
 
@@ -173,7 +173,8 @@ def _area(frame: pd.DataFrame, statistic: Callable[[Counted], Floats]) -> Estima
     Source: Newcombe, Statistics in Medicine 2006 (25:559), method 5.
     """
     inside, outside = _scores(frame)
-    found = estimated(inside, outside, statistic, joined=weighted.logistic)
+    smallest = 1 / (4 * max(len(inside) * len(outside), 1))
+    found = estimated(inside, outside, statistic, joined=partial(weighted.logistic, near=smallest))
     if math.isnan(found.low):
         return found
     width = _newcombe_bound(len(inside), len(outside))
@@ -194,7 +195,7 @@ def _newcombe_bound(first: int, second: int) -> float:
     return high
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
 def aupr_in(frame: pd.DataFrame) -> Estimate:
     """Average precision with ID images as the positives, in [0, 1]; chance is the share of ID images.
 
@@ -203,7 +204,7 @@ def aupr_in(frame: pd.DataFrame) -> Estimate:
     return _area(frame, _precision_in)
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="ood", group="robustness")
 def aupr_out(frame: pd.DataFrame) -> Estimate:
     """Average precision with OOD images as the positives (lowest scores first), in [0, 1]; chance is their share.
 
@@ -212,21 +213,18 @@ def aupr_out(frame: pd.DataFrame) -> Estimate:
     return _area(frame, _precision_out)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="ood", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="ood", group="robustness")
 def fpr_at_95_tpr_id_positive(frame: pd.DataFrame) -> Estimate:
     """Share of OOD images that pass at the highest threshold that lets 95 % of the ID images pass, in [0, 1]; chance is .95.
 
     ID images are the positives here; OpenOOD's code has them the other way round, and its numbers are others. The
-    interval is the wider of the bootstrap's and Wilson's at this threshold, since a share of 0 has no resample but 0.
+    interval is the bootstrap's; where at most three OOD images pass, or all but three, no narrower than the modified Wilson
+    interval, since a share of 0 has no resample but 0.
 
     Source: Liang et al., ICLR 2018, section 4.2 (FPR at 95 % TPR).
     """
     inside, outside = _scores(frame)
-    found = estimated(inside, outside, _let_through)
-    if found.n == 0 or math.isnan(found.low):
-        return found
-    at = stats.wilson(round(found.value * len(outside)), len(outside))
-    return Estimate(found.value, min(found.low, at.low), max(found.high, at.high), found.n)
+    return estimated(inside, outside, _let_through, joined=partial(weighted.share, of=len(outside)))
 
 
 _METRICS: dict[str, Metric] = {

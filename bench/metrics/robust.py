@@ -31,7 +31,7 @@ def worst_case(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, index=pd.Index(samples, name="sample"))
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy(frame: pd.DataFrame) -> Estimate:
     """Fraction of all samples that stay correct under every attack in the frame (worst case per sample).
 
@@ -42,21 +42,21 @@ def robust_accuracy(frame: pd.DataFrame) -> Estimate:
         frame: Rows of one threat with columns sample, attack, status, score_clean, score_adv.
 
     Returns:
-        Value in [0, 1] with Wilson's interval over samples.
+        Value in [0, 1] with the modified Wilson interval over samples.
 
-    Source: Croce & Hein, ICML 2020 (per-sample worst case); Wilson, JASA 1927 (interval).
+    Source: Croce & Hein, ICML 2020 (per-sample worst case); Brown, Cai & DasGupta, 2001 (interval).
     """
     return stats.rate(worst_case(frame)["robust"])
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_without_unknown(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy in [0, 1] over the samples that are not unknown; stands beside ``robust_accuracy``, never for it."""
     worst = worst_case(frame)
     return stats.rate(worst.loc[~worst["unknown"], "robust"])
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy against 8-bit images: as ``robust_accuracy``, but only what still breaks after rounding counts.
 
@@ -64,7 +64,8 @@ def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
         frame: Rows as of ``robust_accuracy`` with the column broken_8bit.
 
     Returns:
-        Value in [0, 1] with Wilson's interval over samples; never below ``robust_accuracy``. Empty without the column.
+        Value in [0, 1] with the modified Wilson interval over samples; never below ``robust_accuracy``. Empty without the
+        column.
     """
     if "broken_8bit" not in frame:
         return stats.EMPTY
@@ -73,7 +74,7 @@ def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
     return stats.rate(worst_case(frame.assign(score_adv=kept.where(~broken, 0.0)))["robust"])
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_mean_draw(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy of a randomised model as its users meet it: the mean over its draws, in [0, 1].
 
@@ -88,7 +89,7 @@ def robust_accuracy_mean_draw(frame: pd.DataFrame) -> Estimate:
     return _over_draws(frame, "score_mean")
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_worst_draw(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy against an adversary who may ask until the model draws badly: right in every draw, in [0, 1].
 
@@ -96,7 +97,8 @@ def robust_accuracy_worst_draw(frame: pd.DataFrame) -> Estimate:
         frame: Rows as of ``robust_accuracy`` with the columns draws and score_worst.
 
     Returns:
-        Value in [0, 1] with Wilson's interval over samples; the more draws, the lower. Empty where no draws were made.
+        Value in [0, 1] with the modified Wilson interval over samples; the more draws, the lower. Empty where no draws
+        were made.
     """
     return _over_draws(frame, "score_worst")
 

@@ -55,7 +55,7 @@ def cube(frame: pd.DataFrame, axis: str = "fraction") -> tuple[Floats, Floats]:
     return whole.columns.to_numpy(np.float64), stacked
 
 
-@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=3, unit="rate", higher_is_better=True, bounds=(0, 1), needs="clean", group="generalization")
 def data_efficiency_auc(frame: pd.DataFrame) -> Estimate:
     """Area under test accuracy against log2 of the training fraction, divided by the range: in [0, 1].
 
@@ -141,7 +141,7 @@ def is_censored(estimate: Estimate) -> bool:
     return math.isnan(estimate.value)
 
 
-@facts(version=1, unit="ratio", higher_is_better=True, bounds=(0, None), needs="clean", group="generalization")
+@facts(version=2, unit="ratio", higher_is_better=True, bounds=(0, None), needs="clean", group="generalization")
 def scarce_accuracy_ratio(frame: pd.DataFrame) -> Estimate:
     """Accuracy with 10 % of the training data over accuracy with all of it, same seeds and images; empty without both."""
     positions, scores = cube(frame)
@@ -151,7 +151,7 @@ def scarce_accuracy_ratio(frame: pd.DataFrame) -> Estimate:
     return crossed.ratio(scores[few][0], scores[whole][0])
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def memorised_labels(frame: pd.DataFrame) -> Estimate:
     """Share of the wrongly labelled training images to which the final model gives their wrong label.
 
@@ -159,8 +159,8 @@ def memorised_labels(frame: pd.DataFrame) -> Estimate:
         frame: Rows with the columns seed, noisy_n and memorised_n, the same within a training.
 
     Returns:
-        Mean over trainings, with Student's t interval over them; Wilson's over images for one training. ``n`` is the number
-        of wrongly labelled images over all trainings. Empty without label noise.
+        Mean over trainings, with Student's t interval over them; for one training the modified Wilson interval over images.
+        ``n`` is the number of wrongly labelled images over all trainings. Empty without label noise.
 
     Source: Zhang et al., ICLR 2017, section 2 (fitting random labels); Arpit et al., ICML 2017.
     """

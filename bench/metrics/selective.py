@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from robench.registry import facts
 from robench.spec import Estimate
 
 REPLICATES = 1000
+
+Joined = Callable[[Floats, Floats, int], Estimate]
+"""Value (1,), resamples (R,) and number of samples to an estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,10 @@ def accepted(keys: Floats, losses: Floats, weights: Floats) -> Accepted:
     return Accepted(np.cumsum(counts, axis=0), counts, lost, np.cumsum(lost, axis=0))
 
 
+Statistic = Callable[[Accepted], Floats]
+"""Accepted samples to values (R,)."""
+
+
 def _area(found: Accepted) -> Floats:
     """Mean over n = 1..N of the share of losses among the n first, (R,).
 
@@ -75,14 +82,38 @@ def _of(frame: pd.DataFrame) -> tuple[Floats, Floats]:
     return confidence, 1 - score
 
 
-def _estimate(frame: pd.DataFrame, statistic: Callable[[Accepted], Floats]) -> Estimate:
+def _estimate(frame: pd.DataFrame, statistic: Statistic, *, joined: Joined) -> Estimate:
     """A statistic of the accepted samples, resampled once for all statistics of the same samples."""
     confidence, losses = _of(frame)
     if not len(losses):
         return stats.EMPTY
     exact = statistic(accepted(confidence, losses, np.ones((len(losses), 1))))
     drawn = [statistic(found) for found in _resamples(confidence, losses)]
-    return weighted.joined(exact, np.concatenate(drawn), len(losses))
+    return joined(exact, np.concatenate(drawn), len(losses))
+
+
+def _area_estimate(frame: pd.DataFrame, statistic: Statistic, *, random: Callable[[float], float]) -> Estimate:
+    """An area with an interval on the scale of its logit.
+
+    Where no resample differs (nothing is wrong, or all), it reaches what an order at random would give at the ends of the
+    error rate's interval.
+
+    Args:
+        frame: Rows with ``score`` and ``confidence``.
+        statistic: The area.
+        random: The area of a random order, by error rate.
+    """
+    losses = _of(frame)[1]
+    near = 1 / (4 * max(len(losses), 1) ** 2)
+
+    def joined(exact: Floats, drawn: Floats, n: int) -> Estimate:
+        found = weighted.logistic(exact, drawn, n, near=near)
+        if n == 1 or np.ptp(drawn) > 0:
+            return found
+        ends = [random(share) for share in stats.share_bounds(float(losses.mean()), n)]
+        return Estimate(found.value, min(found.value, *ends), max(found.value, *ends), n)
+
+    return _estimate(frame, statistic, joined=joined)
 
 
 def _resamples(confidence: Floats, losses: Floats) -> Iterator[Accepted]:
@@ -105,16 +136,16 @@ def _drawn(count: int, part: slice) -> Floats:
     return weighted.draws(count, REPLICATES)[:, part].astype(np.float64)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def aurc(frame: pd.DataFrame) -> Estimate:
     """Area under the risk-coverage curve in [0, 1]: the error of the n most confident samples, mean over all n.
 
     Source: Geifman et al., ICLR 2019, section 3.
     """
-    return _estimate(frame, _area)
+    return _area_estimate(frame, _area, random=lambda risk: risk)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def e_aurc(frame: pd.DataFrame) -> Estimate:
     """AURC less that of the best order of as many errors, in [0, 1]: 0 where every error is less confident than every hit.
 
@@ -122,7 +153,12 @@ def e_aurc(frame: pd.DataFrame) -> Estimate:
 
     Source: Geifman et al., ICLR 2019, section 3 (excess AURC).
     """
-    return _estimate(frame, lambda found: np.maximum(_area(found) - _least_area(found), 0.0))
+    return _area_estimate(frame, lambda found: np.maximum(_area(found) - _least_area(found), 0.0), random=_random_excess)
+
+
+def _random_excess(risk: float) -> float:
+    """Excess area of a random order of many samples."""
+    return -(1 - risk) * math.log1p(-risk) if risk < 1 else 0.0
 
 
 def _least_area(found: Accepted) -> Floats:
@@ -136,7 +172,7 @@ def _least_area(found: Accepted) -> Floats:
     return area
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 0.5), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 0.5), needs="clean", group="generalization")
 def augrc(frame: pd.DataFrame) -> Estimate:
     """Area under the generalised risk, in [0, 1/2]: errors among the accepted as a share of all samples, over coverage.
 
@@ -149,7 +185,7 @@ def augrc(frame: pd.DataFrame) -> Estimate:
         middle: Floats = (found.counts * (found.lost_by - found.lost / 2)).sum(axis=0) / found.ends[-1] ** 2
         return middle
 
-    return _estimate(frame, area)
+    return _area_estimate(frame, area, random=lambda risk: risk / 2)
 
 
 def risk_at(frame: pd.DataFrame, coverage: float) -> Estimate:
@@ -158,13 +194,21 @@ def risk_at(frame: pd.DataFrame, coverage: float) -> Estimate:
     Args:
         frame: Rows with ``score`` and ``confidence``.
         coverage: Part that is answered, in (0, 1]; of N samples ceil(coverage N).
+
+    Returns:
+        With the bootstrap's interval; where at most three of those samples are wrong, or right, no narrower than the
+        modified Wilson interval.
     """
-    return _estimate(frame, lambda found: _risk(found, coverage))
+    asked = _asked(len(split(frame, "test")), coverage)
+    return _estimate(frame, lambda found: _risk(found, asked), joined=partial(weighted.share, of=asked))
 
 
-def _risk(found: Accepted, coverage: float) -> Floats:
-    """The error of the ceil(coverage N) first, (R,): whole groups, and a part of the last one's mean."""
-    asked = math.ceil(coverage * float(found.ends[-1, 0]) - 1e-9)
+def _asked(count: int, coverage: float) -> int:
+    return math.ceil(coverage * count - 1e-9)
+
+
+def _risk(found: Accepted, asked: int) -> Floats:
+    """The error of the first ``asked``, (R,): whole groups, and a part of the last one's mean."""
     last = (found.ends >= asked).argmax(axis=0)
     columns = np.arange(found.ends.shape[1])
     beyond = (found.ends[last, columns] - asked) * found.lost[last, columns] / np.maximum(found.counts[last, columns], 1)
@@ -172,7 +216,7 @@ def _risk(found: Accepted, coverage: float) -> Floats:
     return risks
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def risk_at_80_coverage(frame: pd.DataFrame) -> Estimate:
     """Share of errors among the 80 % most confident test samples, in [0, 1].
 
@@ -181,7 +225,7 @@ def risk_at_80_coverage(frame: pd.DataFrame) -> Estimate:
     return risk_at(frame, 0.8)
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="clean", group="generalization")
 def risk_at_90_coverage(frame: pd.DataFrame) -> Estimate:
     """Share of errors among the 90 % most confident test samples, in [0, 1].
 

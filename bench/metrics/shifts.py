@@ -26,9 +26,9 @@ def _part(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame[frame["split"] == name]
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="shift", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="shift", group="generalization")
 def shifted_accuracy(frame: pd.DataFrame) -> Estimate:
-    """Mean score on the shifted test set, in [0, 1], with Wilson's interval; logits masked to its classes."""
+    """Mean score on the shifted test set, in [0, 1], with the modified Wilson interval; logits masked to its classes."""
     return stats.rate(_part(frame, "shifted")["score"])
 
 
@@ -42,7 +42,7 @@ def shift_gap(frame: pd.DataFrame) -> Estimate:
     return stats.newcombe(round(float(clean.sum())), len(clean), round(float(shifted.sum())), len(shifted))
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(-1, 1), needs="shift", group="generalization")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(-1, 1), needs="shift", group="generalization")
 def effective_robustness(frame: pd.DataFrame) -> Estimate:
     """Accuracy on the shifted set beyond what reference models of the same clean accuracy have, in [-1, 1].
 
@@ -50,7 +50,7 @@ def effective_robustness(frame: pd.DataFrame) -> Estimate:
         frame: Rows of one shift with the columns slope, intercept and references (see ``reference_line``).
 
     Returns:
-        Value with an interval over both sets of images (the squared distances of Wilson's bounds add, after the line);
+        Value with an interval over both sets of images (squared distances of modified Wilson bounds add, after the line);
         the line itself is taken as known. Empty without a reference population.
 
     Source: Taori et al., NeurIPS 2020, section 3.1; Zou & Donner, Statistics in Medicine 2008 (interval).
@@ -149,9 +149,9 @@ def _baseline(rows: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame | N
     return same[same["seed"] == same["seed"].min()], name
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="spatial", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="spatial", group="robustness")
 def spatial_robust_accuracy(frame: pd.DataFrame) -> Estimate:
-    """Share of all samples that stay right under every rotation and translation of the grid, with Wilson's interval.
+    """Share of all samples that stay right under every rotation and translation of the grid (modified Wilson interval).
 
     Source: Engstrom et al., ICML 2019, section 3 (grid search).
     """

@@ -24,6 +24,8 @@ LEVEL = 0.95
 REPLICATES = 2000
 _CHUNK = 2_000_000
 _KEY = 20240607
+_FEW_OF_MANY, _MANY, _NONE = 3, 50, 1e-9
+"""Counts whose ends ``wilson`` changes, above how many samples (one count fewer below), and what counts as none."""
 
 Floats = NDArray[np.float64]
 EMPTY = Estimate(math.nan, math.nan, math.nan, 0)
@@ -36,22 +38,37 @@ def z_value(level: float = LEVEL) -> float:
 
 
 def wilson(k: int, n: int, *, level: float = LEVEL) -> Estimate:
-    """Proportion k/n in [0, 1] with Wilson's score interval.
+    """Proportion k/n in [0, 1] with the modified Wilson interval.
+
+    Wilson's score interval, except that a lower end after 1 to 3 successes (up to n = 50: 1 or 2) is the one-sided Poisson
+    limit, and an upper end after so few failures its mirror. Wilson's own covers 83.8 % at p = 0.18/n; this one at
+    least 92.6 % at every p from n = 51 on (91.6 % with n = 20 to 50), and as often as Wilson's away from 0 and 1.
 
     Raises:
         DataError: k is not in 0..n.
 
-    Source: Wilson, JASA 1927.
+    Source: Brown, Cai & DasGupta, Statistical Science 2001 (16:101), section 4.1.1; Wilson, JASA 1927.
     """
     _check_counts(k, n)
-    if n == 0:
-        return EMPTY
-    z, p = z_value(level), k / n
-    low, high = _score_bounds(p, n, z)
-    return Estimate(p, 0.0 if k == 0 else low, 1.0 if k == n else high, n)
+    return Estimate(k / n, *share_bounds(k / n, n, level=level), n) if n else EMPTY
 
 
-def _score_bounds(p: float, n: int, z: float) -> tuple[float, float]:
+def share_bounds(p: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
+    """Ends of ``wilson`` for a share p in [0, 1] of n samples; neither p n nor n need be whole (effective numbers)."""
+    low, high = _score_bounds(p, n, z_value(level))
+    return min(low, _poisson_end(p * n, n, level)), max(high, 1 - _poisson_end((1 - p) * n, n, level))
+
+
+def _poisson_end(k: float, n: float, level: float) -> float:
+    """One-sided lower end after a few successes; 1, which binds nothing, after more."""
+    few = min(_FEW_OF_MANY if n > _MANY else _FEW_OF_MANY - 1, n / 2)
+    if k <= _NONE:
+        return 0.0
+    return float(distributions.chi2.ppf(1 - level, 2 * k)) / (2 * n) if k <= few + _NONE else 1.0
+
+
+def _score_bounds(p: float, n: float, z: float) -> tuple[float, float]:
+    """Ends of Wilson's own interval."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(centre - half, 0.0), min(centre + half, 1.0)
@@ -137,12 +154,15 @@ def newcombe(k1: int, n1: int, k2: int, n2: int) -> Estimate:
 
     Source: Newcombe, Statistics in Medicine 1998 (17:873), method 10.
     """
-    first, second = wilson(k1, n1), wilson(k2, n2)
+    _check_counts(k1, n1)
+    _check_counts(k2, n2)
     if min(n1, n2) == 0:
         return EMPTY
-    value = first.value - second.value
-    low = value - math.hypot(first.value - first.low, second.high - second.value)
-    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    first, second, z = k1 / n1, k2 / n2, z_value()
+    (low1, high1), (low2, high2) = _score_bounds(first, n1, z), _score_bounds(second, n2, z)
+    value = first - second
+    low = value - math.hypot(first - low1, high2 - second)
+    high = value + math.hypot(high1 - first, second - low2)
     return Estimate(value, low, high, min(n1, n2))
 
 
@@ -206,7 +226,7 @@ def is_binary(scores: Floats) -> bool:
 
 
 def rate(scores: Any) -> Estimate:
-    """Mean of scores in [0, 1]: Wilson's interval when all are 0 or 1, else a bootstrap over samples."""
+    """Mean of scores in [0, 1]: the modified Wilson interval when all are 0 or 1, else a bootstrap over samples."""
     values = np.asarray(scores, dtype=np.float64)
     if len(values) and is_binary(values):
         return wilson(int(values.sum()), len(values))
@@ -246,6 +266,35 @@ def mean_interval(values: Any, *, level: float = LEVEL) -> Estimate:
         return Estimate(value, math.nan, math.nan, 1)
     low, high = bootstrap(len(data), lambda index: data[index].mean(axis=1), level=level)
     return Estimate(value, min(low, value), max(high, value), len(data))
+
+
+def skewed_mean(values: Any, *, level: float = LEVEL) -> Estimate:
+    """Mean with Student's interval after a transformation that takes the skewness of the samples out of it.
+
+    For losses, of which a few are large: there percentiles of a bootstrap leave the truth above them too often. A single
+    sample has no interval; a NaN makes value and interval NaN.
+
+    Source: Hall, JRSS B 1992 (54:221), section 2 (monotone cubic transformation).
+    """
+    data = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(data)
+    if n == 0:
+        return EMPTY
+    value = float(data.mean())
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    spread = float(data.std(ddof=1))
+    skew = float(((data - value) ** 3).mean() / spread**3) / math.sqrt(n) if spread > 0 else 0.0
+    t = float(distributions.t.ppf(0.5 + level / 2, n - 1))
+    low, high = (value - spread / math.sqrt(n) * _unskewed(side, skew) for side in (t, -t))
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+def _unskewed(x: float, skew: float) -> float:
+    """The t statistic whose transform is x; ``skew`` is that of the mean."""
+    if abs(skew) < 1e-9:
+        return x
+    return float(np.cbrt(1 + skew * (x - skew / 6)) - 1) * 3 / skew
 
 
 def area_interval(x: Any, curves: Any) -> Estimate:

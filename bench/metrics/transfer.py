@@ -12,7 +12,7 @@ COLUMNS = ("dataset", "threat", "surrogate", "target", "condition", "value", "ci
 """Columns of ``matrix``, in order."""
 
 
-@facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=False, bounds=(0, 1), needs="evasion", group="robustness")
 def transfer_success(frame: pd.DataFrame) -> Estimate:
     """Share of the samples that the target recognises which a surrogate's images break.
 
@@ -22,9 +22,9 @@ def transfer_success(frame: pd.DataFrame) -> Estimate:
         frame: Rows of one transfer attack under one threat with columns status, score_clean, score_adv.
 
     Returns:
-        Value in [0, 1] with Wilson's interval over the clean-correct samples.
+        Value in [0, 1] with the modified Wilson interval over the clean-correct samples.
 
-    Source: Papernot et al., 2016 (transferability), section 3; Wilson, JASA 1927 (interval).
+    Source: Papernot et al., 2016 (transferability), section 3; Brown, Cai & DasGupta, 2001 (interval).
     """
     told = frame[(frame["status"] == "ok") & (frame["score_clean"] > 0) & frame["score_adv"].notna()]
     return stats.rate((told["score_adv"] <= 0).astype(float))

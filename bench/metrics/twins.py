@@ -13,9 +13,9 @@ from robench.registry import facts
 from robench.spec import Estimate
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="twin", group="compression")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="twin", group="compression")
 def twin_agreement(frame: pd.DataFrame) -> Estimate:
-    """Share of images on which model and twin predict the same class, in [0, 1], with Wilson's interval.
+    """Share of images on which model and twin predict the same class, in [0, 1], with the modified Wilson interval.
 
     Args:
         frame: Rows of one kind of images with the column ``agrees``, 0 or 1.

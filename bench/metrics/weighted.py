@@ -7,7 +7,7 @@ A statistic maps weights (N, R) to values (R,); with weights of 1 it is the esti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,9 +18,10 @@ from robench.metrics import stats
 from robench.metrics.stats import Floats
 from robench.spec import Estimate
 
-Statistic = Callable[[Floats], Floats]
 _KEY = 20240607
 """Key of the first stream; the same as that of ``robench.metrics.stats.resamples``."""
+_RARE = 3
+"""Hits or misses up to which a share has no narrower interval than the binomial one."""
 _KEPT = 4_000_000
 """Largest matrix of weights that is kept between calls, in entries."""
 
@@ -74,20 +75,12 @@ def parts(n: int, replicates: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
-def estimate(n: int, statistic: Statistic, *, replicates: int = stats.REPLICATES) -> Estimate:
-    """The statistic of n samples with a percentile bootstrap interval; empty without samples.
-
-    Source: Efron & Tibshirani, 1993, section 13.3.
-    """
-    if n == 0:
-        return stats.EMPTY
-    return joined(statistic(np.ones((n, 1))), np.concatenate([statistic(w) for w in weights(n, replicates=replicates)]), n)
-
-
 def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
     """The value (1,) with the middle 95 % of its resamples (R,), widened to hold it where a bootstrap is biased.
 
     A single sample has no interval.
+
+    Source: Efron & Tibshirani, 1993, section 13.3.
     """
     value = float(exact[0])
     if n == 1:
@@ -96,19 +89,39 @@ def joined(exact: Floats, resampled: Floats, n: int) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value), n)
 
 
-def logistic(exact: Floats, resampled: Floats, n: int) -> Estimate:
+def share(exact: Floats, resampled: Floats, n: int, *, of: int) -> Estimate:
+    """A share (1,) of ``of`` samples that a threshold of the sample chose, with the percentiles of its resamples (R,).
+
+    With three hits or misses at most, resamples tell too little of rarer ones: then the interval is at least as wide as
+    the modified Wilson interval of as many samples.
+    """
+    found = joined(exact, resampled, n)
+    rare = min(found.value, 1 - found.value) * of <= _RARE + 1e-9
+    if n == 1 or not rare:
+        return found
+    low, high = stats.share_bounds(found.value, of, level=stats.LEVEL)
+    return Estimate(found.value, min(found.low, low), max(found.high, high), n)
+
+
+def logistic(exact: Floats, resampled: Floats, n: int, *, near: float) -> Estimate:
     """The value (1,) in [0, 1] with a normal interval on the scale of its logit, of the spread of its resamples (R,).
 
-    Percentiles of an area under a curve cover too little near 1, where resamples lie on one side of it. Values closer than
-    1/(4n) to 0 or 1 are taken to be that far off. A single sample has no interval.
+    Percentiles of an area under a curve cover too little near 0 and 1, where resamples lie on one side of it. A single
+    sample has no interval.
+
+    Args:
+        exact: The value, (1,).
+        resampled: The value in resamples, (R,).
+        n: Number of samples.
+        near: Values closer than this to 0 or 1 are taken to be that far off: less than the smallest that can be found, or
+            all that lies between counts as one value, and the interval misses it.
 
     Source: Qin & Hotilovac, Statistical Methods in Medical Research 2008 (17:207; logit intervals of areas).
     """
     value = float(exact[0])
     if n == 1:
         return Estimate(value, math.nan, math.nan, 1)
-    near = 1 / (4 * n)
     middle, drawn = (special.logit(np.clip(v, near, 1 - near)) for v in (value, np.asarray(resampled, np.float64)))
-    half = stats.z_value() * float(drawn.std())
+    half = stats.z_value(stats.LEVEL) * float(drawn.std())
     low, high = special.expit([middle - half, middle + half])
     return Estimate(value, min(float(low), value), max(float(high), value), n)

@@ -92,6 +92,17 @@ def test_resampled_means_have_the_variance_of_both_and_repeat() -> None:
     assert alone.var() == pytest.approx(cube[0, 0].var() / 200, rel=0.15)
 
 
+def test_an_interval_reaches_as_far_as_students_of_the_trainings_where_only_they_differ_and_always_for_two() -> None:
+    apart = RNG.normal(0.5, 0.1, (4, 1)) + np.zeros((4, 500))
+    assert crossed.reach(apart)[1] == pytest.approx(distributions.t.ppf(0.975, 3))
+    alike = np.tile(RNG.random(400), (4, 1))
+    assert crossed.reach(alike)[1] == pytest.approx(distributions.t.ppf(0.975, 399))
+    between = crossed.reach(RNG.normal(0.5, 0.02, (4, 1)) + RNG.normal(0, 0.4, (1, 400)) + RNG.normal(0, 0.1, (4, 400)))[1]
+    assert stats.z_value() < between < distributions.t.ppf(0.975, 3)
+    assert crossed.reach(RNG.random((2, 50)))[1] == pytest.approx(distributions.t.ppf(0.975, 1))
+    assert crossed.reach(alike, level=0.9)[1] < crossed.reach(alike)[1]
+
+
 def covers(seeds: int, images: int, between: float, gain: float | None, replicates: int) -> float:
     """Share of simulated experiments whose interval holds the truth; images differ in difficulty, trainings in luck."""
     rng = np.random.default_rng(7)
@@ -117,8 +128,8 @@ def test_intervals_over_three_trainings_hold_the_truth(gain: float | None) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-@pytest.mark.parametrize("between", [0.1, 0.3])
+@pytest.mark.parametrize("between", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("gain", [None, 0.3])
 def test_coverage_over_seeds_and_images(seeds: int, between: float, gain: float | None) -> None:
-    # Satterthwaite's approximation is on the safe side where the seeds hardly differ, a little low where they differ most.
-    assert 0.93 <= covers(seeds, 300, between, gain, 5000) <= 0.995
+    # Few seeds tell little of how seeds differ: the interval is wider than need be where they hardly do, and of two always.
+    assert 0.93 <= covers(seeds, 300, between, gain, 5000) <= (0.985 if seeds > 2 else 1.0)

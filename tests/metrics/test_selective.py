@@ -135,3 +135,20 @@ def test_weights_are_the_resamples_of_the_house_and_large_ones_are_not_kept(monk
     monkeypatch.setattr(stats, "_CHUNK", 400)
     again = np.concatenate(list(weighted.weights(40, replicates=50)), axis=1)
     assert (again == mine).all() and again.flags.writeable is not mine.flags.writeable
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+@pytest.mark.parametrize("metric", METRICS)
+def test_where_all_is_right_or_wrong_the_interval_stays_open(metric, score):
+    found = metric(rows(np.linspace(0.5, 0.99, 100), np.full(100, score)))
+    assert 0.005 < found.high - found.low < 0.13 and found.low <= found.value <= found.high
+
+
+def test_a_few_errors_among_the_accepted_have_at_least_the_binomial_interval():
+    score = np.ones(300)
+    score[:2] = 0
+    found = selective.risk_at_80_coverage(rows(np.linspace(0.99, 0.5, 300), score))
+    from robench.metrics import stats
+
+    binomial = stats.wilson(2, 240)
+    assert found.value == 2 / 240 and found.low <= binomial.low and found.high >= binomial.high

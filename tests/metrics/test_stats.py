@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import binomtest
+from scipy.stats import binomtest, poisson, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -16,13 +16,35 @@ from robench.metrics import stats
 COUNTS = [(0, 1), (0, 10), (3, 10), (10, 10), (37, 100), (999, 1000)]
 
 
-@pytest.mark.parametrize(("k", "n"), COUNTS)
-def test_wilson_equals_statsmodels_and_scipy(k, n):
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 10), (3, 10), (10, 10), (37, 100), (4, 100), (996, 1000), (1000, 1000)])
+def test_wilson_equals_statsmodels_and_scipy_but_for_a_few_successes_or_failures(k, n):
     ours = stats.wilson(k, n)
     assert (ours.low, ours.high) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-12)
     other = binomtest(k, n).proportion_ci(method="wilson")
     assert (ours.low, ours.high) == pytest.approx((other.low, other.high), abs=1e-12)
     assert ours.value == k / n and ours.n == n
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 10), (2, 50), (3, 51), (1, 1000), (2, 300), (3, 100)])
+def test_after_a_few_successes_the_lower_end_is_the_one_sided_poisson_limit(k, n):
+    ours, mirror = stats.wilson(k, n), stats.wilson(n - k, n)
+    plain = proportion_confint(k, n, method="wilson")
+    assert poisson.sf(k - 1, n * ours.low) == pytest.approx(0.05) and ours.low < plain[0]
+    assert ours.high == pytest.approx(plain[1], abs=1e-12)
+    assert (mirror.low, mirror.high) == pytest.approx((1 - ours.high, 1 - ours.low), abs=1e-12)
+    assert n * ours.low == pytest.approx({1: 0.0513, 2: 0.3554, 3: 0.8177}[k], abs=1e-4)
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 50), (4, 51), (1, 1), (2, 3)])
+def test_more_successes_and_tiny_samples_have_wilsons_own_ends(k, n):
+    ours = stats.wilson(k, n)
+    assert ours.low == pytest.approx(proportion_confint(k, n, method="wilson")[0], abs=1e-12)
+
+
+def test_a_share_need_not_be_of_whole_numbers():
+    whole, between = stats.wilson(2, 100), stats.share_bounds(2.5 / 100, 100)
+    assert stats.share_bounds(0.02, 100) == (whole.low, whole.high)
+    assert whole.low < between[0] < stats.wilson(3, 100).low and whole.high < between[1] < stats.wilson(3, 100).high
 
 
 @pytest.mark.parametrize(("k", "n"), COUNTS)
@@ -193,3 +215,30 @@ def test_nan_is_refused_where_it_would_be_taken_for_a_loss_and_told_where_it_is_
     assert math.isnan(e.value) and math.isnan(e.low) and e.n == 3
     with pytest.raises(DataError, match=r"p-values must be in \[0, 1\]"):
         stats.holm([0.1, 1.2])
+
+
+def test_a_skewed_mean_is_students_without_skew_and_leans_towards_the_long_tail_with_it():
+    even = np.r_[np.zeros(20), np.ones(20)]
+    found = stats.skewed_mean(even)
+    low, high = t.interval(0.95, 39, 0.5, even.std(ddof=1) / math.sqrt(40))
+    assert (found.value, found.low, found.high, found.n) == (0.5, pytest.approx(low), pytest.approx(high), 40)
+    tailed = stats.skewed_mean(np.r_[np.zeros(90), np.full(10, 5.0)])
+    assert tailed.high - tailed.value > 1.2 * (tailed.value - tailed.low) > 0
+    mirrored = stats.skewed_mean(-np.r_[np.zeros(90), np.full(10, 5.0)])
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-tailed.high), pytest.approx(-tailed.low))
+
+
+def test_the_transform_of_a_skewed_mean_is_halls():
+    values = np.random.default_rng(0).exponential(size=60)
+    found, n = stats.skewed_mean(values), 60
+    skew = ((values - values.mean()) ** 3).mean() / values.std(ddof=1) ** 3
+    for end, side in ((found.low, 1), (found.high, -1)):
+        u = (values.mean() - end) / values.std(ddof=1)
+        transformed = math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
+        assert transformed == pytest.approx(side * t.ppf(0.975, n - 1))
+
+
+def test_a_skewed_mean_of_nothing_one_constant_and_nan():
+    assert stats.skewed_mean([]).n == 0 and math.isnan(stats.skewed_mean([2.0]).low)
+    assert stats.skewed_mean([2.0, 2.0]).low == stats.skewed_mean([2.0, 2.0]).high == 2
+    assert math.isnan(stats.skewed_mean([1.0, math.nan, 2.0]).value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robench.metrics.table import FAILED, SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.curves import image
 from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by
-from robench.reports.pictures import PICTURES
+from robench.reports.pictures import Picture, pictures
 from robench.reports.sections import sections
 from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
@@ -33,7 +32,13 @@ _LED = {
 
 
 @facts(version=3)
-def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title: str = "robench report") -> str:
+def page(
+    table: pd.DataFrame,
+    *,
+    header: Mapping[str, Any] | None = None,
+    title: str = "robench report",
+    drawn: Sequence[Picture] | None = None,
+) -> str:
     """The page as text; it loads nothing from elsewhere.
 
     From top to bottom: who leads and who is not to be believed, the leaderboard, red flags, pictures, tables by subject,
@@ -43,6 +48,7 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         table: A tidy table.
         header: What to say about the run: versions, suite, seed, device; values may be mappings.
         title: Heading of the page.
+        drawn: Its pictures, where they are drawn already.
     """
     threats = main_threats(header)
     board, ranked = leaderboard(table, threats=threats), ranked_by(table, threats=threats)
@@ -62,7 +68,10 @@ def page(table: pd.DataFrame, *, header: Mapping[str, Any] | None = None, title:
         flags=flags(table, ranked[1]),
         escalations=escalations(table),
         exclusions=exclusions(table),
-        pictures=_pictures(table),
+        pictures=[
+            {"title": p.title, "data": base64.b64encode(p.png).decode()}
+            for p in (pictures(table) if drawn is None else drawn)
+        ],
         conditions=_conditions(table, threats, ranked),
         sections=[{"title": s.title, "note": s.note, **_rows(s.cells)} for s in sections(table)],
         left_out=list((header or {}).get("left_out", ())),
@@ -181,14 +190,3 @@ def flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _rows(cells: pd.DataFrame) -> dict[str, Any]:
     return {"columns": list(cells), "values": cells.to_numpy().tolist()}
-
-
-def _pictures(table: pd.DataFrame) -> list[dict[str, str]]:
-    found = []
-    for dataset in sorted(set(table["dataset"])):
-        for draw in PICTURES.values():
-            figure = draw(table, dataset=dataset)
-            if figure is not None:
-                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
-                found.append({"title": title, "data": base64.b64encode(image(figure)).decode()})
-    return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.reports.corruptions import family_curves
-from robench.reports.curves import corruption_curve, security_curve
+from robench.reports.curves import corruption_curve, image, security_curve
 from robench.reports.pareto import pareto_picture
 from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.scarcity import augmentation_gains, data_quality_curve, scarcity_curve, transfer_gains
@@ -25,3 +27,25 @@ PICTURES: Mapping[str, Callable[..., Figure | None]] = {
     "risk_coverage": risk_coverage,
 }
 """File name → ``f(table, *, dataset=None) -> Figure | None``, in the order of the page; None: nothing to draw."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of one data set."""
+
+    name: str
+    title: str
+    figure: Figure
+    png: bytes
+
+
+def pictures(table: pd.DataFrame) -> list[Picture]:
+    """All pictures that there is something to draw for, by data set, in the order of the page."""
+    found = []
+    for dataset in sorted(set(table["dataset"])):
+        for name, draw in PICTURES.items():
+            figure = draw(table, dataset=dataset)
+            if figure is not None:
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
+                found.append(Picture(name, title, figure, image(figure)))
+    return found

@@ -18,7 +18,7 @@ from robench.reports.compression import compression
 from robench.reports.curves import image
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
-from robench.reports.pictures import PICTURES
+from robench.reports.pictures import pictures
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
 
@@ -40,7 +40,7 @@ def write_reports(
         limited: The run was limited to a part of the samples (for frames; a tidy table says so itself).
     """
     table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
-    board = leaderboard(table, threats=main_threats(header))
+    board, drawn = leaderboard(table, threats=main_threats(header)), pictures(table)
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
     files = {
@@ -49,7 +49,7 @@ def write_reports(
         "table.parquet": parquet.getvalue(),
         "leaderboard.csv": render(board, format="csv").encode(),
         "leaderboard.md": render(board, format="md").encode(),
-        "report.html": page(table, header=header).encode(),
+        "report.html": page(table, header=header, drawn=drawn).encode(),
     }
     moved = matrix(table)
     if len(moved):
@@ -62,10 +62,8 @@ def write_reports(
     if packed is not None:
         files["compression.csv"] = render(packed.cells, format="csv").encode()
         files["compression.md"] = render(packed.cells, format="md").encode()
-    for name, draw in PICTURES.items():
-        figure = draw(table)
-        if figure is not None:
-            files |= {f"{name}.png": image(figure), f"{name}.svg": image(figure, "svg")}
+    for picture in reversed(drawn):  # of several data sets the first one's have files
+        files |= {f"{picture.name}.png": picture.png, f"{picture.name}.svg": image(picture.figure, "svg")}
     for name, data in sorted(files.items()):
         write_atomically(out / name, data)
     return [out / name for name in sorted(files)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from robench.spec import Estimate
 
 LEVEL = 0.95
 REPLICATES = 2000
-_CHUNK = 2_000_000
+_CHUNK, _REMEMBERED = 2_000_000, 1_000_000
+"""Indices that are drawn at a time, and up to how many of all replicates are kept from one call to the next."""
 _KEY = 20240607
 _FEW_OF_MANY, _MANY, _NONE = 3, 50, 1e-9
 """Counts whose ends ``wilson`` changes, above how many samples (one count fewer below), and what counts as none."""
@@ -32,6 +34,7 @@ EMPTY = Estimate(math.nan, math.nan, math.nan, 0)
 """What a metric returns when there is nothing to measure."""
 
 
+@cache
 def z_value(level: float = LEVEL) -> float:
     """Two-sided standard normal quantile of ``level``."""
     return float(distributions.norm.ppf(0.5 + level / 2))
@@ -235,6 +238,18 @@ def rate(scores: Any) -> Estimate:
 
 def resamples(n: int, *, replicates: int = REPLICATES, key: int = _KEY) -> Iterator[NDArray[np.int64]]:
     """Chunks of bootstrap indices, each int64 (R, n) with values in [0, n); the same on every call."""
+    return iter(_remembered(n, replicates, key)) if replicates * n <= _REMEMBERED else _drawn(n, replicates, key)
+
+
+@lru_cache(maxsize=4)
+def _remembered(n: int, replicates: int, key: int) -> tuple[NDArray[np.int64], ...]:
+    found = tuple(_drawn(n, replicates, key))
+    for chunk in found:
+        chunk.setflags(write=False)
+    return found
+
+
+def _drawn(n: int, replicates: int, key: int) -> Iterator[NDArray[np.int64]]:
     source = np.random.Philox(key=key)
     rows = max(1, _CHUNK // max(n, 1))
     for start in range(0, replicates, rows):

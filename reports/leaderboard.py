@@ -56,7 +56,8 @@ def leaderboard(
     The order of the tables does not matter. Not ranked are suspicious and limited results, models without the ranking
     number, models measured on fewer samples than the largest n of their data set, and models that lack an attack which
     a model otherwise fit to be ranked met at the ranking threat (a transfer from the model itself is not missed, nor what
-    an ensemble stands for, see ``robench.metrics.alike``; for ``corrupted_accuracy``: that lack a corruption). ``validity`` says which.
+    an ensemble stands for, see ``robench.metrics.alike``; for ``corrupted_accuracy``: that lack a corruption).
+    ``validity`` says which.
 
     ``rank_low`` and ``rank_high`` hold all ranks of a data set at once with 95 %, from paired tests on the same samples;
     they are empty where the ranked models were not all compared in one run, and where the ranking number has no ranks.

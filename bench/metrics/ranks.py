@@ -27,8 +27,9 @@ def lines(rows: Sequence[Mapping[str, Any]], frames: Mapping[str, pd.DataFrame])
     """A row ``rank`` for each model of each data set, for every number in ``RANKED``.
 
     Compared are unconditioned models on the same samples and, at a threat, against the same attacks (a transfer from the
-    model itself is not missed, nor what an ensemble stands for). Left out are limited results and models with a verdict that is not sound. ``cell`` names
-    the cells of all that were compared, so that ranks of other companies cannot be taken for these.
+    model itself is not missed, nor what an ensemble stands for). Left out are limited results and models with a verdict
+    that is not sound. ``cell`` names the cells of all that were compared, so that ranks of other companies cannot be taken
+    for these.
 
     Args:
         rows: Lines of the tidy table: metric, value, n, validity, cell and keys.

@@ -232,7 +232,7 @@ def _common(parent: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """The parent's rows under attacks that the compressed model met too."""
     met = {alike(attack) for attack in own["attack"].unique()}
     known = {attack: alike(attack) in met for attack in parent["attack"].unique()}
-    return parent[[known[attack] for attack in parent["attack"]]]
+    return parent[np.array([known[attack] for attack in parent["attack"]], dtype=bool)]
 
 
 def _pair(frame: pd.DataFrame | None, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -99,7 +99,8 @@ def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     parts = table[table["metric"] == quality]
     if quality == "robust_accuracy":
         parts = parts[(parts["threat"] == threat) & (parts["attack"] != "worst")]
-        parts = parts[[not is_transfer(attack) for attack in parts["attack"]]].assign(met=lambda rows: rows["attack"])
+        plain = np.array([not is_transfer(attack) for attack in parts["attack"]], dtype=bool)
+        parts = parts[plain].assign(met=lambda rows: rows["attack"])
     else:
         parts = parts[parts["eps"].notna() & (parts["threat"] != "mean")].assign(met=parts["threat"])
     sets = parts.groupby(_KEYS)["met"].agg(frozenset)

@@ -148,6 +148,14 @@ def test_an_ensemble_stands_for_short_attacks_and_not_for_long_ones():
     assert told(attacks)["left_out"]["small"] == "it did not meet square(queries=20000)"
 
 
+def test_numbers_without_single_attacks_are_compared_with_each_other():
+    robust = {"threat": "linf(0.1)", "eps": 0.1, "attack": "worst", "validity": "sound"}
+    rows = [*models(), *(line("m", c, "robust_accuracy", 0.3, **robust) for c in ("", "small"))]
+    found = pareto(pd.DataFrame(rows))
+    told = found[(found["quality"] == "robust_accuracy") & (found["cost"] == "stored_bytes")].set_index("condition")
+    assert told["front"].to_dict() == {"": False, "small": True} and set(told["left_out"]) == {""}
+
+
 def test_without_costs_there_is_no_table(synthetic):
     frames = {"corruption": synthetic.corruption("plain")}
     assert len(pareto(tidy(frames))) == 0

@@ -45,24 +45,27 @@ def compressed_union(engine: Engine, *, source: str = "") -> None:
         raise AttackError(must("the parent", "a model", None, "name it, e.g. compressed-union(source='digits-standard')"))
     flags = begin(engine)
     if flags.random:
-        randomised(engine, flags, _without_gradient)
+        randomised(engine, flags, _drawn)
         return
     if not flags.missing:
         dense(engine)
     for found in flags.sources:
         with engine.searching(found.model, f"{found.name}-"):
             dense(engine)
-    for number, loss in enumerate(LOSSES):
-        engine.run(f"transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
-    engine.run("square", anew(plain(square, queries=QUERIES), 3), access="score")
+    _without_gradient(engine, anew(plain(square, queries=QUERIES), 3))
     require_gradient(flags)
 
 
-def _without_gradient(engine: Engine) -> None:
-    """Transfer from the parent and the search by queries, on a model whose finds must hold under many draws."""
+def _drawn(engine: Engine) -> None:
+    """What needs no gradient, on a model whose finds must hold under many draws."""
+    _without_gradient(engine, once(square, stage=3, queries=QUERIES), prefix="eot-")
+
+
+def _without_gradient(engine: Engine, search: Attack, *, prefix: str = "") -> None:
+    """Transfer from the parent, then a search by queries, on every survivor."""
     for number, loss in enumerate(LOSSES):
-        engine.run(f"eot-transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
-    engine.run("eot-square", once(square, stage=3, queries=QUERIES), access="score")
+        engine.run(f"{prefix}transfer-{loss}", anew(carried(engine, loss, STEPS), 5 + number), access="transfer")
+    engine.run(f"{prefix}square", search, access="score")
 
 
 def carried(engine: Engine, loss: str, steps: int) -> Attack:

@@ -147,7 +147,7 @@ def _default(table: pd.DataFrame) -> str:
     if table["scenario"].eq("evasion").any():
         return ATTACKED
     known = set(table.loc[table["condition"] == "", "metric"])
-    return next((metric for metric in (ATTACKED, "corrupted_accuracy", "accuracy") if metric in known), ATTACKED)
+    return next((metric for metric in ("corrupted_accuracy", "accuracy") if metric in known), ATTACKED)
 
 
 def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench.errors import ModelError, must
+from robench.lineage import planned as columns_of
 from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_cell, run_plan, versions
 from robench.spec import Artifact, Cell, Context, Settings
@@ -122,7 +123,7 @@ def run(
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
         header["left_out"] = list(plan.notes)
-        planned = {c.digest: _planned(c) for c in plan.cells}
+        planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
         told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}
         summary = run_plan(plan, store, context, workers=count, **told)
@@ -213,10 +214,3 @@ def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
     unfinished = store.unfinished(planned)
     frames = with_missing(store.frames(planned), planned)
     return {**frames, "unfinished": unfinished} if len(unfinished) else frames
-
-
-def _planned(cell: Cell) -> dict[str, Any]:
-    """What a cell was to measure, kept in ``run.json`` so that a missing result is noticed."""
-    about = {"scenario": cell.scenario.name, "model": cell.model.label, "condition": cell.condition, "seed": cell.seed}
-    told = ("threat", "attack", "corruption", "family")
-    return {**about, "dataset": cell.data.label, **{k: v for k, v in cell.scenario.kwargs.items() if k in told}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from robench.devices import exact_arithmetic, resolve_device
 from robench.errors import ModelError, StoreError, must
 from robench.inference import fingerprint, untouched
 from robench.judge import Verdicts, decide
+from robench.lineage import cell_of, lineage
 from robench.ops.norms import Ball, distance, per_sample
-from robench.spec import SCHEMA, Artifact, Cell, Context, Ref, Settings, ThreatModel, canonical, sha256
+from robench.spec import SCHEMA, Artifact, Cell, Context, ThreatModel, canonical, sha256
 from robench.store import Finished, Store
 from robench.task import CLASSIFICATION, Task
 
@@ -147,45 +148,6 @@ def breaks_in_8bit(
         verdicts = decide(model, x[company], y[company], x_adv=tried, **asked)
         found[rows] = inside & (verdicts.broken(task)[rows] if draws else verdicts.broken(task))
     return found
-
-
-def lineage(value: Artifact | Cell) -> dict[str, Any]:
-    """An artifact or a cell as plain data; ``cell_of`` reads a cell back."""
-    if isinstance(value, Artifact):
-        inputs = [lineage(i) for i in value.inputs]
-        return {**_plain(value, "kind", "version", "label", "stored"), "builder": str(value.builder), "inputs": inputs}
-    return {
-        **_plain(value, "version", "condition", "seed"),
-        "scenario": str(value.scenario),
-        "model": lineage(value.model),
-        "data": lineage(value.data),
-        "extra": [lineage(e) for e in value.extra],
-        "shard": list(value.shard),
-        "settings": asdict(value.settings),
-    }
-
-
-def _plain(value: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}
-
-
-def cell_of(told: dict[str, Any]) -> Cell:
-    """The cell of a lineage.
-
-    Raises:
-        KeyError: Something is missing.
-        ConfigError: A reference that cannot be read.
-    """
-    return Cell(
-        Ref.parse(told["scenario"]), told["version"], _artifact(told["model"]), _artifact(told["data"]),
-        condition=told["condition"], extra=tuple(_artifact(e) for e in told["extra"]), seed=told["seed"],
-        shard=(told["shard"][0], told["shard"][1]), settings=Settings(**told["settings"]),
-    )  # fmt: skip
-
-
-def _artifact(told: dict[str, Any]) -> Artifact:
-    inputs = tuple(_artifact(i) for i in told["inputs"])
-    return Artifact(told["kind"], Ref.parse(told["builder"]), told["version"], inputs, told["label"], told["stored"])
 
 
 def collect(

@@ -13,7 +13,7 @@ from typing import Any
 
 from robench.errors import ConfigError, must, suggestion
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of cells, rows and headers on disk; a store written by a newer one is refused."""
 
 NORMS = ("linf", "l2", "l1", "l0")

@@ -15,15 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from robench.errors import StoreError, must
+from robench.errors import ConfigError, StoreError, must
 from robench.files import write_atomically
+from robench.lineage import LEAD, cell_of, lead, lineage, own_columns
+from robench.lineage import planned as columns_of
 from robench.metrics.table import MEASURED
-from robench.spec import SCHEMA, Cell, canonical, sha256
+from robench.spec import SCHEMA, Cell, sha256
 
-LEAD = ("model", "dataset", "scenario", "condition", "seed", "cell")
-"""Columns of the cell that lead every frame."""
 _PLANNED = ("scenario", "model", "condition", "seed")
 """What ``run.json`` says of every planned cell; an evasion's threat and attack besides."""
+_OWN_HASH = "header_sha256"
+"""The key of a header's own hash."""
+_AGAIN = "remove it to compute its cell again"
 _ANEW = "run the same command with the same --out again: it writes run.json anew and keeps finished cells"
 
 
@@ -34,6 +37,8 @@ class Finished:
     digest: str
     rows: Path
     header: dict[str, Any]
+    cell: Cell | None = None
+    """The cell of the header's lineage; None for a result of an older schema, which is never read."""
 
 
 class Store:
@@ -68,14 +73,12 @@ class Store:
         """Finished cells by digest; a pair is finished when its header is there.
 
         Raises:
-            StoreError: A damaged header, one written by a newer robench, or two different contents under one digest.
+            StoreError: A damaged or changed header, one that does not belong to its file or its cell, one written by a
+                newer robench, or two different contents under one digest.
         """
         found: dict[str, Finished] = {}
         for path in sorted(self.cells.glob("*.json")):
-            header = _header(path)
-            if header["schema"] > SCHEMA:
-                raise StoreError(must("the store's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
-            entry = Finished(header["digest"], path.with_suffix(".parquet"), header)
+            entry = read_header(path)
             other = found.setdefault(entry.digest, entry)
             if other is not entry and not _same_numbers(other, entry):
                 remedy = "keep one of the two files"
@@ -101,9 +104,9 @@ class Store:
         content = sha256(buffer.getvalue())
         stem = self.cells / f"{cell.digest}.{content[:8]}"
         write_atomically(stem.with_name(stem.name + ".parquet"), buffer.getvalue())
-        lead = dict(zip(LEAD, _lead(cell), strict=True))
-        full = {"schema": SCHEMA, "digest": cell.digest, "content": content, **lead, **header, "time": time.time()}
-        write_atomically(stem.with_name(stem.name + ".json"), json.dumps(full, indent=1, sort_keys=True).encode())
+        about = {"schema": SCHEMA, "digest": cell.digest, "content": content, **lead(cell), "lineage": lineage(cell)}
+        full = {**about, **header, "time": time.time()}
+        write_atomically(stem.with_name(stem.name + ".json"), _sealed(full))
 
     def agrees(self, cell: Cell, rows: pd.DataFrame) -> bool:
         """Whether a finished cell that was computed again gave the same numbers.
@@ -126,8 +129,7 @@ class Store:
         file = self.evidence / f"{digest}.{content[:8]}.safetensors"
         write_atomically(file, images)
         full = {**header, "schema": SCHEMA, "digest": digest, "file": file.name, "content": content}
-        text = json.dumps({**full, "header_sha256": sha256(canonical(full))}, indent=1, sort_keys=True)
-        write_atomically(self.evidence / f"{digest}.json", text.encode())
+        write_atomically(self.evidence / f"{digest}.json", _sealed(full))
         for other in self.image_files(digest):
             if other != file:
                 other.unlink(missing_ok=True)
@@ -142,8 +144,7 @@ class Store:
 
     def put_failure(self, cell: Cell, error: str, *, skipped: bool = False) -> None:
         """Keep what is known of an attempt that failed, or was skipped; the cell stays to do."""
-        lead = dict(zip(LEAD, _lead(cell), strict=True))
-        text = json.dumps({**lead, "error": error, "skipped": skipped, "time": time.time()}, indent=1)
+        text = json.dumps({**lead(cell), "error": error, "skipped": skipped, "time": time.time()}, indent=1)
         write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
 
     def unfinished(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -165,10 +166,16 @@ class Store:
     def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.
 
+        Args:
+            digests: Of the cells that are wanted, by default all; or the ``cells`` of ``run.json``, which are compared.
+
         Raises:
-            StoreError: A result file does not match the hash in its header, or was written by an older robench.
+            StoreError: A result does not match the hash in its header or the columns of its cell, is of another cell than
+                ``run.json`` says, or was written by an older robench.
         """
         done = self.finished()
+        if isinstance(digests, Mapping):
+            require_planned(done, digests)
         chosen = sorted(done if digests is None else set(digests) & set(done))
         parts: dict[str, list[pd.DataFrame]] = {}
         for digest in chosen:
@@ -185,19 +192,22 @@ class Store:
         """A finished cell's rows, without the cell's columns.
 
         Raises:
-            StoreError: They do not match the hash in their header.
+            StoreError: They do not match the hash in their header, or name another threat, attack, ... than their cell.
         """
         return _read(entry)
 
     def write_run(self, header: dict[str, Any]) -> None:
-        """Store the resolved configuration of the run as ``run.json``."""
-        write_atomically(self.root / "run.json", json.dumps(header, indent=1, sort_keys=True).encode())
+        """Store the resolved configuration of the run as ``run.json``, with its own hash."""
+        write_atomically(self.root / "run.json", _sealed(header))
 
-    def read_run(self) -> dict[str, Any]:
+    def read_run(self, *, changed: bool = False) -> dict[str, Any]:
         """The configuration written by the run: ``suite, seed, limited, versions`` and ``cells`` by digest.
 
+        Args:
+            changed: Whether a configuration is read too that its own hash does not fit.
+
         Raises:
-            StoreError: This is no run directory, or its configuration is damaged or of an earlier robench's shape.
+            StoreError: This is no run directory, or its configuration is damaged, changed, or of an earlier robench's shape.
         """
         path = self.root / "run.json"
         if not path.is_file():
@@ -206,7 +216,10 @@ class Store:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StoreError(must(str(path), "readable JSON", str(error), _ANEW)) from error
-        return _run_header(path, found)
+        header = _run_header(path, found)
+        if not (changed or _is_whole(header)):
+            raise StoreError(must(str(path), "as it was written", "a changed one (its own hash does not fit)", _ANEW))
+        return {k: v for k, v in header.items() if k != _OWN_HASH}
 
     def clean_temporary(self) -> None:
         """Remove what a killed run left half-written."""
@@ -223,20 +236,88 @@ def _told(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lead(cell: Cell) -> tuple[Any, ...]:
-    return (cell.model.label, cell.data.label, cell.scenario.name, cell.condition, cell.seed, cell.digest)
+def _sealed(header: Mapping[str, Any]) -> bytes:
+    """A header as JSON, with the hash of everything else in it."""
+    rest = {k: v for k, v in header.items() if k != _OWN_HASH}
+    return json.dumps({**rest, _OWN_HASH: _hash_of(rest)}, indent=1, sort_keys=True).encode()
+
+
+def _hash_of(header: Mapping[str, Any]) -> str:
+    """The hash of a header's content; that of ``canonical``, but for infinities, which a suite may hold."""
+    return sha256(json.dumps(header, sort_keys=True, separators=(",", ":")))
+
+
+def _is_whole(header: Mapping[str, Any]) -> bool:
+    """Whether a header is as it was written, by its own hash."""
+    return bool(header.get(_OWN_HASH) == _hash_of({k: v for k, v in header.items() if k != _OWN_HASH}))
+
+
+def read_header(path: Path) -> Finished:
+    """A finished cell by its header, which must fit its file's name, its own lineage and its own hash.
+
+    Raises:
+        StoreError: Names the first field that does not.
+    """
+    header = _header(path)
+    if header["schema"] > SCHEMA:
+        raise StoreError(must("the store's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
+    rows = path.with_suffix(".parquet")
+    if header["schema"] < SCHEMA:
+        return Finished(str(header["digest"]), rows, header)
+    try:
+        cell = cell_of(header["lineage"])
+        digest, columns = cell.digest, lead(cell)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
+        raise _strange(path, "lineage", "a cell's", f"{type(error).__name__}: {error}") from error
+    name, _, content = path.stem.partition(".")
+    wanted = {"digest": digest, **columns, "settings": header["lineage"]["settings"]}
+    for field, value in wanted.items():
+        if header.get(field, value) != value:
+            raise _strange(path, field, f"{value!r} as its lineage says", header[field])
+    if name != digest:
+        raise _strange(path, "file name", f"that of its cell, {digest[:12]}...", name)
+    if not str(header["content"]).startswith(content):
+        raise _strange(path, "content", f"the hash of its file's name, {content}...", header["content"])
+    if not _is_whole(header):
+        raise _strange(path, _OWN_HASH, "that of the header as it was written", header.get(_OWN_HASH))
+    return Finished(digest, rows, header, cell)
+
+
+def _strange(path: Path, field: str, expected: str, got: Any) -> StoreError:
+    """A header that does not belong to its cell."""
+    return StoreError(must(f"{field} in {path.parent.name}/{path.name}", expected, _short(got), _AGAIN))
+
+
+def require_planned(done: Mapping[str, Finished], planned: Mapping[str, Any]) -> None:
+    """Compare what ``run.json`` says of its cells with the cells that are stored.
+
+    Raises:
+        StoreError: Names the first field that differs.
+    """
+    for digest, about in planned.items():
+        for field, expected, got in unlike_planned(done.get(digest), about):
+            what = f"{field} of cell {digest[:12]} in run.json"
+            raise StoreError(must(what, f"{expected!r} as the stored cell says", _short(got), _ANEW))
+
+
+def unlike_planned(entry: Finished | None, about: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(field, what the stored cell says, what ``run.json`` says) wherever they differ."""
+    if entry is None or entry.cell is None or not isinstance(about, Mapping):
+        return
+    own = json.loads(json.dumps(columns_of(entry.cell)))
+    yield from ((field, own.get(field), about.get(field)) for field in about if own.get(field) != about[field])
 
 
 def _header(path: Path) -> dict[str, Any]:
     needed = {"schema", "digest", "content", *LEAD}
-    remedy = "remove it to compute its cell again"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(must(f"the header {path}", "readable JSON", str(error), remedy)) from error
+        raise StoreError(must(f"the header {path}", "readable JSON", str(error), _AGAIN)) from error
     schema = found.get("schema") if isinstance(found, dict) else None
+    needed |= {"lineage"} if schema == SCHEMA else set()
     if not isinstance(schema, int) or (schema <= SCHEMA and needed - set(found)):
-        raise StoreError(must(f"the header {path}", "a cell's header", str(found)[:60], remedy))
+        raise StoreError(must(f"the header {path}", "a cell's header", str(found)[:60], _AGAIN))
     return found
 
 
@@ -271,10 +352,15 @@ def _read(entry: Finished) -> pd.DataFrame:
         data = entry.rows.read_bytes()
     except OSError as error:
         raise StoreError(must(str(entry.rows), "readable", str(error), "remove its header to compute it again")) from error
+    remedy = "remove the pair and run again"
     if sha256(data) != entry.header["content"]:
-        remedy = "remove the pair and run again"
         raise StoreError(must(str(entry.rows), "unchanged since it was written", "other bytes", remedy))
-    return pd.read_parquet(io.BytesIO(data))
+    rows = pd.read_parquet(io.BytesIO(data))
+    for column, value in own_columns(entry.cell).items() if entry.cell and len(rows) else ():
+        got = rows[column].astype(str).unique().tolist() if column in rows else [value]
+        if got != [value]:
+            raise StoreError(must(f"{column} in {entry.rows.name}", f"{value!r} as its cell's", _short(got), remedy))
+    return rows
 
 
 def _same_numbers(one: Finished, other: Finished) -> bool:

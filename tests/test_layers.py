@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robench.reports": "reports", "robench": "bench"}
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metrics", "robench.reports")
 LAYERS = [
-    ("errors", "spec", "registry"),
+    ("errors", "spec", "registry", "lineage"),
     ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from robench.api import load
 from robench.errors import StoreError
 from robench.files import write_atomically
+from robench.lineage import planned as columns_of
 from robench.spec import SCHEMA, Artifact, Cell, Ref, sha256
 from robench.store import LEAD, Store, free_bytes
 
@@ -345,3 +347,94 @@ def test_results_of_an_older_schema_are_refused_with_a_remedy(tmp_path):
     header.write_text(json.dumps({**json.loads(header.read_text()), "schema": SCHEMA - 1}))
     with pytest.raises(StoreError, match=f"must be '?{SCHEMA}'?, got {SCHEMA - 1}; run the same command"):
         store.frames()
+
+
+def changed(path: Path, *, rehash: bool = True, **fields) -> None:
+    """Edit fields of a JSON header, with a fresh own hash as an adversary would."""
+    from robench.store import _sealed
+
+    told = {**json.loads(path.read_text()), **fields}
+    path.write_bytes(_sealed(told) if rehash else json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("field", ["digest", "content", "cell", "model", "dataset", "scenario", "condition", "seed"])
+def test_a_changed_header_field_is_named(tmp_path, field):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {})
+    (header,) = store.cells.glob("*.json")
+    changed(header, **{field: 7 if field == "seed" else "f" * 64})
+    with pytest.raises(StoreError, match=f"{field} in cells/"):
+        store.finished()
+
+
+def test_a_changed_field_that_nothing_else_tells_breaks_the_own_hash(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {"device": "cpu"})
+    (header,) = store.cells.glob("*.json")
+    changed(header, rehash=False, device="cuda")
+    with pytest.raises(StoreError, match="header_sha256 in cells/"):
+        store.finished()
+
+
+def test_swapped_digests_are_told(tmp_path):
+    """Each header with the other's digest: before, each model was shown the other's numbers."""
+    store = Store(tmp_path)
+    store.put(cell(model="one"), rows(1.0), {})
+    store.put(cell(model="two"), rows(0.0), {})
+    one, two = sorted(store.cells.glob("*.json"))
+    told = [json.loads(p.read_text())["digest"] for p in (one, two)]
+    changed(one, digest=told[1], cell=told[1])
+    changed(two, digest=told[0], cell=told[0])
+    with pytest.raises(StoreError, match="digest in cells/"):
+        store.frames()
+
+
+def test_swapped_files_are_told(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(model="one"), rows(1.0), {})
+    store.put(cell(model="two"), rows(0.0), {})
+    one, two = sorted(store.cells.glob("*.json"))
+    texts = one.read_text(), two.read_text()
+    one.write_text(texts[1])
+    two.write_text(texts[0])
+    with pytest.raises(StoreError, match="file name in cells/"):
+        store.frames()
+
+
+def test_another_lineage_is_another_digest(tmp_path):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {})
+    (header,) = store.cells.glob("*.json")
+    lineage = json.loads(header.read_text())["lineage"]
+    changed(header, lineage={**lineage, "seed": 5}, seed=5)
+    with pytest.raises(StoreError, match="digest in cells/"):
+        store.finished()
+
+
+@pytest.mark.parametrize(("column", "value"), [("threat", "linf(0.2)"), ("attack", "fgsm")])
+def test_rows_of_another_threat_or_attack_are_told(tmp_path, column, value):
+    store = Store(tmp_path)
+    own = Ref.of("evasion", attack="pgd", threat="linf(0.1)")
+    data = rows().assign(**{"attack": "pgd", "threat": "linf(0.1)", column: value})
+    store.put(replace(cell(), scenario=own), data, {})
+    with pytest.raises(StoreError, match=f"{column} in "):
+        store.frames()
+
+
+@pytest.mark.parametrize("field", ["model", "dataset", "condition", "seed", "scenario"])
+def test_a_plan_that_says_otherwise_than_the_cells_is_told(tmp_path, field):
+    store = Store(tmp_path)
+    store.put(cell(), rows(), {})
+    about = {**columns_of(cell()), field: "other"}
+    with pytest.raises(StoreError, match=f"{field} of cell"):
+        store.frames({cell().digest: about})
+
+
+def test_a_changed_run_header_is_told_by_its_own_hash(tmp_path):
+    store = Store(tmp_path)
+    store.write_run({"cells": {}, "limited": True})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "limited": False}))
+    with pytest.raises(StoreError, match="own hash does not fit"):
+        store.read_run()
+    assert store.read_run(changed=True)["limited"] is False

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from robench import catalog
 from robench.attacks._engine import Engine
 from robench.attacks._pgd import pgd
+from robench.children import keep_memory
 from robench.devices import exact_arithmetic
-from robench.executors import keep_memory
 from robench.files import write_atomically
 from robench.inference import predict, untouched
 from robench.ops.random import Draws

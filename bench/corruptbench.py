@@ -30,11 +30,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from robench.children import keep_memory
 from robench.corrupt.apply import corrupt
 from robench.corrupt.tables import BENCHMARK, EXTRA, SEVERITIES
 from robench.devices import exact_arithmetic
 from robench.errors import ConfigError, must
-from robench.executors import keep_memory
 from robench.ops.chance import seeded
 
 PACKAGE = "imagecorruptions"

@@ -1,22 +1,18 @@
-"""Map over jobs: in this process, or over spawned local processes. Imports no torch."""
+"""Map over jobs: in this process, or over processes of robench's own. Imports no torch."""
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import os
-import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait
 from typing import Generic, TypeVar
+
+from robench.children import Answer, Child
+from robench.errors import RobenchError, must
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-_KEEP = {-3: 32 << 20, -1: 512 << 20}
-"""glibc's M_MMAP_THRESHOLD (larger blocks come and go by themselves; its largest value) and M_TRIM_THRESHOLD, in bytes."""
 
 
 def execute(
@@ -26,8 +22,14 @@ def execute(
     workers: int,
     needs: Sequence[Collection[int]] = (),
     instead: Callable[[Job, list[Result]], Result | None] | None = None,
+    failed: Callable[[Job, Answer], Result] | None = None,
+    timeout_s: float | None = None,
+    apart: bool = False,
+    preload: str = "",
 ) -> Iterator[tuple[Job, Result]]:
-    """Yield (job, result) as they finish; one worker runs here, more run in spawned processes.
+    """Yield (job, result) as they finish; one worker runs here unless it is to be apart, more run in children.
+
+    A child that dies or takes too long costs its one job; another takes its place.
 
     Args:
         function: A top-level one, which must turn a failure into a result.
@@ -35,31 +37,113 @@ def execute(
         workers: Processes.
         needs: Per job the positions of earlier jobs that must be finished before it starts; by default none.
         instead: Given a job and the results of what it needs, may give its result, so that the function is not called.
+        failed: The result of a job whose process died, was too slow or could not answer; by default that is an error.
+        timeout_s: Seconds that a job may take in a child; None: no limit.
+        apart: Whether also one worker runs in a child.
+        preload: Module that children import before a job's time starts.
+
+    Raises:
+        RobenchError: No child can be started, or without ``failed`` a job that has no result.
     """
     queue = _Queue(jobs, needs, instead)
-    if workers <= 1:
+    if workers <= 1 and not apart:
         yield from queue.here(function)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_settle, initargs=(os.getpid(),))
-    waiting: dict[Future[Result], int] = {}
+    crew = _Crew(min(workers, max(1, len(queue.jobs))), timeout_s=timeout_s, preload=preload)
+    waiting: deque[int] = deque()
     try:
-        while queue.blocked or waiting:
+        while queue.blocked or waiting or crew.busy:
             for i in queue.ready():
                 given = queue.given(i)
                 if given is None:
-                    waiting[pool.submit(function, queue.jobs[i])] = i
+                    waiting.append(i)
                 else:
                     yield queue.finish(i, given)
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield queue.finish(waiting.pop(future), future.result())
-        pool.shutdown()  # nothing is left to do, so the workers go by themselves and clean up
+            while waiting and crew.has_room():
+                i = waiting.popleft()
+                crew.start(i, function, queue.jobs[i])
+            for i, answer in crew.finished():
+                yield queue.finish(i, _result(queue.jobs[i], answer, failed))
+        crew.dismiss()
     finally:
-        processes = list((pool._processes or {}).values())  # forgotten by shutdown, and busy ones would be waited for
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        crew.kill()
+
+
+def _result(job: Job, answer: Answer, failed: Callable[[Job, Answer], Result] | None) -> Result:
+    if not answer.error:
+        result: Result = answer.value
+        return result
+    if failed is None:
+        raise RobenchError(must("a job in a worker process", "finished", answer.error, "see the lines above"))
+    return failed(job, answer)
+
+
+class _Crew:
+    """A few children, each busy with one job or idle; they are started when there is something to do."""
+
+    def __init__(self, size: int, *, timeout_s: float | None, preload: str) -> None:
+        self.size, self.timeout_s, self.preload = size, timeout_s, preload
+        self.idle: list[Child] = []
+        self.busy: dict[Child, int] = {}
+        self.since: dict[Child, float] = {}
+        """When a busy child's time began; none while it is still starting."""
+
+    def has_room(self) -> bool:
+        return len(self.busy) < self.size
+
+    def start(self, i: int, function: Callable[[Job], Result], job: Job) -> None:
+        """Give a job to an idle child, or to a new one."""
+        self.idle = [child for child in self.idle if child.process.poll() is None]
+        child = self.idle.pop() if self.idle else Child(preload=self.preload)
+        self.busy[child] = i
+        if child.ready:
+            self.since[child] = time.monotonic()
+        child.send(function, job)
+
+    def finished(self) -> list[tuple[int, Answer]]:
+        """Jobs that have an answer, waited for; none when a child became ready, or there are no jobs."""
+        if not self.busy:
+            return []
+        told = {child.connection: child for child in self.busy}
+        found: list[tuple[int, Answer]] = []
+        for connection in wait(list(told), self._patience()):
+            child = told[connection]  # type: ignore[index]
+            answer = child.receive()
+            if answer is None:
+                self.since[child] = time.monotonic()
+                continue
+            found.append((self._leave(child), answer))
+            if not answer.gone:
+                self.idle.append(child)
+        for child in [c for c in self.busy if self._left(c) <= 0]:
+            found.append((self._leave(child), child.overdue(self.timeout_s or 0.0)))
+        return found
+
+    def _leave(self, child: Child) -> int:
+        self.since.pop(child, None)
+        return self.busy.pop(child)
+
+    def _left(self, child: Child) -> float:
+        """Seconds that a busy child still has."""
+        if self.timeout_s is None or child not in self.since:
+            return float("inf")
+        return self.since[child] + self.timeout_s - time.monotonic()
+
+    def _patience(self) -> float | None:
+        left = min(map(self._left, self.busy))
+        return None if left == float("inf") else max(0.0, left)
+
+    def dismiss(self) -> None:
+        """Nothing is left to do: the children go by themselves and clean up."""
+        for child in self.idle:
+            child.connection.close()
+        for child in self.idle:
+            child.close()
+        self.idle.clear()
+
+    def kill(self) -> None:
+        for child in [*self.idle, *self.busy]:
+            child.kill()
 
 
 class _Queue(Generic[Job, Result]):
@@ -102,34 +186,3 @@ class _Queue(Generic[Job, Result]):
         for i, job in enumerate(self.jobs):
             given = self.given(i)
             yield self.finish(i, function(job) if given is None else given)
-
-
-def keep_memory() -> bool:
-    """Have the C library keep up to 512 MB of what is freed for the next tensors; whether it does (glibc).
-
-    Otherwise a forward and backward pass gives its activations back to the system and gets them zeroed again page by
-    page, 5 to 8 % of its time on a ResNet. For processes of robench's own; those of others are left alone.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return all(mallopt(option, value) == 1 for option, value in _KEEP.items())
-
-
-def _settle(parent: int) -> None:
-    """What every worker does first."""
-    keep_memory()
-    _leave_with_parent(parent)
-
-
-def _leave_with_parent(parent: int) -> None:
-    """Leave Ctrl-C to the driver, and end this worker when the driver is gone, however it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -1,21 +1,21 @@
-"""Memory that a forward pass adds to a process of its own: a small server, forked anew for every model."""
+"""Memory that a forward pass adds to a process of its own: a child process, forked anew for every model."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from pickle import PicklingError
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robench.children import Child
 from robench.errors import ModelError, must
 
 _UNPICKLABLE = (PicklingError, AttributeError, TypeError, RuntimeError, NotImplementedError)
@@ -51,49 +51,34 @@ def resident_bytes(model: nn.Module, x: Tensor, *, threads: int = 1) -> int:
 
 def _asked(question: Mapping[str, Any]) -> dict[str, Any]:
     """The server's answer; one that died is started again once."""
-    for _ in range(2):
-        server = _server(os.getpid())
-        try:
-            _pipe(server.stdin).write(json.dumps(question) + "\n")
-            _pipe(server.stdin).flush()
-            line = _pipe(server.stdout).readline()
-        except OSError:
-            line = ""
-        if line:
-            found: dict[str, Any] = json.loads(line)
-            return found
-        server.kill()
-        server.wait()
+    answer = _server(os.getpid()).call(forked, question)
+    if answer.gone:
         _server.cache_clear()
-    return {"error": "the measuring process ended without an answer"}
+        answer = _server(os.getpid()).call(forked, question)
+    found: dict[str, Any] = {"error": answer.error} if answer.error else answer.value
+    return found
 
 
 @lru_cache(maxsize=1)
-def _server(owner: int) -> subprocess.Popen[str]:
-    """The measuring process of this process; it ends when its input does."""
-    command = [sys.executable, "-m", "robench.resident"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+def _server(owner: int) -> Child:
+    """The measuring process of this process; it ends with its owner, and keeps no freed memory, as most processes do."""
+    return Child(preload="robench.resident", keep=False)
 
 
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    if pipe is None:
-        raise ModelError(must("the measuring process", "connected by pipes", None, "report this"))
-    return pipe
-
-
-def serve(questions: IO[str], answers: IO[str]) -> None:
-    """Answer each line of questions by a forked copy of this process, so that every model meets the same memory."""
-    for line in questions:
-        child = os.fork()
-        if child == 0:
-            answers.write(json.dumps(_measured(json.loads(line))) + "\n")
-            answers.flush()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            answers.write(json.dumps({"error": f"the process ended with status {status}"}) + "\n")
-            answers.flush()
+def forked(question: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forked copy of this process measures, so that every model meets the same memory."""
+    end, start = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):  # whatever happens, the copy does not go on as the server
+            os.write(start, json.dumps(_measured(question)).encode())
+        os._exit(0)
+    os.close(start)
+    with os.fdopen(end) as answer:
+        text = answer.read()
+    _, status = os.waitpid(child, 0)
+    found: dict[str, Any] = json.loads(text) if text else {"error": f"the process ended with status {status}"}
+    return found
 
 
 def _measured(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +103,3 @@ def _status(key: str) -> int:
             return int(line.split()[1]) * 1024
     raise OSError(f"no {key} in /proc/self/status")
 
-
-if __name__ == "__main__":
-    serve(sys.stdin, sys.stdout)

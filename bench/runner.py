@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
+from robench.children import Answer, inside
 from robench.errors import NotInstalledError, must
 from robench.executors import execute
 from robench.plan import Plan
@@ -70,7 +71,9 @@ def perform(job: Job) -> Outcome:
             rows, evidence = _done(job)
     except NotInstalledError as error:
         return Outcome(None, {}, str(error), skipped=True)
-    except Exception as error:  # noqa: BLE001  a failed cell is a stored finding; the run goes on
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not inside():  # in a child it is not the user's but the model's
+            raise
         return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
     return Outcome(rows, header, evidence=evidence)
@@ -127,7 +130,8 @@ def run_plan(
     skipped: list[tuple[str, str]] = []
     done = {"artifacts": 0, "cells": 0}
     waits = _needs(jobs)
-    for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost):
+    more: dict[str, Any] = {"failed": _died, "apart": _foreign(plan), "preload": "robench.devices"}
+    for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)
             (skipped if outcome.skipped else failures).extend(told)
@@ -137,6 +141,16 @@ def run_plan(
         done[what] += 1
         progress(what, done[what], len(todo) if what == "cells" else len(built))
     return Summary(len(todo) - len(skipped), len(plan.cells) - len(todo), tuple(failures), tuple(skipped))
+
+
+def _died(job: Job, answer: Answer) -> Outcome:
+    """The outcome of a job whose process died, or could not send what it computed."""
+    return Outcome(None, {}, f"{answer.error}\n{answer.detail}")
+
+
+def _foreign(plan: Plan) -> bool:
+    """Whether cells run what the user brought, which is kept out of this process."""
+    return any(a.builder.name == "file" for cell in plan.cells for start in cell.artifacts() for a in _lineage(start))
 
 
 def _needed(plan: Plan, todo: Sequence[Cell]) -> list[Artifact]:

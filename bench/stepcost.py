@@ -21,8 +21,8 @@ from robench.attacks._climb import Phase, climb, cosine
 from robench.attacks._pgd import pgd
 from robench.benchmark import TOOLS, Counted
 from robench.catalog import ARCHITECTURES
+from robench.children import keep_memory
 from robench.devices import exact_arithmetic
-from robench.executors import keep_memory
 from robench.inference import untouched
 from robench.ops.losses import margin
 from robench.ops.random import Draws

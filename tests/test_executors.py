@@ -1,7 +1,8 @@
-"""Executors: every job once, in this process or in spawned ones, which leave with their driver."""
+"""Executors: every job once, in this process or in children, which may die and leave with their driver."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
@@ -49,7 +50,7 @@ def test_no_jobs_give_no_results(workers):
 FAULTS = """
 import resource
 import numpy as np
-from robench.executors import keep_memory
+from robench.children import keep_memory
 kept = {wanted}
 def held():
     return [np.ones(2_000_000) for _ in range(8)]
@@ -76,8 +77,8 @@ def test_freed_memory_is_kept_for_the_next_tensors():
 def test_two_workers_run_every_job_once_elsewhere():
     results = dict(execute(abs, range(-6, 0), workers=2))
     assert results == {n: -n for n in range(-6, 0)}
-    pids = {pid for _, pid in execute(os.getpgid, [0] * 4, workers=2)}
-    assert len(pids) == 1
+    groups = {group for _, group in execute(os.getpgid, [0] * 4, workers=2)}
+    assert os.getpgid(0) not in groups, "Ctrl-C in this process's group must not reach them"
 
 
 def test_a_caller_that_stops_leaves_no_process_behind():
@@ -89,16 +90,19 @@ def test_a_caller_that_stops_leaves_no_process_behind():
 
 
 DRIVER = """
-import os, sys, time
+import sys
 from robench.executors import execute
+from telling import tell
+
+list(execute(tell, sys.argv[1:], workers=2))
+"""
+TELLING = """
+import os, time
 
 def tell(path):
     with open(path, 'w') as handle:
         handle.write(str(os.getpid()))
     time.sleep(60)
-
-if __name__ == '__main__':
-    list(execute(tell, sys.argv[1:], workers=2))
 """
 
 
@@ -114,6 +118,7 @@ def alive(pid: int) -> bool:
 def test_workers_leave_when_the_driver_is_killed(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
+    (tmp_path / "telling.py").write_text(TELLING)
     told = [tmp_path / "a", tmp_path / "b"]
     driver = subprocess.Popen([sys.executable, str(script), *map(str, told)])
     deadline = time.monotonic() + 60
@@ -131,3 +136,37 @@ def test_workers_leave_when_the_driver_is_killed(tmp_path):
 def test_module_imports_no_torch():
     code = "import sys, robench.executors; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+DEEDS = """
+import os, sys, time
+
+def do(job):
+    how, value = job
+    deeds = {"sleep": time.sleep, "_exit": os._exit, "exit": sys.exit, "kill": lambda s: os.kill(os.getpid(), s)}
+    return deeds[how](value)
+"""
+
+
+def test_a_worker_that_ends_costs_its_one_job(tmp_path, monkeypatch):
+    """Exit codes, signals, exceptions and the time limit are told per job; the others have their results."""
+    (tmp_path / "deeds_of_jobs.py").write_text(DEEDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    do = importlib.import_module("deeds_of_jobs").do
+    jobs = [("sleep", 0.0), ("_exit", 0), ("_exit", 3), ("kill", 9), ("kill", 11), ("exit", 0), ("sleep", 60)]
+    jobs.append(("sleep", 0.01))
+
+    def failed(job, answer):
+        return answer.error
+
+    found = dict(execute(do, jobs, workers=2, failed=failed, timeout_s=2.0, apart=True))
+    assert found == {
+        ("sleep", 0.0): None,
+        ("_exit", 0): "the model ended the process with exit code 0",
+        ("_exit", 3): "the model ended the process with exit code 3",
+        ("kill", 9): "the worker process died: signal 9 (SIGKILL, perhaps for want of memory)",
+        ("kill", 11): "the worker process died: signal 11 (SIGSEGV)",
+        ("exit", 0): "SystemExit: 0",
+        ("sleep", 60): "stopped after the time limit of 2 s",
+        ("sleep", 0.01): None,
+    }

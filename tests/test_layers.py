@@ -12,10 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robench.reports": "reports", "robench": "bench"}
-TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.metrics", "robench.reports")
+TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.children", "robench.metrics", "robench.reports")
 LAYERS = [
     ("errors", "spec", "registry", "lineage"),
-    ("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
+    (
+        *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
+        "children",
+    ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),
     ("zoo",),

@@ -1,9 +1,7 @@
 """Memory of a process of its own."""
 
-import json
+import importlib
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -45,13 +43,30 @@ def _closure():
 def test_a_server_that_died_is_started_again():
     resident_bytes(nn.Flatten(), X)
     server = resident._server(os.getpid())
-    server.kill()
-    server.wait()
+    server.process.kill()
+    server.process.wait()
+    assert resident_bytes(nn.Flatten(), X) >= 0
+    assert resident._server(os.getpid()) is not server
+
+
+ENDS = """
+import os
+from torch import nn
+
+class Ends(nn.Module):
+    def forward(self, x):
+        os._exit(0)
+"""
+
+
+def test_a_model_that_ends_its_process_is_told(tmp_path, monkeypatch):
+    (tmp_path / "that_ends.py").write_text(ENDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    resident._server.cache_clear()
+    with pytest.raises(ModelError, match="the process ended with status 0"):
+        resident_bytes(importlib.import_module("that_ends").Ends(), X)
     assert resident_bytes(nn.Flatten(), X) >= 0
 
 
-def test_the_server_ends_with_its_input_and_tells_what_went_wrong():
-    question = json.dumps({"path": "missing", "threads": 1}) + "\n"
-    command = [sys.executable, "-m", "robench.resident"]
-    told = subprocess.run(command, input=question, capture_output=True, text=True, check=True)
-    assert "FileNotFoundError" in json.loads(told.stdout)["error"]
+def test_the_answer_tells_what_went_wrong():
+    assert "FileNotFoundError" in resident.forked({"path": "missing", "threads": 1})["error"]

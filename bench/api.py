@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from robench.plan import Plan
     from robench.sources import UserModel
 
+    Models = Iterable[str | UserModel] | Mapping[str, str | UserModel]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,12 +37,11 @@ class Run:
 def plan_run(
     suite: str | Suite,
     *,
-    models: Iterable[str | UserModel] = (),
+    models: Models = (),
     data: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     settings: Settings | None = None,
-    changes: dict[str, Any] | None = None,
 ) -> tuple[Plan, tuple[tuple[str, str], ...]]:
     """The graph of a run, and the user's files by hash; nothing is computed.
 
@@ -49,42 +50,28 @@ def plan_run(
     """
     from robench.plan import expand
     from robench.plan.ood import named_data
-    from robench.sources import other_data, resolve_sources
+    from robench.sources import fitting_models, listed, other_data, resolve_sources
 
     chosen = read_suite(suite) if isinstance(suite, str) else suite
-    named = list(models)
-    files = chosen.model_copy(update=changes or {}).files()
-    sources, paths = resolve_sources(data or chosen.data, named or chosen.models, files=files)
-    labels = [m if isinstance(m, str) and m in sources.models else Path(getattr(m, "source", str(m))).name for m in named]
-    update = {"data": data or chosen.data, **(changes or {})}
-    if named:
-        update |= {"models": labels, **_narrowed(chosen.model_copy(update=update), set(labels))}
-    if limit is not None:
-        update["limit"] = limit
-    whole = chosen.model_copy(update=update)
-    others = [other for other in (named_data(text)[1] for text in whole.ood.sources) if other]
+    elsewhere = data is not None and data != chosen.data
+    chosen = chosen.override(data=data, limit=limit)
+    named = listed(models)
+    if not named:
+        kept, notes = fitting_models(chosen.data, chosen.models) if elsewhere else (chosen.models, [])
+        named = listed(kept)
+        chosen = chosen.noted(*notes)
+    labels = [model.label for model in named]
+    chosen = chosen if labels == chosen.models else chosen.for_models(labels)
+    sources, paths = resolve_sources(chosen.data, named, files=chosen.files())
+    others = [other for other in (named_data(text)[1] for text in chosen.ood.sources) if other]
     sources = replace(sources, files={**sources.files, **other_data(sources.data, others)})
-    return expand(whole, sources, seed=seed, settings=settings), paths
-
-
-def _narrowed(suite: Suite, labels: set[str]) -> dict[str, Any]:
-    """Parts of a suite that name models, kept where the model is still in the run."""
-    kept = [m for m in suite.compression.models if m in labels]
-    return {
-        "compression": suite.compression.model_copy(update={"models": kept}),
-        "defenses": [d for d in suite.defenses if d.model in labels],
-        "chains": [
-            c.model_copy(update={"models": [m for m in c.models if m in labels]})
-            for c in suite.chains
-            if not c.models or set(c.models) & labels
-        ],
-    }
+    return expand(chosen, sources, seed=seed, settings=settings), paths
 
 
 def run(
     suite: str | Suite,
     *,
-    models: Iterable[str | UserModel] = (),
+    models: Models = (),
     data: str | None = None,
     out: str | Path | None = None,
     limit: int | None = None,
@@ -97,9 +84,11 @@ def run(
     trust: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
-    changes: dict[str, Any] | None = None,
 ) -> Run:
     """Run a suite into a run directory; called again it computes only what is missing.
+
+    ``models`` are sources (zoo names, files, ``module:factory``), or a mapping of names to sources. ``Suite.override`` and
+    ``Suite.only`` change what a suite measures: ``run(read_suite("quick").override(threats=["linf(0.05)"]))``.
 
     With ``save_adversarials`` every broken image is kept in its folder ``evidence`` for ``robench verify``; finished
     attacks whose images were not kept are run again for them.
@@ -109,7 +98,7 @@ def run(
     """
     from robench.devices import resolve_device, usable_cores
 
-    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, changes=changes)
+    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings)
     folder = Path(out) if out else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
     where = resolve_device(device)
     context = Context(str(folder), where, batch_size, trust=trust, sources=paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _floats(text: str) -> tuple[float, ...]:
     "--model",
     "models",
     multiple=True,
-    help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust).",
+    help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust); NAME=... names it.",
 )
 @click.option("--arch", default="", help="Architecture of a weights file, e.g. 'resnet18(num_classes=10)'.")
 @click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")
@@ -81,21 +82,20 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--save-adversarials", is_flag=True, help="Keep every broken image as evidence for `robench verify`.")
 @click.option("--trust", is_flag=True, help="Execute code named by --model.")
 @click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="With --dry-run, list every cell.")
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def run(**options: Any) -> None:
     """Run a suite: attacks, scarcity, compression, corruption, explanations; then print the leaderboard."""
     from robench import api
     from robench.spec import Settings
 
-    suite, changes = _changes(options)
-    named = _models(options)
+    suite, named = _suite(options), _models(options)
     shared: dict[str, Any] = {
         "models": named,
         "data": options["data"],
         "limit": options["limit"],
         "seed": options["seed"],
         "settings": Settings(width=options["width"], search_precision=options["search_precision"]),
-        "changes": changes,
     }
     if options["dry_run"]:
         _dry_run(suite, shared, options)
@@ -125,67 +125,26 @@ def run(**options: Any) -> None:
 
 
 def _models(options: dict[str, Any]) -> list[Any]:
-    from robench.sources import UserModel
-    from robench.zoo.entries import NAMES
+    from robench.sources import UserModel, split_name
 
     pixels = _floats(options["input_range"])
     if len(pixels) != 2 or not pixels[0] < pixels[1]:
         raise ConfigError(must("--input-range", "LOW,HIGH with LOW below HIGH", options["input_range"], "e.g. -1,1"))
     mean, std = _floats(options["mean"]), _floats(options["std"])
+    named = (split_name(text) for text in options["models"])
     return [
-        name
-        if name in NAMES or name.startswith("trained(")
-        else UserModel(name, options["arch"], mean, std, (pixels[0], pixels[1]), options["num_classes"])
-        for name in options["models"]
+        UserModel(source, options["arch"], mean, std, (pixels[0], pixels[1]), options["num_classes"], name=name)
+        for name, source in named
     ]
 
 
-def _changes(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The suite, and the parts of it that options replace."""
-    from robench.errors import suggestion
-    from robench.suite import Corruption, Crossing, Defended, RobustGap, Scarcity, Spatial, read_suite
+def _suite(options: dict[str, Any]) -> Any:
+    """The suite, edited as the options say."""
+    from robench.suite import read_suite
 
-    suite = read_suite(options["suite"])
-    changes: dict[str, Any] = {}
-    for key in ("attacks", "threats"):
-        if options[key]:
-            changes[key] = list(options[key])
-    models = list(options["models"]) or suite.models
-    changes["defenses"] = [
-        *suite.defenses,
-        *(Defended(model=Path(m).name, defense=d) for d in options["defenses"] for m in models),
-    ]
-    changes["chains"] = [
-        *suite.chains,
-        *(Crossing(chain=text, models=list(options["models"])) for text in options["chains"]),
-    ]
-    changes["shifts"] = {**suite.shifts, **_shifts(options["shifts"])}
-    changes["groups"] = options["groups"] or suite.groups
-    known = dict.fromkeys([*suite.ood.sources, *options["ood"]])
-    changes["ood"] = suite.ood.model_copy(update={"sources": list(known)})
-    parts: dict[str, dict[str, Any]] = {
-        "evasion": {"attacks": [], "curves": [], "defenses": []},
-        "corruption": {"corruption": Corruption()},
-        "scarcity": {"scarcity": Scarcity()},
-        "compression": {"compression": type(suite.compression)()},
-        "explanation": {"explainers": []},
-        "efficiency": {"efficiency": False},
-        "spatial": {"spatial": Spatial()},
-        "shift": {"shifts": _shifts(options["shifts"])},
-        "groups": {"groups": options["groups"] or ""},
-        "robust_gap": {"robust_gap": RobustGap()},
-        "clean": {},
-        "ood": {"ood": type(suite.ood)(sources=list(options["ood"]))},
-        "calibration": {"calibration": type(suite.calibration)()},
-        "crossing": {"chains": changes["chains"][len(suite.chains) :]},
-    }
-    for name in options["scenarios"]:
-        if name not in parts:
-            raise ConfigError(must("--scenario", "a known one", name, suggestion(name, parts)))
-    for name, empty in parts.items():
-        if options["scenarios"] and name not in options["scenarios"]:
-            changes.update(empty)
-    return suite, changes
+    keys = ("attacks", "threats", "defenses", "chains", "groups", "ood")
+    chosen = read_suite(options["suite"]).only(options["scenarios"])
+    return chosen.override(**{key: options[key] for key in keys}, shifts=_shifts(options["shifts"]))
 
 
 def _shifts(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -202,16 +161,29 @@ def _shifts(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> None:
+    """Print how long a run will take, what it consists of and what it leaves out; with -v every cell."""
     from robench.api import plan_run
-    from robench.estimate import estimate_seconds
+    from robench.estimate import duration, estimate_seconds
 
     plan, paths = plan_run(suite, **shared)
+    seconds, workers = estimate_seconds(
+        plan, device=options["device"], workers=options["workers"], sources=paths, trust=options["trust"]
+    )
+    click.echo(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
     for what, count in plan.counts().items():
         click.echo(f"{count:5d}  {what}")
-    for cell in plan.cells if options["form"] == "table" else ():
-        click.echo(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario}")
-    seconds, workers = estimate_seconds(plan, device=options["device"], workers=options["workers"], sources=paths)
-    click.echo(f"{len(plan.cells)} cells, about {seconds:.0f} s with {workers} worker(s); nothing was computed")
+    click.echo("cells per model:")
+    for label, count in Counter(cell.model.label for cell in plan.cells).items():
+        click.echo(f"{count:5d}  {label}")
+    for note in plan.notes:
+        click.echo(f"left out: {note}")
+    if not options["verbose"]:
+        click.echo("with -v every cell is listed")
+        return
+    for cell in plan.cells:
+        about = cell.scenario.kwargs
+        what = " ".join(str(about[key]) for key in ("threat", "attack", "corruption") if key in about)
+        click.echo(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario.name} {what}".rstrip())
 
 
 def _progress() -> Any:
@@ -332,20 +304,17 @@ def verify(run_directory: Path, device: str, batch_size: int, models: tuple[str,
 @click.argument("kind", required=False)
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def list_(kind: str | None, form: str) -> None:
-    """List attacks, data, architectures, recipes, ..., models or suites."""
+    """List attacks, data, architectures, recipes, ..., models (or zoo) or suites."""
     from robench.catalog import TABLES
     from robench.errors import suggestion
-    from robench.suite import PACKAGED
-    from robench.zoo.entries import NAMES
 
-    plain = {"models": list(NAMES), "suites": list(PACKAGED)}
     if kind is None:
-        for name in sorted([*TABLES, *plain]):
+        for name in sorted([*TABLES, *_NAMED]):
             click.echo(name)
         return
-    if kind not in TABLES and kind not in plain:
-        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *plain])))
-    rows = [(n, "") for n in plain[kind]] if kind in plain else [(n, e.facts["summary"]) for n, e in TABLES[kind].items()]
+    if kind not in TABLES and kind not in (*_NAMED, "zoo"):
+        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *_NAMED, "zoo"])))
+    rows = _listed(kind)
     if form != "table":
         import pandas as pd
 
@@ -353,15 +322,38 @@ def list_(kind: str | None, form: str) -> None:
 
         click.echo(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False)
         return
-    for name, summary in sorted(rows):
+    for name, summary in rows:
         click.echo(f"{name:24s} {summary}")
+
+
+_NAMED = ("models", "suites")
+"""What is listed besides the tables of plug-ins."""
+_PREFIXED = {"data": "PATH", "attacks": "NAME"}
+"""Kind -> what follows the prefix of a family (``folder:PATH``)."""
+
+
+def _listed(kind: str) -> list[tuple[str, str]]:
+    """Names of a kind with a line on each, sorted."""
+    from robench.catalog import TABLES
+
+    if kind in ("models", "zoo"):
+        from robench.zoo.entries import ZOO
+
+        return [(name, entry.summary) for name, entry in ZOO.items()]
+    if kind == "suites":
+        from robench.suite import summaries
+
+        return list(summaries().items())
+    table = TABLES[kind]
+    families = [(f"{p}:{_PREFIXED[kind]}", table.described(p).facts["summary"]) for p in table.prefixes]
+    return sorted([*((name, entry.facts["summary"]) for name, entry in table.items()), *families])
 
 
 @main.command()
 @click.argument("kind")
 @click.argument("name")
 def show(kind: str, name: str) -> None:
-    """Show one entry: its facts, parameters and defaults; a suite's YAML."""
+    """Show one entry: what it does, its parameters and defaults; a model's training; a suite's YAML."""
     from robench.catalog import TABLES
     from robench.errors import suggestion
     from robench.suite import PACKAGED, packaged, read_suite
@@ -370,23 +362,44 @@ def show(kind: str, name: str) -> None:
         read_suite(name)
         click.echo(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"))
         return
-    if kind in ("model", "models"):
-        from robench.zoo import ZOO
-
-        if name not in ZOO:
-            raise ConfigError(must("a model", "a known one", name, suggestion(name, ZOO)))
-        click.echo(ZOO[name])
+    if kind in ("model", "models", "zoo"):
+        _show_model(name)
         return
     table = TABLES.get(kind) or TABLES.get(f"{kind}s")
     if table is None:
-        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, TABLES)))
-    entry = table[name]
-    click.echo(f"{name}: {entry.facts['summary']}\n  from {entry.origin}, {entry.target}")
+        raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *_NAMED])))
+    entry = table.described(name)
+    usage = f"{name}:{_PREFIXED[table.kind]}" if name in table.prefixes else name
+    click.echo(f"{usage}: {entry.description or entry.facts['summary']}")
+    click.echo(f"  from {entry.origin}, {entry.target}")
     for key, value in entry.facts.items():
         if key != "summary":
             click.echo(f"  {key}: {value}")
     for key, default in entry.parameters.items():
         click.echo(f"  {key} = {default!r}")
+
+
+def _show_model(name: str) -> None:
+    """How a zoo net was trained, and what was measured then.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    from robench.errors import suggestion
+    from robench.zoo.entries import ZOO
+
+    if name not in ZOO:
+        raise ConfigError(must("a model", "a known one", name, suggestion(name, ZOO)))
+    entry = ZOO[name]
+    channels, height, width = entry.spec.shape
+    click.echo(f"{name}: {entry.summary}")
+    told = {
+        "architecture": entry.arch, "recipe": entry.recipe, "steps": entry.steps, "seed": entry.seed, "data": entry.data,
+        "input": f"{channels} x {height} x {width}, pixels in [0, 1]", "classes": entry.spec.num_classes,
+        "training accuracy": f"{entry.train_accuracy:.1%}", "weights sha256": entry.sha256, "licence": entry.spec.licence,
+    }  # fmt: skip
+    for key, value in told.items():
+        click.echo(f"  {key}: {value}")
 
 
 @main.command()

@@ -17,6 +17,10 @@ class ConfigError(RobenchError):
     """A name, an option, a suite or a threat model that cannot be used."""
 
 
+class UnfitError(ConfigError):
+    """An entry of a suite that does not fit the data or the models of a run; adapting suites leave it out with a note."""
+
+
 class DataError(RobenchError):
     """Images, labels or data files that are missing, damaged or out of range."""
 

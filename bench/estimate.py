@@ -53,13 +53,26 @@ TIMES = ("restarts", "targets", "searches")
 """Arguments that repeat them."""
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``40 s``, ``9 min``, ``2 h 40 min``."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def estimate_seconds(
-    plan: Plan, *, device: str, workers: int | None, sources: Iterable[tuple[str, str]] = ()
+    plan: Plan,
+    *,
+    device: str,
+    workers: int | None,
+    sources: Iterable[tuple[str, str]] = (),
+    trust: bool = False,
 ) -> tuple[float, int]:
-    """Estimated wall seconds of a plan, and the number of workers it assumes."""
+    """Estimated wall seconds of a plan, and the number of workers it assumes; ``trust`` as in ``robench.run``."""
     where = resolve_device(device)
     count = workers or (usable_cores() if where == "cpu" else 1)
-    context = Context("", where, sources=tuple(sources))
+    context = Context("", where, sources=tuple(sources), trust=trust)
     speed: dict[str, float] = {}
     left: dict[tuple[str, str], float] = {}
     total = 0.0

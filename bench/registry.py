@@ -65,6 +65,11 @@ class Entry:
         return found
 
     @cached_property
+    def description(self) -> str:
+        """The whole docstring, dedented."""
+        return ast.get_docstring(self._node) or ""
+
+    @cached_property
     def parameters(self) -> dict[str, Any]:
         """Keyword-only parameters that have a literal default: what a reference may set."""
         args = self._node.args
@@ -115,6 +120,14 @@ class Table(Mapping[str, Entry]):
         if name not in self._entries:
             raise ConfigError(must(f"a name of {self.kind}", "a known one", name, suggestion(name, self._entries)))
         return self._entries[name]
+
+    def described(self, name: str) -> Entry:
+        """The entry of a name, or of a family by its prefix alone (``folder`` of ``folder:PATH``).
+
+        Raises:
+            ConfigError: Unknown name.
+        """
+        return Entry(name, self.prefixes[name]) if name in self.prefixes and name not in self._entries else self[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries or (":" in str(name) and str(name).partition(":")[0] in self.prefixes)

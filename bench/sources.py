@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,18 +18,64 @@ from robench.spec import Artifact, DatasetSpec, Ref
 from robench.workshop import read_split
 from robench.zoo import ZOO
 
+_NO_NAME = re.compile(r"[(:/\\]")
+"""What a model's name does not contain; a text with one of these before its ``=`` is a source."""
+
 
 @dataclass(frozen=True)
 class UserModel:
-    """A model of the user's: a weights file with its architecture, an exported program, or a factory."""
+    """A model of a run: a weights file with its architecture, an exported program, a factory, or one by its name."""
 
     source: str
-    """FILE.safetensors, FILE.pt, FILE.pt2, ``package.module:factory`` or ``path.py:factory``."""
+    """FILE.safetensors, FILE.pt, FILE.pt2, ``package.module:factory``, ``path.py:factory``, ``trained(...)``, zoo name."""
     arch: str = ""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     input_range: tuple[float, float] = (0.0, 1.0)
     num_classes: int = 10
+    name: str = ""
+    """Name in tables; by default the file's name, or the source itself where it is no file."""
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables."""
+        by_itself = self.source in ZOO or self.source.startswith("trained(")
+        return self.name or (self.source if by_itself else Path(self.source).name)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Name and source of ``NAME=SOURCE``; an empty name where the text has none.
+
+    A text that is an existing file is a source, whatever its name is.
+
+    Raises:
+        ConfigError: An empty name or source.
+    """
+    name, equals, source = text.partition("=")
+    if not equals or Path(text).is_file() or _NO_NAME.search(name):
+        return "", text
+    if not name.strip() or not source.strip():
+        raise ConfigError(must("--model", "SOURCE or NAME=SOURCE", text, "e.g. --model release-2=net.safetensors"))
+    return name.strip(), source.strip()
+
+
+def listed(models: Iterable[str | UserModel] | Mapping[str, str | UserModel]) -> list[UserModel]:
+    """Models as a run takes them: by source (``NAME=SOURCE`` names one), or by name.
+
+    Raises:
+        ConfigError: An empty name or source.
+    """
+    if isinstance(models, Mapping):
+        named = {name: m if isinstance(m, UserModel) else UserModel(m) for name, m in models.items()}
+        return [replace(model, name=name) for name, model in named.items()]
+    return [_listed(model) for model in models]
+
+
+def _listed(model: str | UserModel) -> UserModel:
+    if isinstance(model, UserModel):
+        return model
+    name, source = split_name(model)
+    return UserModel(source, name=name)
 
 
 def resolve_sources(
@@ -49,22 +96,24 @@ def resolve_sources(
     artifacts = {name: _zoo(name) for name in fitting}
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
     paths = []
-    for model in models:
-        if isinstance(model, str) and model in ZOO:
-            _require_shape(model, data, shape)
-            continue
-        if isinstance(model, str) and model.startswith("trained("):
-            artifacts[model] = _trained(model, data, splits)
-            arch = Ref.parse(artifacts[model].builder.kwargs["arch"])
-            classes[model] = int(arch.kwargs.get("num_classes", len(spec.classes)))
-            continue
-        user = model if isinstance(model, UserModel) else UserModel(model)
-        artifact, path = _file(user)
-        if artifact.label in artifacts:
-            raise ConfigError(must("the models' names", "different", artifact.label, "rename one of the files"))
-        artifacts[artifact.label] = artifact
-        classes |= {artifact.label: user.num_classes} if user.arch else {}
-        paths.append(path)
+    taken: set[str] = set()
+    for user in listed(models):
+        name = user.label
+        if name in taken or (name in ZOO and name != user.source):
+            raise ConfigError(must("the models' names", "different", name, "name them: --model NAME=SOURCE"))
+        taken.add(name)
+        if user.source in ZOO:
+            _require_shape(user.source, data, shape)
+            artifacts[name] = replace(_zoo(user.source), label=name)
+            classes[name] = ZOO[user.source].spec.num_classes
+        elif user.source.startswith("trained("):
+            artifacts[name] = replace(_trained(user.source, data, splits), label=name)
+            arch = Ref.parse(artifacts[name].builder.kwargs["arch"])
+            classes[name] = int(arch.kwargs.get("num_classes", len(spec.classes)))
+        else:
+            artifacts[name], path = _file(user)
+            classes |= {name: user.num_classes} if user.arch else {}
+            paths.append(path)
     further = {name: _further(name, data, spec) for name in dict.fromkeys(files)}
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
     hashes = {name: version for name, (_, version) in further.items()}
@@ -101,6 +150,28 @@ def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
     if own.spec.shape[0] != shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
         raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
+
+
+def fitting_models(data: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Models of a suite that can be run on other data, and notes on the rest.
+
+    A zoo net fits images with the number of channels it was trained on. Where none of the names fits, the zoo's nets for
+    this data set take their place.
+
+    Raises:
+        ConfigError: No model fits, and the zoo has none for this data set.
+    """
+    label, channels = Ref.parse(data).name, read_split(data, "test").spec.shape[0]
+    wanted = list(names)
+    kept = [name for name in wanted if name not in ZOO or ZOO[name].spec.shape[0] == channels]
+    notes = [f"{name}: it takes images of {ZOO[name].spec.shape[0]} channel(s), as {ZOO[name].data}" for name in wanted
+             if name not in kept]  # fmt: skip
+    if kept or not wanted:
+        return kept, notes
+    kept = [name for name, entry in ZOO.items() if entry.data == label]
+    if not kept:
+        raise ConfigError(must("the models for this data", "named", "none", "add --model; the suite's models do not fit"))
+    return kept, [*notes, f"the suite's models do not fit; the zoo's nets for {label} are run: {', '.join(kept)}"]
 
 
 def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
@@ -180,4 +251,4 @@ def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
         "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high, num_classes=user.num_classes
     )
     version = "|".join([catalog.BUILDERS["file"].version, *([made_of(user.arch)] if user.arch else [])])
-    return Artifact("model", ref, version, label=Path(user.source).name), (digest, user.source)
+    return Artifact("model", ref, version, label=user.label), (digest, user.source)

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
@@ -18,8 +19,29 @@ SCHEMA = 3
 
 NORMS = ("linf", "l2", "l1", "l0")
 WIDTHS = (16, 32, 64, 128, 256)
-PRECISIONS = ("float32", "tf32", "bfloat16")
 """Padded batch widths the protocol allows."""
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""Precisions in which protocols may search."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
+"""A decimal number; a longer exponent would make ``Fraction`` build a number of as many digits."""
+_UNREADABLE = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)
+"""What reading a text as a literal raises; ``ast`` tells of too deep a nesting by the last two."""
+
+
+def number(text: str) -> float:
+    """A finite number from a decimal (``0.03``, ``1e-2``) or a ratio of two (``8/255``, ``2.5/255``).
+
+    Raises:
+        ValueError: Any other text, a division by 0, or a value that a float cannot hold.
+    """
+    parts = [part.strip() for part in text.split("/")]
+    if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError("no number and no ratio of two numbers")
+    try:
+        value = float(Fraction(parts[0]) / Fraction(parts[1]) if len(parts) == 2 else Fraction(parts[0]))
+    except (ZeroDivisionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    return value
 
 
 def canonical(value: Any) -> str:
@@ -66,9 +88,9 @@ class Ref:
             if len(found) < len(call.keywords):
                 raise ValueError("an argument is given twice")
             return cls.of(head.strip(), **found)
-        except (SyntaxError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ConfigError(
-                must("a reference", "name(key=literal, ...)", text, "give arguments by keyword, strings in quotes")
+                must("a reference", "name(key=literal, ...)", text[:200], "give arguments by keyword, strings in quotes")
             ) from error
 
     @cached_property
@@ -96,8 +118,11 @@ def _freeze(value: Any) -> Any:
 def _literal(node: ast.expr) -> Any:
     """A literal; a ratio of two numbers (``8/255``) is read as the float it means."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return float(Fraction(str(_literal(node.left))) / Fraction(str(_literal(node.right))))
-    return ast.literal_eval(node)
+        return number(f"{_literal(node.left)}/{_literal(node.right)}")
+    value = ast.literal_eval(node)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 @dataclass(frozen=True)
@@ -124,13 +149,13 @@ class ThreatModel:
             ConfigError: Unknown norm, eps that is no number, negative, or given in 0..255 units.
         """
         norm, _, rest = text.strip().partition("(")
-        typed = rest.rstrip(")").strip()
+        typed = rest.removesuffix(")").strip()
         if norm not in NORMS or not rest.endswith(")"):
             raise ConfigError(must("a threat model", "norm(eps) with norm in " + "|".join(NORMS), text, "e.g. linf(8/255)"))
         try:
-            eps = math.inf if typed == "inf" else float(Fraction(typed.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ConfigError(must("eps", "a number or ratio", typed, "e.g. linf(8/255)")) from error
+            eps = math.inf if typed == "inf" else number(typed)
+        except ValueError as error:
+            raise ConfigError(must("eps", "a number or ratio, not too large", typed[:80], "e.g. linf(8/255)")) from error
         if not eps >= 0:
             raise ConfigError(must("eps", "at least 0", typed, "e.g. linf(8/255)"))
         if norm == "linf" and 1 < eps < math.inf:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from robench.errors import ConfigError, must, suggestion
 
@@ -93,7 +94,8 @@ class Compression(_Strict):
 class Defended(_Strict):
     """A model behind an inference-time defence, attacked at its own threats or else at the suite's."""
 
-    model: str
+    model: str = ""
+    """By default every model of the suite."""
     defense: str
     threats: list[str] = []
 
@@ -189,6 +191,9 @@ class Suite(_Strict):
     groups: str = ""
     """A CSV file ``sample,group`` of the test images."""
     robust_gap: RobustGap = RobustGap()
+    _adapts: bool = PrivateAttr(default=False)
+    _typed: frozenset[str] = PrivateAttr(default=frozenset())
+    _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("shifts", mode="before")
     @classmethod
@@ -196,14 +201,165 @@ class Suite(_Strict):
         """A shift may be written as its data alone."""
         return {k: {"data": v} if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two suites ask for the same measurements, however they were edited."""
+        return isinstance(other, Suite) and self.model_dump() == other.model_dump()
+
     def files(self) -> list[str]:
         """Further data sets that the suite names, besides ``data``."""
         return [shift.data for shift in self.shifts.values()]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What edits left out of the suite, and why."""
+        return self._notes
+
+    @property
+    def adapts(self) -> bool:
+        """Whether entries that do not fit the data or models are left out with a note; otherwise they are errors.
+
+        True for packaged suites, and for a suite whose data, models, threats or attacks were replaced.
+        """
+        return self._adapts
+
+    def requires(self, entry: str) -> bool:
+        """Whether an entry must be run: the user typed it, or the suite is run exactly as its author wrote it."""
+        return entry in self._typed or not self._adapts
+
+    def only(self, scenarios: Iterable[str]) -> Suite:
+        """The suite without the parts that belong to other scenarios; clean images are always measured.
+
+        Raises:
+            ConfigError: An unknown scenario.
+        """
+        wanted = list(scenarios)
+        for name in wanted:
+            if name not in _PARTS:
+                raise ConfigError(must("--scenario", "a known one", name, suggestion(name, _PARTS)))
+        if not wanted:
+            return self
+        dropped = (key for name, keys in _PARTS.items() if name not in wanted for key in keys)
+        return self._edited({key: _empty(key) for key in dropped})
+
+    def override(
+        self,
+        *,
+        data: str | None = None,
+        limit: int | None = None,
+        threats: Iterable[str] = (),
+        attacks: Iterable[str] = (),
+        defenses: Iterable[str] = (),
+        chains: Iterable[str] = (),
+        shifts: Mapping[str, Shift] | None = None,
+        groups: str | None = None,
+        ood: Iterable[str] = (),
+    ) -> Suite:
+        """The suite with parts replaced (data, limit, threats, attacks, groups) or added (the rest).
+
+        Given threats or attacks also leave out the security curves: the user has said which numbers he wants.
+
+        Args:
+            data: A data set, such as ``folder:PATH``.
+            limit: Number of test images.
+            threats: Threat models that replace the suite's.
+            attacks: Attacks that replace the suite's.
+            defenses: Inference-time defences; each model is also attacked behind each of them.
+            chains: Chains of conditions, run on every model.
+            shifts: Name -> shifted test set.
+            groups: A CSV file ``sample,group``.
+            ood: Images of other kinds, drawn or ``NAME=DATA``.
+        """
+        threats, attacks, defenses, chains = list(threats), list(attacks), list(defenses), list(chains)
+        update: dict[str, Any] = {
+            "defenses": [*self.defenses, *(Defended(defense=text) for text in defenses)],
+            "chains": [*self.chains, *(Crossing(chain=text) for text in chains)],
+            "shifts": {**self.shifts, **(shifts or {})},
+            "ood": self.ood.model_copy(update={"sources": list(dict.fromkeys([*self.ood.sources, *ood]))}),
+        }
+        replaced = {"data": data, "limit": limit, "threats": threats, "attacks": attacks, "groups": groups}
+        update |= {key: value for key, value in replaced.items() if value}
+        notes = ()
+        if (threats or attacks) and self.curves:
+            update["curves"] = []
+            notes = ("security curves of the suite: --threat and --attack say what to measure",)
+        typed = {*threats, *attacks, *defenses, *chains}
+        return self._edited(update, adapts=bool(data or threats or attacks), typed=typed, notes=notes)
+
+    def for_models(self, labels: Iterable[str]) -> Suite:
+        """The suite on these models; parts that name other models only are left out with a note."""
+        names = list(labels)
+        notes = []
+        kept = [m for m in self.compression.models if m in names]
+        lost = sorted(set(self.compression.models) - set(names))
+        if lost:
+            notes.append(f"compression of {', '.join(lost)}: not a model of this run")
+        defenses = [d for d in self.defenses if not d.model or d.model in names]
+        notes += [f"{d.defense} in front of {d.model}: not a model of this run" for d in self.defenses if d not in defenses]
+        chains = [
+            c.model_copy(update={"models": [m for m in c.models if m in names]})
+            for c in self.chains
+            if not c.models or set(c.models) & set(names)
+        ]
+        lost_chains = [c for c in self.chains if c.models and not set(c.models) & set(names)]
+        notes += [f"chain {c.chain} of {', '.join(c.models)}: not a model of this run" for c in lost_chains]
+        reference = self.corruption.reference if self.corruption.reference in names else ""
+        if reference != self.corruption.reference:
+            notes.append(f"{self.corruption.reference} as the reference of corruption errors: not a model of this run")
+        update: dict[str, Any] = {
+            "models": names,
+            "compression": self.compression.model_copy(update={"models": kept}),
+            "corruption": self.corruption.model_copy(update={"reference": reference}),
+            "defenses": defenses,
+            "chains": chains,
+        }
+        return self._edited(update, adapts=names != self.models, notes=notes)
+
+    def noted(self, *notes: str) -> Suite:
+        """The suite with further notes on what was left out."""
+        return self._edited({}, notes=notes)
+
+    def _edited(
+        self, update: dict[str, Any], *, adapts: bool = False, typed: Iterable[str] = (), notes: Iterable[str] = ()
+    ) -> Suite:
+        changed = self.model_copy(update=update)
+        changed._adapts = self._adapts or adapts
+        changed._typed = self._typed | set(typed)
+        changed._notes = (*self._notes, *notes)
+        return changed
+
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "clean": (),
+    "evasion": ("attacks", "curves", "defenses"),
+    "corruption": ("corruption",),
+    "scarcity": ("scarcity",),
+    "compression": ("compression",),
+    "explanation": ("explainers",),
+    "efficiency": ("efficiency",),
+    "spatial": ("spatial",),
+    "shift": ("shifts",),
+    "groups": ("groups",),
+    "robust_gap": ("robust_gap",),
+    "ood": ("ood",),
+    "calibration": ("calibration",),
+    "crossing": ("chains",),
+}
+"""Scenario as ``--scenario`` names it -> the keys of a suite that belong to it."""
+
+
+def _empty(key: str) -> Any:
+    """The value of a suite's key with which nothing is measured."""
+    return Suite.model_fields[key].get_default(call_default_factory=True)
 
 
 def packaged(name: str) -> str:
     """The text of a packaged suite."""
     return resources.files("robench").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def summaries() -> dict[str, str]:
+    """Packaged suite -> what it is for."""
+    return {name: parse_suite(packaged(name)).summary for name in PACKAGED}
 
 
 def read_suite(name: str) -> Suite:
@@ -213,7 +369,7 @@ def read_suite(name: str) -> Suite:
         ConfigError: No such suite or file, no YAML, an unknown key (with a suggestion) or a wrong type.
     """
     if name in PACKAGED:
-        return parse_suite(packaged(name))
+        return parse_suite(packaged(name))._edited({}, adapts=True)
     path = Path(name)
     if not path.is_file():
         raise ConfigError(must("--suite", "a suite's name or a YAML file", name, suggestion(name, PACKAGED)))

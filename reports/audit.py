@@ -7,7 +7,6 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from robench.errors import ConfigError, must, suggestion
 from robench.metrics import TABLE as METRICS
 from robench.metrics.validity import DOUBTED
 from robench.registry import Table, facts
-from robench.spec import ThreatModel
+from robench.spec import ThreatModel, number
 
 _TEXT = re.compile(r"\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(>=|<=|>|<)\s*(\S+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -79,13 +78,13 @@ def parse_requirement(text: str) -> Requirement:
     match = _TEXT.fullmatch(text)
     if match is None:
         raise ConfigError(must("a requirement", "metric[selector]>=number", text, _EXAMPLE))
-    metric, selector, relation, number = match.groups()
+    metric, selector, relation, typed = match.groups()
     if metric not in METRICS:
         raise ConfigError(must("a requirement's metric", "a known one", metric, suggestion(metric, METRICS)))
     try:
-        bound = float(Fraction(number.removesuffix("%"))) / (100 if number.endswith("%") else 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(must("a requirement's bound", "a number, ratio or percent", number, _EXAMPLE)) from error
+        bound = number(typed.removesuffix("%")) / (100 if typed.endswith("%") else 1)
+    except ValueError as error:
+        raise ConfigError(must("a requirement's bound", "a number, ratio or percent", typed[:80], _EXAMPLE)) from error
     return Requirement(metric, (selector or "").strip(), relation, bound, text.strip())
 
 

@@ -346,8 +346,7 @@ def user_models(tmp_path) -> str:
     ],
 )
 def test_a_model_of_other_classes_than_data_or_surrogate_ends_the_run(user_models, tmp_path, factory, attacks, text):
-    changes = {"threats": ["linf(0.1)"], "attacks": attacks, "limit": 8}
-    suite = parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}")
+    suite = parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}").override(attacks=attacks, limit=8)
     with pytest.raises(ModelError, match=text):
-        api.run(suite, models=[f"{user_models}:{factory}"], data="digits", out=tmp_path / "run", trust=True, changes=changes)
+        api.run(suite, models=[f"{user_models}:{factory}"], data="digits", out=tmp_path / "run", trust=True)
     assert not list((tmp_path / "run").glob("cells/*"))

@@ -87,6 +87,30 @@ def test_list_in_other_formats(form):
         assert {row["name"] for row in json.loads(text)} == set(catalog.ATTACKS)
 
 
+def test_zoo_is_another_name_of_the_models_and_every_model_and_suite_has_a_line():
+    assert robench("list", "zoo").output == robench("list", "models").output
+    for kind in ("models", "suites"):
+        assert all(len(line.split()) > 4 for line in robench("list", kind).output.splitlines())
+
+
+def test_every_listed_name_can_be_shown():
+    for kind in robench("list").output.split():
+        names = [row["name"] for row in json.loads(robench("list", kind, "--format", "json").output)]
+        for name in names:
+            shown = robench("show", kind, name.partition(":")[0]).output
+            assert name.partition(":")[0] in shown and "ZooEntry" not in shown and "Ref(" not in shown
+    assert "CLASS" in robench("show", "data", "folder").output
+
+
+def test_dry_run_loads_trusted_code_and_checks_models_before_it_prints(tiny, tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))\n")
+    args = ["run", "--suite", tiny[0], "--model", f"{code}:make", "--dry-run", *HERE]
+    refused = robench(*args, code=2).output
+    assert "--trust" in refused and "cells" not in refused
+    assert "nothing was computed" in robench(*args, "--trust").output
+
+
 def test_show_tells_defaults_models_and_suites():
     assert "steps = 40" in robench("show", "attack", "pgd").output
     assert "pgd_at" in robench("show", "model", "digits-pgd-at").output
@@ -162,7 +186,9 @@ def test_code_of_the_user_needs_trust(tmp_path):
 
 def test_dry_run_computes_nothing(tiny, tmp_path):
     result = robench("run", "--suite", tiny[0], "--dry-run", "--out", tmp_path / "out", *HERE)
-    assert "nothing was computed" in result.output
+    first = result.output.splitlines()[0]
+    assert "18 cells, about" in first and "nothing was computed" in first
+    assert "6  digits-trap" in result.output and "pgd(steps=10)" not in result.output
     assert "9  evasion" in result.output and "3  sentinel" in result.output
     assert not (tmp_path / "out").exists()
 
@@ -243,7 +269,7 @@ def test_limit_marks_the_run_and_fails_every_audit(tiny, tmp_path):
 
 
 def test_options_replace_attacks_threats_and_scenarios(tiny, tmp_path):
-    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--dry-run", *HERE]
+    args = ["run", "--suite", tiny[0], "--model", "digits-pgd-at", "--dry-run", "-v", *HERE]
     text = robench(*args, "--attack", "fgsm", "--threat", "linf(0.2)").output
     assert "fgsm" in text and "linf(0.2)" in text and "transfer" not in text and "linf(0.1)" not in text
     assert "evasion" not in robench(*args, "--scenario", "clean").output

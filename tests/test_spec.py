@@ -38,7 +38,7 @@ def test_a_reference_is_canonical():
 @pytest.mark.parametrize(
     "text",
     ["", "pgd(40)", "pgd(**{})", "pgd(steps=", "pgd(steps=abs(-1))", "pgd(steps=__import__('os').getcwd())", "pgd(s=x)",
-     "pgd(s={1: 2})"],
+     "pgd(s={1: 2})", "pgd(s=8/0)", "pgd(s=1e400)", "pgd(s=1e300/1e-300)", f"pgd(s={'-' * 5000}1)", f"pgd(s={'(' * 300}1)"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text):
     with pytest.raises(ConfigError, match=r"a reference must be|an argument must be"):
@@ -64,7 +64,9 @@ def test_defaults_do_not_replace_what_was_said():
 @pytest.mark.parametrize(
     ("text", "norm", "eps"),
     [("linf(8/255)", "linf", 8 / 255), ("l2(0.5)", "l2", 0.5), ("linf(inf)", "linf", math.inf), ("l0(12)", "l0", 12.0),
-     ("linf(0)", "linf", 0.0), ("linf(1)", "linf", 1.0), ("l1( 10 )", "l1", 10.0)],
+     ("linf(0)", "linf", 0.0), ("linf(1)", "linf", 1.0), ("l1( 10 )", "l1", 10.0),
+     ("linf(2.5/255)", "linf", 2.5 / 255), ("linf(0.03)", "linf", 0.03), ("l2(1e-2)", "l2", 0.01),
+     ("linf(8/255.0)", "linf", 8 / 255), ("l2( 1 / 3 )", "l2", 1 / 3), ("l2(.5)", "l2", 0.5)],
 )  # fmt: skip
 def test_threat_models_are_read(text, norm, eps):
     threat = ThreatModel.parse(text)
@@ -76,7 +78,9 @@ def test_threat_models_are_read(text, norm, eps):
     ("text", "said"),
     [("linf(8)", "did you mean 8/255"), ("l3(1)", "a threat model must be"), ("linf", "a threat model must be"),
      ("linf(8/255", "a threat model must be"), ("linf(-1/255)", "at least 0"), ("linf(x)", "a number or ratio"),
-     ("linf(1/0)", "a number or ratio"), ("linf()", "a number or ratio"), ("l2(nan)", "eps must be")],
+     ("linf(1/0)", "a number or ratio"), ("linf()", "a number or ratio"), ("l2(nan)", "eps must be"), ("linf(1e400)", "a number or ratio"),
+     ("l2(1e999999999)", "a number or ratio"), ("linf(1/2/3)", "a number or ratio"), ("l2(1e-2))", "a number or ratio"),
+     ("l2(1_0)", "a number or ratio")],
 )  # fmt: skip
 def test_what_is_no_threat_model_is_refused_with_a_remedy(text, said):
     with pytest.raises(ConfigError, match=said):

@@ -102,3 +102,41 @@ def test_suite_is_frozen():
     suite = parse_suite(yaml.safe_dump({"name": "a"}))
     with pytest.raises(ValueError, match="frozen"):
         suite.name = "b"
+
+
+def test_options_replace_or_add_and_curves_give_way_to_named_threats():
+    quick = read_suite("quick")
+    assert quick.override(limit=5).curves == quick.curves and not quick.override(limit=5).notes
+    for change in ({"threats": ["linf(8/255)"]}, {"attacks": ["fgsm"]}):
+        edited = quick.override(**change)
+        assert edited.curves == [] and "security curves" in edited.notes[0]
+    assert quick.override(threats=["l2(1)"]).threats == ["l2(1)"]
+    added = quick.override(defenses=["bit_depth(bits=3)"], chains=["prune(0.5)"], ood=["noise", "noise"])
+    assert [d.defense for d in added.defenses] == ["bit_depth(bits=3)"] and added.ood.sources == ["noise"]
+    assert quick == read_suite("quick"), "a suite is never changed in place"
+
+
+def test_only_keeps_what_belongs_to_the_scenarios():
+    full = read_suite("full")
+    assert full.only([]) == full
+    few = full.only(["evasion", "corruption"])
+    assert few.attacks == full.attacks and few.corruption == full.corruption and few.curves == full.curves
+    assert not (few.scarcity.recipes or few.compression.arms or few.chains or few.explainers or few.ood.sources)
+    assert not (few.efficiency or few.spatial.angles or few.robust_gap.attacks or few.calibration.split)
+    with pytest.raises(ConfigError, match="did you mean 'evasion'"):
+        full.only(["evasoin"])
+
+
+def test_parts_that_name_other_models_are_left_out_with_a_note():
+    full = read_suite("full").for_models(["digits-pgd-at", "mine"])
+    assert full.models == ["digits-pgd-at", "mine"] and full.compression.models == ["digits-pgd-at"]
+    assert not full.defenses and {m for chain in full.chains for m in chain.models} == {"digits-pgd-at"}
+    assert any("digits-standard" in note and "compression" in note for note in full.notes)
+    assert read_suite("corruption").for_models(["mine"]).corruption.reference == ""
+
+
+def test_entries_must_fit_where_the_user_named_them():
+    own = parse_suite("name: a\nattacks: [fgsm]")
+    assert not own.adapts and own.requires("fgsm")
+    packaged_one = read_suite("quick").override(attacks=["fgsm"])
+    assert packaged_one.requires("fgsm") and not packaged_one.requires("noise(draws=20)")

@@ -98,7 +98,7 @@ def _bare(
     if ":" in source:
         return _from_factory(source, trust), Ref.of("factory", source=source), None
     forms = "FILE.safetensors, FILE.pt, FILE.pt2, package.module:factory or path.py:factory"
-    raise ConfigError(must("a model", forms, source, "see `robench list zoo` for the names of embedded models"))
+    raise ConfigError(must("a model", forms, source, "`robench list models` prints the names of the zoo"))
 
 
 def _from_weights(path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None) -> tuple[nn.Module, Ref, _Shape]:

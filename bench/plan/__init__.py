@@ -26,6 +26,8 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         ConfigError: An unknown name, argument, threat or eps anywhere in the suite.
     """
     draft = Draft(suite, sources, seed, settings or Settings())
+    for note in suite.notes:
+        draft.note(note)
     for name in suite.models:
         draft.model(name)
     for section in SECTIONS:

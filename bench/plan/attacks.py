@@ -6,42 +6,64 @@ from collections.abc import Iterable
 from typing import Any
 
 from robench import catalog
-from robench.errors import ConfigError, must
+from robench.errors import ConfigError, UnfitError, must
 from robench.metrics.alike import STANDARD, STRONGER
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
 from robench.spec import Artifact, Ref, ThreatModel
+from robench.zoo.entries import ZOO
 
 
 def section(draft: Draft) -> None:
     """The suite's attacks on its models, its curves, and its defended models."""
     suite = draft.suite
-    require_norms(suite.attacks, suite.threats)
+    attacks = fitting(draft, suite.attacks, suite.threats)
     for curve in suite.curves:
         require_norms(curve.attacks, [f"{curve.norm}({eps})" for eps in curve.eps])
     for model in measured(draft):
-        attacked(draft, model, suite.threats, suite.attacks)
+        attacked(draft, model, suite.threats, attacks)
         for curve in suite.curves:
             attacked(draft, model, [f"{curve.norm}({eps})" for eps in curve.eps], curve.attacks)
     for pair in suite.defenses:
-        built, condition = defended(draft, draft.model(pair.model), pair.defense)
-        draft.clean(built, condition=condition)
-        attacks = [*suite.attacks, transfer_from(pair.model)]
-        attacked(draft, built, pair.threats or suite.threats, attacks, condition=condition)
+        for name in [pair.model] if pair.model else suite.models:
+            built, condition = defended(draft, draft.model(name), pair.defense)
+            draft.clean(built, condition=condition)
+            threats = pair.threats or suite.threats
+            attacked(draft, built, threats, [*attacks, transfer_from(name)], condition=condition)
+
+
+def fitting(draft: Draft, attacks: Iterable[str], threats: Iterable[str]) -> list[str]:
+    """The attacks that know a norm of the threats; in a suite that adapts the others are noted.
+
+    Raises:
+        UnfitError: An attack that must be run knows none of the norms, or a threat that must be attacked has no attack.
+    """
+    attacks, threats, kept = list(attacks), list(threats), []
+    for attack in attacks:
+        with draft.optional(attack, attack):
+            require_norms([attack], threats)
+            kept.append(attack)
+    for threat in threats if attacks else ():
+        norm = ThreatModel.parse(threat).norm
+        if not any(norm in norms_of(attack) for attack in kept):
+            with draft.optional(threat, threat):
+                remedy = "add such an attack, e.g. --attack robench-standard, for l0 robench-l0"
+                raise UnfitError(must(f"the attacks at {threat}", f"some that know {norm}", ", ".join(attacks), remedy))
+    return kept
 
 
 def require_norms(attacks: Iterable[str], threats: Iterable[str]) -> None:
     """Refuse an attack that knows none of the norms it is to be run in; it would be left out without a word.
 
     Raises:
-        ConfigError: Names the first one.
+        UnfitError: Names the first one.
     """
     asked = dict.fromkeys(ThreatModel.parse(t).norm for t in threats)
     for attack in attacks:
         name, known = catalog.ATTACKS.resolve(attack).name, norms_of(attack)
         if asked and not set(known) & set(asked):
             remedy = "add such a threat, or leave the attack out"
-            raise ConfigError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
+            raise UnfitError(must(f"a threat for {name}", "of norm " + " or ".join(known), ", ".join(asked), remedy))
 
 
 def _versioned(attack: str) -> list[str]:
@@ -88,24 +110,32 @@ def attacked(
             entry = catalog.ATTACKS[ref.name]
             if threat.norm not in norms_of(attack):
                 continue
-            surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
-            chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
-            draft.add(chosen, model, plugins=_versioned(attack), **{**more, **surrogate})
+            with draft.optional(attack, attack):
+                surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
+                chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
+                draft.add(chosen, model, plugins=_versioned(attack), **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 
 
 def _surrogate(draft: Draft, ref: Ref, target: Artifact, parent: Artifact | None) -> Artifact:
+    """The model that a transfer takes its images from.
+
+    Raises:
+        ConfigError: An unknown name.
+        UnfitError: A model of other channels, of another number of classes, or that is not in this run.
+    """
     name, classes = str(ref.kwargs.get("source", "")), draft.sources.classes
     if parent is not None and name == parent.label:
         return parent
     if name not in draft.sources.models:
         known = ", ".join(sorted(draft.sources.models))
-        raise ConfigError(must("a transfer's source", "a model of the run or the zoo", name, f"known: {known}"))
-    own = classes.get(target.label)
+        kind = UnfitError if name in ZOO else ConfigError
+        raise kind(must("a transfer's source", "a model of the run, or of the zoo for such images", name, f"known: {known}"))
+    own = classes.get(target.label, len(draft.sources.names.get(draft.sources.data, ())) or None)
     if own is not None and classes.get(name, own) != own:
         remedy = "name a source that was trained on the same classes"
-        raise ConfigError(must(f"the classes of the source {name}", f"the {own} of {target.label}", classes[name], remedy))
+        raise UnfitError(must(f"the classes of the source {name}", f"the {own} of {target.label}", classes[name], remedy))
     return draft.sources.models[name]
 
 

@@ -26,8 +26,9 @@ def section(draft: Draft) -> None:
         seen: dict[str, Artifact] = {"clean": draft.predictions(model, draft.test())}
         seen |= {name: draft.predictions(model, data) for name, data in named.items()}
         if plan.attack:
-            hit = attacked(draft, model, plan.attack, plan.threat)
-            seen[f"{Ref.parse(plan.attack).name} {hit.builder.kwargs['threat']}"] = hit
+            with draft.optional("confidence on adversarial images"):
+                hit = attacked(draft, model, plan.attack, plan.threat)
+                seen[f"{Ref.parse(plan.attack).name} {hit.builder.kwargs['threat']}"] = hit
         draft.add(Ref.of("calibration", split=split, sources=tuple(seen)), model, extra=(fit, *seen.values()))
 
 

@@ -51,7 +51,8 @@ def section(draft: Draft) -> None:
     """Every chain of the suite on every model it is for."""
     for crossing in draft.suite.chains:
         for name in crossing.models or draft.suite.models:
-            _walk(draft, Subject(draft.model(name), draft.test()), parse_chain(crossing.chain))
+            with draft.optional(f"chain {crossing.chain}", crossing.chain):
+                _walk(draft, Subject(draft.model(name), draft.test()), parse_chain(crossing.chain))
 
 
 def _walk(draft: Draft, subject: Subject, steps: tuple[Ref, ...]) -> None:

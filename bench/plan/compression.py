@@ -21,18 +21,25 @@ def section(draft: Draft) -> None:
     require_norms(plan.attacks, plan.threats)
     for name in plan.models:
         for arm in plan.arms:
-            built, condition = chained(draft, draft.model(name), arm)
-            draft.clean(built, condition=condition)
-            compared(draft, built, draft.model(name), condition=condition)
-            explained(draft, built, draft.model(name), condition=condition)
-            attacked(draft, built, plan.threats, against(built, plan.attacks), parent=parent_of(built), condition=condition)
-            for corruption in names_of(draft, plan.corruptions):
-                corruption_cell(draft, draft.model(name), corruption)
-                corruption_cell(draft, built, corruption, condition=condition)
-            if draft.suite.efficiency:
-                draft.add(Ref.of("efficiency"), built, condition=condition)
-            if without_gradient(built) and plan.threats:
-                twin_cell(draft, built, plan.threats[0], condition=condition)
+            with draft.optional("compression"):
+                _arm(draft, draft.model(name), arm)
+
+
+def _arm(draft: Draft, model: Artifact, arm: str) -> None:
+    """One compressed copy of a model, and everything that it goes through."""
+    plan = draft.suite.compression
+    built, condition = chained(draft, model, arm)
+    draft.clean(built, condition=condition)
+    compared(draft, built, model, condition=condition)
+    explained(draft, built, model, condition=condition)
+    attacked(draft, built, plan.threats, against(built, plan.attacks), parent=parent_of(built), condition=condition)
+    for corruption in names_of(draft, plan.corruptions):
+        corruption_cell(draft, model, corruption)
+        corruption_cell(draft, built, corruption, condition=condition)
+    if draft.suite.efficiency:
+        draft.add(Ref.of("efficiency"), built, condition=condition)
+    if without_gradient(built) and plan.threats:
+        twin_cell(draft, built, plan.threats[0], condition=condition)
 
 
 def twin_cell(draft: Draft, built: Artifact, threat: str, *, condition: str) -> None:

@@ -9,7 +9,7 @@ from robench import catalog
 from robench.corrupt.perturbations import PERTURBATIONS
 from robench.corrupt.tables import BENCHMARK, EXTRA, level_of, table_for, table_of
 from robench.data.listing import listed
-from robench.errors import ConfigError, must, suggestion
+from robench.errors import ConfigError, UnfitError, must, suggestion
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
 from robench.spec import Artifact, Ref
@@ -90,7 +90,7 @@ def severity(draft: Draft, name: str, level: int) -> Artifact:
     level_of(table(draft), name, level)
     reason = _unfit(draft, name)
     if reason:
-        raise ConfigError(must(f"images for {name}", *reason, "leave it out of the chain"))
+        raise UnfitError(must(f"images for {name}", *reason, "leave it out of the chain"))
     version = catalog.BUILDERS["severity"].version
     return Artifact("data", Ref.of("severity", severity=level), version, (corrupted(draft, name),), label=draft.data_label)
 
@@ -107,7 +107,7 @@ def names_of(draft: Draft, asked_for: Iterable[str]) -> Iterator[str]:
             reason = _unfit(draft, name)
             if reason:
                 draft.note(f"corruption {name}: it needs images {reason[0]}, these are {reason[1]}")
-            elif asked in GROUPS and name not in levels and not _root(draft):
+            elif name not in levels and not _root(draft) and (asked in GROUPS or not draft.suite.requires(asked)):
                 draft.note(f"corruption {name}: the severity table {table(draft)} has no levels for it")
             else:
                 yield name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from robench import catalog
-from robench.errors import ConfigError, must, suggestion
+from robench.errors import ConfigError, UnfitError, must, suggestion
 from robench.spec import Artifact, Cell, Ref, Settings
 from robench.suite import Suite
 
@@ -73,16 +74,37 @@ class Draft:
         if text not in self.notes:
             self.notes.append(text)
 
+    @contextmanager
+    def optional(self, what: str, entry: str = "") -> Iterator[None]:
+        """Plan something that may not fit the data or models: then none of its cells remain, and a note says why.
+
+        Args:
+            what: What is planned, as the note names it.
+            entry: The suite's text that asks for it; one that the user typed must fit.
+
+        Raises:
+            UnfitError: It does not fit, and it must.
+        """
+        before = dict(self.cells)
+        try:
+            yield
+        except UnfitError as error:
+            if self.suite.requires(entry):
+                raise
+            self.cells.clear()
+            self.cells.update(before)
+            self.note(f"{what}: {error}")
+
     def images(self, split: str, limit: int | None = None) -> Artifact:
         """The images of a split, or a seeded stratified part of them.
 
         Raises:
-            ConfigError: The data set has no such split.
+            UnfitError: The data set has no such split.
         """
         if split not in self.sources.splits:
             remedy = "use data with such a split, or leave out what needs it (scarcity, compression, ...)"
             known = list(self.sources.splits)
-            raise ConfigError(must(f"the splits of {self.sources.data}", f"with {split!r}", known, remedy))
+            raise UnfitError(must(f"the splits of {self.sources.data}", f"with {split!r}", known, remedy))
         ref = catalog.BUILDERS.resolve(Ref.of("images", source=self.sources.data, split=split, limit=limit, seed=self.seed))
         return Artifact("data", ref, self.sources.splits[split], label=self.data_label)
 
@@ -99,7 +121,7 @@ class Draft:
         """Training images to look at, at most ``TRAIN``: for gaps to the test images, and to fit detectors on.
 
         Raises:
-            ConfigError: The data set has no training split.
+            UnfitError: The data set has no training split.
         """
         return self.images("train", TRAIN)
 

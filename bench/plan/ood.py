@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robench import catalog
-from robench.errors import ConfigError, must
+from robench.errors import ConfigError, UnfitError, must
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
 from robench.spec import Artifact, Ref, ThreatModel
@@ -29,9 +29,10 @@ def section(draft: Draft) -> None:
             seen = tuple(draft.predictions(model, data) for _, data in images)
             draft.add(Ref.of("ood", sources=names, **told), model, extra=(*known, *seen), plugins=plugins)
         if plan.attack:
-            hit = attacked(draft, model, plan.attack, plan.threat)
-            name = f"{Ref.parse(plan.attack).name} {hit.builder.kwargs['threat']}"
-            draft.add(Ref.of("ood", sources=(name,), **told), model, extra=(*known, hit), plugins=plugins)
+            with draft.optional("adversarial images as OOD source"):
+                hit = attacked(draft, model, plan.attack, plan.threat)
+                name = f"{Ref.parse(plan.attack).name} {hit.builder.kwargs['threat']}"
+                draft.add(Ref.of("ood", sources=(name,), **told), model, extra=(*known, hit), plugins=plugins)
 
 
 def _known(draft: Draft, model: Artifact) -> tuple[Artifact, ...]:
@@ -95,11 +96,11 @@ def attacked(draft: Draft, model: Artifact, attack: str, threat: str = "") -> Ar
         raise ConfigError(must("an attack that makes images", "a single one such as pgd(steps=10)", attack, "name another"))
     text = threat or next(iter(draft.suite.threats), "")
     if not text:
-        raise ConfigError(must("the threat of adversarial images", "given", text, "add threats to the suite"))
+        raise UnfitError(must("the threat of adversarial images", "given", text, "add threats to the suite"))
     parsed = ThreatModel.parse(text)
     if parsed.norm not in entry.facts.get("norms", ()):
         expected = "of norm " + " or ".join(entry.facts.get("norms", ()))
-        raise ConfigError(must(f"the threat of {attack}", expected, text, "name another threat or attack"))
+        raise UnfitError(must(f"the threat of {attack}", expected, text, "name another threat or attack"))
     args = {"attack": str(Ref.parse(attack)), "threat": str(parsed), "seed": draft.seed, "width": draft.settings.width}
     version = f"{catalog.BUILDERS['attacked'].version}|{ref}|{entry.version}"
     images = draft.test()

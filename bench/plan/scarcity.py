@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robench import catalog
-from robench.errors import ConfigError, must, suggestion
+from robench.errors import ConfigError, UnfitError, must, suggestion
 from robench.plan.attacks import attacked, require_norms
 from robench.plan.corruption import corruption_cell, names_of
 from robench.plan.draft import Draft, made_of
@@ -51,7 +51,8 @@ def section(draft: Draft) -> None:
             raise ConfigError(must("an attack on scarcity's arms", "one without another model", attack, remedy))
     for arm in arms(draft):
         for seed in plan.seeds:
-            _measured(draft, arm, seed)
+            with draft.optional("scarcity"):
+                _measured(draft, arm, seed)
 
 
 def arms(draft: Draft) -> Iterator[Arm]:
@@ -73,11 +74,12 @@ def arms(draft: Draft) -> Iterator[Arm]:
 def _usable(draft: Draft) -> Iterator[str]:
     """The section's augmentations, less those whose library is not installed; each of these is noted with the remedy."""
     for augment in draft.suite.scarcity.augmentations:
-        needed = catalog.AUGMENTATIONS[checked(draft.sources.data, augment).name].facts.get("needs")
-        if needed and importlib.util.find_spec(needed) is None:
-            draft.note(f"the augmentation {augment} is left out: {needed} is not installed; pip install 'robench[augment]'")
-        else:
-            yield augment
+        with draft.optional(f"augmentation {augment}"):
+            needed = catalog.AUGMENTATIONS[checked(draft.sources.data, augment).name].facts.get("needs")
+            if needed and importlib.util.find_spec(needed) is None:
+                draft.note(f"the augmentation {augment}: {needed} is not installed; pip install 'robench[augment]'")
+            else:
+                yield augment
 
 
 def _swept(draft: Draft, recipe: str) -> Iterator[Arm]:
@@ -159,7 +161,7 @@ def checked(data: str, augment: str) -> Ref:
     if catalog.AUGMENTATIONS[ref.name].facts.get("flips") and not catalog.DATA[name].facts.get("flips"):
         known = ", ".join(n for n in catalog.DATA if catalog.DATA[n].facts.get("flips"))
         remedy = f"use 'crop', which never mirrors (digits and text change their meaning; known to keep it: {known})"
-        raise ConfigError(must(f"the data of {ref.name}", "images that keep their label when mirrored", data, remedy))
+        raise UnfitError(must(f"the data of {ref.name}", "images that keep their label when mirrored", data, remedy))
     return ref
 
 
@@ -185,5 +187,5 @@ def retrained(draft: Draft, model: Artifact, **args: Any) -> Artifact:
         known = {"steps": entry.steps, "batch_size": entry.batch_size, "lr": entry.lr}
     else:
         remedy = "name one that the run trains, trained(recipe='standard', ...)"
-        raise ConfigError(must("a model for scarcity", "one whose training is known", model.label, remedy))
+        raise UnfitError(must("a model for scarcity", "one whose training is known", model.label, remedy))
     return replace(trained(draft, arch, recipe, **{**known, **args}), label=model.label)

@@ -87,6 +87,7 @@ def _robust_gap(draft: Draft) -> None:
         return
     require_norms(plan.attacks, plan.threats)
     for model in measured(draft):
-        attacked(draft, model, plan.threats, plan.attacks)
-        train = draft.images("train", plan.limit)
-        attacked(draft, model, plan.threats, plan.attacks, scenario="evasion_train", data=train)
+        with draft.optional("robust accuracy on training images"):
+            train = draft.images("train", plan.limit)
+            attacked(draft, model, plan.threats, plan.attacks)
+            attacked(draft, model, plan.threats, plan.attacks, scenario="evasion_train", data=train)

@@ -58,6 +58,14 @@ class ZooEntry:
         """How to build the net; the zoo's nets take pixels in [0, 1] as they are."""
         return ModelSpec(self.arch, num_classes=10, shape=SHAPES[self.data], licence="Apache-2.0")
 
+    @property
+    def summary(self) -> str:
+        """Architecture, training, data and recorded clean accuracy in one line."""
+        start = f", starting from {self.start}" if self.start else ""
+        share = f"{self.fraction:.0%} of " if self.fraction < 1 else ""
+        found = f"clean accuracy {self.accuracy:.1%} of {self.n} images" if self.n else "not measured"
+        return f"{self.arch} trained by {self.recipe} on {share}{self.data}{start}; {found}"
+
 
 _CIFAR: dict[str, Any] = {
     "arch": Ref.of("resnet18", in_channels=3, width=16),

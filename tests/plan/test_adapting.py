@@ -13,7 +13,7 @@ from robench.api import plan_run
 from robench.errors import ConfigError
 from robench.models.weights import fresh
 from robench.sources import UserModel
-from robench.suite import read_suite
+from robench.suite import parse_suite, read_suite
 
 
 def folder(path: Path, *, classes: int = 10, size: int = 32, splits: tuple[str, ...] = ("",)) -> Path:
@@ -91,8 +91,9 @@ def test_a_suite_on_data_its_models_do_not_fit_takes_the_nets_of_that_data_or_as
 def test_a_threat_of_another_norm_leaves_out_the_attacks_that_do_not_know_it():
     plan, _ = plan_run(read_suite("quick").override(threats=["l2(0.5)"]))
     assert {c.scenario.kwargs["threat"] for c in plan.cells if c.scenario.name == "evasion"} == {"l2(0.5)"}
+    for_linf = parse_suite("{name: a, models: [digits-mlp], threats: [linf(0.1)], attacks: [fgsm]}")
     with pytest.raises(ConfigError, match="robench-l0"):
-        plan_run(read_suite("quick").override(threats=["l0(5)"]))
+        plan_run(for_linf.override(threats=["l0(5)"]))
 
 
 def test_a_named_defence_and_chain_go_to_every_model():

@@ -84,6 +84,8 @@ def run(
     trust: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    cell_timeout: float | None = None,
+    retry: bool = False,
 ) -> Run:
     """Run a suite into a run directory; called again it computes only what is missing.
 
@@ -91,7 +93,9 @@ def run(
     ``Suite.only`` change what a suite measures: ``run(read_suite("quick").override(threats=["linf(0.05)"]))``.
 
     With ``save_adversarials`` every broken image is kept in its folder ``evidence`` for ``robench verify``; finished
-    attacks whose images were not kept are run again for them.
+    attacks whose images were not kept are run again for them. A cell, or an artifact that cells need, that takes
+    longer than ``cell_timeout`` seconds is stopped and fails. Cells that ended their worker process twice are left out
+    unless ``retry`` is set. Models of the user's run in child processes; no main guard is needed.
 
     Raises:
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
@@ -115,6 +119,7 @@ def run(
         planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
         told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}
+        told |= {"timeout_s": cell_timeout, "retry": retry}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robench import errors
-from robench.errors import ModelError, RobenchError, must
+from robench.errors import ModelError, RobenchError, described, must, one_line
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -315,16 +315,7 @@ def _answered(asked: bytes) -> bytes:
     except RobenchError as error:
         return pickle.dumps(Answer(error=str(error), detail=traceback.format_exc(limit=8), kind=type(error).__name__))
     except BaseException as error:  # noqa: BLE001  sys.exit, interrupts and classes of the user's own are answers too
-        text = f"{type(error).__name__}: {_said(error)}"
-        return pickle.dumps(Answer(error=text, detail=_trace(), kind=type(error).__name__))
-
-
-def _said(error: BaseException) -> str:
-    """An exception's own words in one line, also when its ``__str__`` raises."""
-    try:
-        return " ".join(str(error).split())
-    except BaseException:  # noqa: BLE001  the user's class
-        return "(its text cannot be made)"
+        return pickle.dumps(Answer(error=one_line(described(error)), detail=_trace(), kind=type(error).__name__))
 
 
 def _trace() -> str:

@@ -2,34 +2,158 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import signal
 import sys
+import tempfile
+import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from robench import __version__
-from robench.errors import ConfigError, RobenchError, must
+from robench.errors import LINE, ConfigError, RobenchError, described, must, one_line
 
 FORMATS = click.Choice(["table", "json", "csv", "md"])
 FAILED_CELLS = 3
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""As a shell tells a program that SIGPIPE ended."""
+UNEXPECTED = 70
+"""EX_SOFTWARE of sysexits.h: an error of robench's own."""
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
 class _Group(click.Group):
-    """Prints a ``RobenchError`` as one line and exits with its code."""
+    """Turns whatever ends a command into one line on stderr and an exit code; there is never a traceback."""
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        """As a program: open standard streams, an orderly end at Ctrl-C, a second one at once."""
+        _hold_standard_streams()
+        signal.signal(signal.SIGINT, _Interrupts())
+        try:
+            self.main(*args, **more)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
+
+    def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        """Run a command line and exit with its code."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **more)
+        try:
+            code = super().main(*args, standalone_mode=False, **more) or 0
+            sys.stdout.flush()
+        except BaseException as error:  # noqa: BLE001  the last door: what comes here is told and never a traceback
+            code = _told(error)
+        sys.exit(_flushed(code))
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises is told with the folder that it worked on."""
         try:
             return super().invoke(ctx)
-        except RobenchError as error:
-            click.echo(f"robench: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("robench: interrupted; the same command goes on where it stopped", err=True)
-            ctx.exit(INTERRUPTED)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except BaseException as error:  # noqa: BLE001  as above
+            ctx.exit(_told(error))
+
+
+class _Interrupts:
+    """Handles Ctrl-C: the first one unwinds the program, a second one ends it at once; child processes follow."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        if self.seen:
+            os._exit(INTERRUPTED)
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def _told(error: BaseException) -> int:
+    """Say in one line what ended a command, and give its exit code."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        _say("interrupted; the same command goes on where it stopped")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "robench"
+        _say(f"{error.format_message()} (see `{where} --help`)")
+        return error.exit_code
+    if isinstance(error, RobenchError):
+        _say(str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and not error.filename:
+        _say(must("stdout", "writable", error.strerror, "free space, or write elsewhere"))
+        return ConfigError.exit_code
+    _say(f"unexpected error: {one_line(described(error), 200)}; details in {_logged(error)}; please report it")
+    return UNEXPECTED
+
+
+def _end(code: int) -> None:
+    """End the command with an exit code; ``SystemExit`` itself is only raised by code that robench was given."""
+    raise click.exceptions.Exit(code)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nowhere to say it
+        click.echo(f"robench: {one_line(text, LINE)}", err=True)
+
+
+def _logged(error: BaseException) -> str:
+    """The path of a new private file in the temporary folder with the traceback of an error."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="robench-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(" ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error)))
+    except OSError as reason:
+        return f"no file ({reason.strerror})"
+    return path
+
+
+def _flushed(code: Any) -> Any:
+    """The exit code after everything printed has left; 2 or 141 where it could not."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except OSError as error:
+        code = _told(error)
+    else:
+        return code
+    null = os.open(os.devnull, os.O_WRONLY)  # what is still buffered must not fail again at the interpreter's end
+    with suppress(OSError, ValueError):
+        os.dup2(null, sys.stdout.fileno())
+    return code
+
+
+def _hold_standard_streams() -> None:
+    """Open closed standard streams on nothing, so that no file of the run takes their place."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  until the process ends
+
+
+class _Quiet(logging.Filter):
+    """Passes what robench says; libraries' remarks are for ``--verbose``."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] == "robench"
 
 
 @click.group(cls=_Group, context_settings={"auto_envvar_prefix": "ROBENCH", "help_option_names": ["-h", "--help"]})
@@ -38,6 +162,10 @@ class _Group(click.Group):
 def main(verbose: bool) -> None:
     """Can an image model be trusted? Robustness, interpretability and generalization, judged soundly."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="robench: %(message)s")
+    logging.captureWarnings(True)
+    if not verbose:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_Quiet())
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -81,6 +209,10 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--search-precision", default="float32", show_default=True, help="bfloat16: protocols search with it.")
 @click.option("--save-adversarials", is_flag=True, help="Keep every broken image as evidence for `robench verify`.")
 @click.option("--trust", is_flag=True, help="Execute code named by --model.")
+@click.option(
+    "--cell-timeout", type=click.FloatRange(0, min_open=True), help="Seconds that one cell may take [default: no limit]."
+)
+@click.option("--retry", is_flag=True, help="Try again also what ended its worker process twice.")
 @click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run, list every cell.")
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
@@ -109,6 +241,8 @@ def run(**options: Any) -> None:
         batch_size=options["batch_size"],
         save_adversarials=options["save_adversarials"],
         trust=options["trust"],
+        cell_timeout=options["cell_timeout"],
+        retry=options["retry"],
         progress=_progress(),
         announce=lambda text: click.echo(text, err=True),
     )
@@ -121,7 +255,7 @@ def run(**options: Any) -> None:
     unknown = _report(done.out, options["form"])
     click.echo(f"report: {done.out / 'report.html'}", err=True)
     if done.summary.failures or unknown:
-        sys.exit(FAILED_CELLS)
+        _end(FAILED_CELLS)
 
 
 def _models(options: dict[str, Any]) -> list[Any]:
@@ -277,7 +411,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     for name in missing:
         click.echo(f"{name}: missing: not measured")
     click.echo("failed" if missing or not result.passed else "passed")
-    sys.exit(1 if missing else result.exit_code)
+    _end(1 if missing else result.exit_code)
 
 
 @main.command()
@@ -297,7 +431,7 @@ def verify(run_directory: Path, device: str, batch_size: int, models: tuple[str,
         click.echo(f"{found.without} attacked cells were run without --save-adversarials: nothing to verify there", err=True)
     told = f"{found.images} float32 and {found.images_8bit} 8-bit images of {found.cells} attacks judged again"
     click.echo(f"{told}: {len(found.differences)} differences" if found.differences else f"{told}: the same verdicts")
-    sys.exit(1 if found.differences else 0)
+    _end(1 if found.differences else 0)
 
 
 @main.command(name="list")
@@ -411,7 +545,7 @@ def doctor() -> None:
     for name, state, good in findings():
         click.echo(f"{'ok ' if good else '!! '} {name:18s} {state}")
         problems += not good
-    sys.exit(1 if problems else 0)
+    _end(1 if problems else 0)
 
 
 @main.group()

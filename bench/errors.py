@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,9 +46,46 @@ class StoreError(RobenchError):
     """A run directory that cannot be read or written."""
 
 
+LINE = 400
+"""Most characters of an error's line on the screen."""
+
+
+class _Values(reprlib.Repr):
+    """Values as they are shown in errors: cut where they are long or deep, so that the effort is small for any value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlong = 4, 60
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 8
+        self.maxstring = self.maxother = 240
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Digits of an integer; of one with thousands its size, since Python refuses to write those."""
+        return super().repr_int(x, level) if x.bit_length() < 4000 else f"an integer of {x.bit_length()} bits"
+
+
+_VALUES = _Values()
+
+
 def must(what: str, expected: str, got: Any, remedy: str) -> str:
-    """The house's error text: ``<what> must be <expected>, got <value>; <remedy>``."""
-    return f"{what} must be {expected}, got {got!r}; {remedy}"
+    """The house's error text: ``<what> must be <expected>, got <value>; <remedy>``; a long value is cut."""
+    return f"{what} must be {expected}, got {_VALUES.repr(got)}; {remedy}"
+
+
+def one_line(text: str, most: int = LINE) -> str:
+    """A text without line breaks, cut in its middle when it is longer than ``most`` characters."""
+    line = " ".join(text[: 40 * most].split())
+    half = (most - 3) // 2
+    return line if len(line) <= most else f"{line[: most - 3 - half]}...{line[-half:]}"
+
+
+def described(error: BaseException) -> str:
+    """``Class: words`` of an exception, also of one whose words cannot be made."""
+    try:
+        words = str(error)
+    except BaseException:  # noqa: BLE001  the class may be a user's
+        words = "(its text cannot be made)"
+    return f"{type(error).__name__}: {words}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

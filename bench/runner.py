@@ -6,7 +6,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from robench import catalog
 from robench.children import Answer, inside
-from robench.errors import NotInstalledError, must
+from robench.errors import NotInstalledError, described, must, one_line
 from robench.executors import execute
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context
@@ -23,6 +23,9 @@ from robench.store import Store
 if TYPE_CHECKING:
     from robench.evidence import Evidence
 
+TRIES = 2
+"""How often a cell may end its worker process: once may be the machine's doing (memory, a signal), twice is its own."""
+_GIVEN_UP = f" ({TRIES} times; not tried again without --retry)"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are."""
 
@@ -47,6 +50,8 @@ class Outcome:
     evidence: Evidence | None = None
     skipped: bool = False
     """Whether the error only is that an optional library is not installed."""
+    ended: bool = False
+    """Whether the attempt ended its worker process, or was stopped at the time limit."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,16 @@ def perform(job: Job) -> Outcome:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not inside():  # in a child it is not the user's but the model's
             raise
-        return Outcome(None, {}, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=8)}")
+        return Outcome(None, {}, f"{one_line(described(error))}\n{_trace()}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
     return Outcome(rows, header, evidence=evidence)
+
+
+def _trace() -> str:
+    try:
+        return traceback.format_exc(limit=8)
+    except BaseException:  # noqa: BLE001  the exception's class may be a user's
+        return ""
 
 
 def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
@@ -115,22 +127,36 @@ def _build(artifact: Artifact, context: Context) -> pd.DataFrame:
 
 
 def run_plan(
-    plan: Plan, store: Store, context: Context, *, workers: int, progress: Progress, images: bool = False
+    plan: Plan,
+    store: Store,
+    context: Context,
+    *,
+    workers: int,
+    progress: Progress,
+    images: bool = False,
+    timeout_s: float | None = None,
+    retry: bool = False,
 ) -> Summary:
     """Compute what the store does not hold yet; a finished cell is never run again.
 
     Every artifact is built once, before what needs it; what needs an artifact that failed fails without being tried.
     With ``images`` the broken images are kept; then a finished attack that lacks them is run again, and its rows stay.
+    What the user brought runs in child processes, also with one worker. A cell or artifact that ends its process, or
+    takes longer than ``timeout_s`` seconds, costs the cells that need it; cells that did so ``TRIES`` times, over runs
+    into the same directory, are left out unless ``retry`` is set.
     """
-    todo = store.todo(plan.cells, images=images)
+    open_cells = store.todo(plan.cells, images=images)
+    given_up = [] if retry else [cell for cell in open_cells if store.endings(cell.digest) >= TRIES]
+    todo = [cell for cell in open_cells if cell not in given_up]
     missing = {cell.digest for cell in store.todo(todo)}
     built = _needed(plan, todo)
     jobs = [*(Job(a, context) for a in built), *_ordered([Job(cell, context, images) for cell in todo])]
-    failures: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = [(_named(cell), store.last_error(cell.digest) + _GIVEN_UP) for cell in given_up]
     skipped: list[tuple[str, str]] = []
     done = {"artifacts": 0, "cells": 0}
     waits = _needs(jobs)
-    more: dict[str, Any] = {"failed": _died, "apart": _foreign(plan), "preload": "robench.devices"}
+    more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "preload": "robench.devices"}
+    more["apart"] = timeout_s is not None or _foreign(plan)
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)
@@ -140,16 +166,18 @@ def run_plan(
         what = "cells" if isinstance(job.work, Cell) else "artifacts"
         done[what] += 1
         progress(what, done[what], len(todo) if what == "cells" else len(built))
-    return Summary(len(todo) - len(skipped), len(plan.cells) - len(todo), tuple(failures), tuple(skipped))
+    return Summary(len(todo) - len(skipped), len(plan.cells) - len(open_cells), tuple(failures), tuple(skipped))
 
 
 def _died(job: Job, answer: Answer) -> Outcome:
     """The outcome of a job whose process died, or could not send what it computed."""
-    return Outcome(None, {}, f"{answer.error}\n{answer.detail}")
+    return Outcome(None, {}, f"{answer.error}\n{answer.detail}", ended=answer.gone)
 
 
 def _foreign(plan: Plan) -> bool:
-    """Whether cells run what the user brought, which is kept out of this process."""
+    """Whether cells run what the user brought (models, installed plug-ins), which is kept out of this process."""
+    if any(entry.origin != "robench" for table in catalog.TABLES.values() for entry in table.values()):
+        return True
     return any(a.builder.name == "file" for cell in plan.cells for start in cell.artifacts() for a in _lineage(start))
 
 
@@ -172,7 +200,7 @@ def _needs(jobs: Sequence[Job]) -> list[set[int]]:
 def _lost(job: Job, needed: list[Outcome]) -> Outcome | None:
     """The outcome of a job that is made from an artifact that failed or was skipped; it is not tried."""
     errors = sorted((outcome for outcome in needed if outcome.error), key=lambda outcome: outcome.skipped)
-    return Outcome(None, {}, errors[0].error, skipped=errors[0].skipped) if errors else None
+    return replace(errors[0], rows=None, header={}) if errors else None
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:
@@ -194,13 +222,17 @@ def _keep(store: Store, cell: Cell, outcome: Outcome, *, again: bool) -> list[tu
         remedy = f"remove cells/{cell.digest[:12]}*"
         error = must("a cell that is run again for its images", "of the same numbers as before", "others", remedy)
     if error or outcome.rows is None:
-        store.put_failure(cell, error, skipped=outcome.skipped)
-        return [(f"{cell.scenario} on {cell.model.label} {cell.condition}".strip(), error)]
+        store.put_failure(cell, error, skipped=outcome.skipped, ended=outcome.ended)
+        return [(_named(cell), error)]
     if outcome.evidence is not None:
         store.put_images(cell.digest, outcome.evidence.images, outcome.evidence.header)
     if not again:
         store.put(cell, outcome.rows, {**outcome.header, "versions": versions(), "settings": asdict(cell.settings)})
     return []
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.scenario} on {cell.model.label} {cell.condition}".strip()
 
 
 def versions() -> dict[str, str]:

@@ -142,10 +142,23 @@ class Store:
         """Files of images of a cell, with or without a header."""
         return sorted(self.evidence.glob(f"{digest}.*.safetensors"))
 
-    def put_failure(self, cell: Cell, error: str, *, skipped: bool = False) -> None:
-        """Keep what is known of an attempt that failed, or was skipped; the cell stays to do."""
-        text = json.dumps({**lead(cell), "error": error, "skipped": skipped, "time": time.time()}, indent=1)
-        write_atomically(self.root / "failed" / f"{cell.digest}.json", text.encode())
+    def put_failure(self, cell: Cell, error: str, *, skipped: bool = False, ended: bool = False) -> None:
+        """Keep what is known of an attempt that failed, was skipped or ended its process; the cell stays to do."""
+        counted = {"skipped": skipped, "endings": self.endings(cell.digest) + ended}
+        text = json.dumps({**lead(cell), "error": error, **counted, "time": time.time()}, indent=1)
+        write_atomically(self._failed(cell.digest), text.encode())
+
+    def endings(self, digest: str) -> int:
+        """How often attempts at a cell ended their process, over all runs into this directory."""
+        count = _told(self._failed(digest)).get("endings", 0)
+        return count if isinstance(count, int) else 0
+
+    def last_error(self, digest: str) -> str:
+        """Why the last attempt at a cell gave no result, one line; empty where none is known."""
+        return str(_told(self._failed(digest)).get("error") or "").partition("\n")[0]
+
+    def _failed(self, digest: str) -> Path:
+        return self.root / "failed" / f"{digest}.json"
 
     def unfinished(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         """The planned cells that are still to do: the cell's columns, ``threat``, ``attack``, ``status``, ``error``.
@@ -156,8 +169,8 @@ class Store:
         for digest, about in sorted(planned.items()):
             if digest in done:
                 continue
-            told = _told(self.root / "failed" / f"{digest}.json")
-            error = str(told.get("error") or "no result yet: run the same command again").partition("\n")[0]
+            told = _told(self._failed(digest))
+            error = self.last_error(digest) or "no result yet: run the same command again"
             status = "skipped" if told.get("skipped") else "failed"
             known = {name: about.get(name, "") for name in (*LEAD, "threat", "attack")} | {"cell": digest}
             rows.append({**known, "status": status, "error": error})

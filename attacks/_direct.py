@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robench.admission import admit, as_module, own_autograd, own_images
 from robench.errors import ConfigError, DataError, must
-from robench.inference import predict, untouched
+from robench.inference import untouched
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.task import TARGETED
 from robench.victim import Victim
 
 Attack = Callable[..., Tensor]
+
+WIDTH = 64
+"""Padded width of a victim's batches."""
+
+log = logging.getLogger(__name__)
 
 
 def direct(attack: Attack) -> Attack:
@@ -30,17 +38,19 @@ def direct(attack: Attack) -> Attack:
     * ``target``: classes (N,) that the images are to be taken for. Then a sample is broken where the model predicts its
       target, and all losses are those of the target. Only attacks that are defined for it take one.
 
-    The module is attacked in eval mode and given back as it was. What comes back is (N, ...): per sample the first
+    The module, or function, is attacked in eval mode and given back as it was; images and labels are copied. What comes
+    back is (N, ...): per sample the first
     success (a minimal-norm attack's nearest one), else the point that came closest to one.
 
     Raises:
         ConfigError: A norm that the attack does not know, or a target that it does not take.
-        DataError: Images that are not finite in [0, 1], or labels or targets that are no classes of the model.
+        DataError: Images that are not finite float32 in [0, 1], or labels or targets that are no classes of the model.
+        ModelError: A model that does not return logits, or that changes while it is attacked.
     """
 
     @wraps(attack)
     def called(
-        model: Victim | nn.Module,
+        model: Victim | nn.Module | Callable[[Tensor], Any],
         x: Tensor,
         y: Tensor,
         *,
@@ -55,11 +65,10 @@ def direct(attack: Attack) -> Attack:
         if isinstance(model, Victim):
             return attack(model, x, y, threat=threat, seeds=seeds, **params)
         _require_usable(attack, threat, target)
-        with untouched(model):
-            _require_labels(model, x, y, target)
+        with opened(model, x, y, target=target) as (net, x, y, target):
             if target is not None:
-                model, y = Victim(model, x, target, threat=threat, task=TARGETED), target
-            return attack(model, x, y, threat=threat, seeds=seeds, **params)
+                net, y = Victim(net, x, target, threat=threat, task=TARGETED), target
+            return attack(net, x, y, threat=threat, seeds=seeds, **params)
 
     vars(called)["__signature__"] = _signature(attack, called)
     return called
@@ -82,16 +91,49 @@ def _require_usable(attack: Attack, threat: ThreatModel, target: Tensor | None) 
         raise ConfigError(must(f"the target of {name}", "None", "classes", remedy))
 
 
-def _require_labels(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> None:
-    """Images in the box, and labels and targets among the model's classes; an attack would only clamp them silently."""
+@contextmanager
+def opened(
+    model: nn.Module | Callable[[Tensor], Any], x: Tensor, y: Tensor, *, target: Tensor | None = None
+) -> Iterator[tuple[nn.Module, Tensor, Tensor, Tensor | None]]:
+    """A model as robench can ask it, and copies of images, labels and targets; the caller's stay as they are.
+
+    Raises:
+        DataError: Images that are not finite float32 in [0, 1], or labels or targets that are no classes of the model.
+        ModelError: A model that does not return logits, or that changes while it is attacked.
+    """
+    _require_images(x)
+    with own_autograd():
+        own, images = as_module(model), own_images(x)
+        with untouched(own):
+            admitted = admit(own, images, width=WIDTH)
+            for note in admitted.notes:
+                log.warning("the model %s", note)
+            _require_labels(len(x), y, target, classes=admitted.logits.shape[1])
+            yield admitted.net, images, own_images(y), None if target is None else own_images(target)
+
+
+def _require_images(x: Tensor) -> None:
+    """Images in the box; an attack would only clamp them silently."""
+    if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        remedy = "divide by 255: x.float() / 255" if got == "torch.uint8" else "convert with x.float()"
+        raise DataError(must("images", "a float32 tensor in [0, 1]", got, remedy))
     if not len(x) or not bool(x.isfinite().all()) or float(x.min()) < 0 or float(x.max()) > 1:
         remedy = "pass plain pixels: normalisation belongs in the model (robench.models.Normalised)"
         got = f"{tuple(x.shape)} in [{float(x.min()):g}, {float(x.max()):g}]" if len(x) else "none"
         raise DataError(must("images", "at least one, all finite and in [0, 1]", got, remedy))
-    classes = predict(model, x[:1], width=1).shape[1]
+
+
+def _require_labels(count: int, y: Tensor, target: Tensor | None, *, classes: int) -> None:
+    """Labels and targets are among the model's classes."""
     for what, given in {"labels": y, "targets": target}.items():
-        if given is not None and not (given.shape == (len(x),) and bool(((given >= 0) & (given < classes)).all())):
+        if given is None:
+            continue
+        if not isinstance(given, Tensor) or given.dtype != torch.int64:
+            got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+            raise DataError(must(what, "an int64 tensor", got, "convert with y.long() if they are class indices"))
+        if not (given.shape == (count,) and bool(((given >= 0) & (given < classes)).all())):
             got = f"{tuple(given.shape)} in {int(given.min())}..{int(given.max())}" if len(given) else "none"
-            raise DataError(must(what, f"({len(x)},) in 0..{classes - 1}", got, "give one class index per image"))
+            raise DataError(must(what, f"({count},) in 0..{classes - 1}", got, "give one class index per image"))
     if target is not None and bool((target == y).any()):
         raise DataError(must("targets", "other classes than the labels", "equal ones", "choose a wrong class per image"))

@@ -13,12 +13,13 @@ import pandas as pd
 from robench.errors import ModelError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
-from robench.runner import Progress, Summary, run_cell, run_plan, versions
+from robench.runner import Progress, Summary, run_plan, versions
 from robench.spec import Artifact, Cell, Context, Settings
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
 if TYPE_CHECKING:
+    from robench.admission import Admitted
     from robench.plan import Plan
     from robench.sources import UserModel
 
@@ -125,39 +126,46 @@ def run(
 
 
 def _announce(plan: Plan, context: Context, announce: Callable[[str], None]) -> None:
-    """Say each user model's clean accuracy through the wrapped path first; a model that cannot run ends the run here.
+    """Try each user model out on the first images, and say its accuracy there; one that cannot run ends the run here.
 
     Raises:
         ModelError: The model cannot be loaded, does not fit the images or their classes, or is to be attacked from a
             model of other classes.
     """
+    from robench.admission import own_autograd
     from robench.devices import exact_arithmetic
 
     for cell in plan.cells:
-        with exact_arithmetic(context.threads):
+        with own_autograd(), exact_arithmetic(context.threads):
             if cell.extra and "file" in (cell.model.builder.name, cell.extra[0].builder.name):
                 _require_same_logits(cell, context)
             plain = cell.model.builder.name == "file" and not cell.condition
             if plain and cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test":
-                _require_logits(cell, context)
-                score = run_cell(cell, context)["score"]
-                found = f"{score.mean():.1%} of {len(score)} images"
-                announce(f"{cell.model.label}: clean accuracy {found}, as robench sees the model")
+                for text in _seen(cell, context):
+                    announce(text)
 
 
-def _require_logits(cell: Cell, context: Context) -> None:
-    """Refuse a model with fewer logits than its data has classes.
+def _seen(cell: Cell, context: Context) -> list[str]:
+    """What a user's model is like on the first images of its cell, in words.
 
     Raises:
-        ModelError: Too few logits, or outputs that are none.
+        ModelError: Fewer logits than classes, or a model that robench cannot ask.
     """
     from robench.workshop import load as load_artifact
+    from robench.workshop import load_model
 
-    least = len(load_artifact(cell.data, context).spec.classes)
-    shape = _outputs(cell.model, cell, context)
-    if len(shape) != 1 or shape[0] < least:
+    data, name = load_artifact(cell.data, context), cell.model.label
+    admitted = _admitted(cell.model, cell, context)
+    least, found = len(data.spec.classes), int(admitted.logits.shape[1])
+    if found < least:
         remedy = "choose a model that was trained on this data's classes"
-        raise ModelError(must(f"the outputs of {cell.model.label}", f"{least} logits per image, or more", shape, remedy))
+        raise ModelError(must(f"the outputs of {name}", f"{least} logits per image, or more", (found,), remedy))
+    count = len(admitted.logits)
+    right = int((admitted.logits.argmax(1).cpu() == data.labels[:count]).sum())
+    which = f"all {count} images" if count == len(data) else f"the first {count} of {len(data)} images"
+    said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
+    notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
+    return [*(f"{name} {note}" for note in notes), said]
 
 
 def _require_same_logits(cell: Cell, context: Context) -> None:
@@ -169,24 +177,27 @@ def _require_same_logits(cell: Cell, context: Context) -> None:
     source = cell.extra[0]
     if source.kind != "model" or source.stored or cell.model.stored:
         return
-    shapes = [_outputs(a, cell, context) for a in (source, cell.model)]
+    shapes = [tuple(_admitted(a, cell, context).logits.shape[1:]) for a in (source, cell.model)]
     if shapes[0] != shapes[1]:
         remedy = "name a source that was trained on the same classes"
         expected = f"those of {cell.model.label}, {shapes[1]}"
         raise ModelError(must(f"the outputs per image of the source {source.label}", expected, shapes[0], remedy))
 
 
-def _outputs(model: Artifact, cell: Cell, context: Context) -> tuple[int, ...]:
-    """Shape of a model's outputs for one image of the cell."""
+def _admitted(model: Artifact, cell: Cell, context: Context) -> Admitted:
+    """A model of the run, tried out on the first images of a cell, at the cell's width."""
     import torch
 
-    from robench.inference import predict, untouched
+    from robench.admission import admit
+    from robench.inference import untouched
     from robench.workshop import load as load_artifact
     from robench.workshop import load_model
 
-    net, image = load_model(model, context).net, load_artifact(cell.data, context).images(torch.arange(1))
+    width = cell.settings.width
+    net, data = load_model(model, context).net, load_artifact(cell.data, context)
+    images = data.images(torch.arange(min(width, len(data)))).to(context.device)
     with untouched(net):
-        return tuple(predict(net, image.to(context.device), width=cell.settings.width).shape[1:])
+        return admit(net, images, width=width)
 
 
 def _say_nothing(text: str) -> None:

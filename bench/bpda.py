@@ -305,7 +305,9 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
 
         return note
 
-    handles = [m.register_forward_pre_hook(noted(p), with_kwargs=True) for p, m in model.named_modules()]
+    # TorchScript takes no hooks: what is inside it is looked at as a whole.
+    open_ones = [(p, m) for p, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+    handles = [m.register_forward_pre_hook(noted(p), with_kwargs=True) for p, m in open_ones]
     try:
         with torch.no_grad(), seeded(0, "holes", device=x.device):
             model(x)

@@ -187,7 +187,7 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")
 @click.option("--std", default="1", help="Per-channel standard deviation it expects to be divided by.")
 @click.option("--input-range", default="0,1", help="Range of the network's pixels before mean and std.")
-@click.option("--num-classes", default=10, show_default=True)
+@click.option("--num-classes", type=click.IntRange(min=2), help="Logits of the model [default: those of the data].")
 @click.option("--data", help="digits, cifar10(root='...'), mnist(root='...'), folder:PATH, npz:PATH.")
 @click.option("--attack", "attacks", multiple=True, help="Replace the suite's attacks, e.g. 'pgd(steps=100)'.")
 @click.option("--threat", "threats", multiple=True, help="Replace the suite's threats, e.g. 'linf(8/255)'.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from robench.data.dataset import Dataset
     from robench.scenarios.objects import Objects
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Attacked:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     *,
@@ -73,7 +77,8 @@ def evaluate(
     """Attack a model and judge it: per-sample worst case over the attacks, with a validity verdict.
 
     Args:
-        model: Takes float32 images (N, C, H, W) in [0, 1], returns logits (N, K); it is left as it was.
+        model: A module, or a function, that takes float32 images (N, C, H, W) in [0, 1] and returns logits (N, K) or what
+            ``robench.gate.logits_of`` takes for them; it is left as it was.
         x: Images (N, C, H, W), float32 in [0, 1].
         y: Labels (N,), integers in [0, K).
         threat: ``norm(eps)``, eps in units of [0, 1], e.g. ``linf(8/255)``.
@@ -98,7 +103,7 @@ def evaluate(
 
 
 def attack(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     *,
@@ -112,7 +117,8 @@ def attack(
     """Attack a model with a named protocol and judge it.
 
     Args:
-        model: Takes float32 images (N, C, H, W) in [0, 1], returns logits (N, K); it is left as it was.
+        model: A module, or a function, that takes float32 images (N, C, H, W) in [0, 1] and returns logits (N, K) or what
+            ``robench.gate.logits_of`` takes for them; it is left as it was.
         x: Images (N, C, H, W), float32 in [0, 1].
         y: Labels (N,), integers in [0, K).
         threat: ``norm(eps)``, eps in units of [0, 1], e.g. ``linf(8/255)``.
@@ -148,7 +154,7 @@ def attack(
 
 @contextmanager
 def _opened(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     *,
@@ -162,27 +168,30 @@ def _opened(
     """Model and images, checked, as a scenario takes them; the model goes back as it came."""
     import torch
 
+    from robench.admission import admit, as_module, own_autograd, own_images
     from robench.data.checks import check_images, check_labels
     from robench.devices import exact_arithmetic, resolve_device
-    from robench.inference import predict, require_finite_weights, untouched
+    from robench.inference import require_finite_weights, untouched
 
-    parsed = ThreatModel.parse(threat)
+    parsed, settings = ThreatModel.parse(threat), settings or Settings()
     for name in attacks:
         _require_usable(catalog.ATTACKS.resolve(name), parsed)
     check_images(x)
-    require_finite_weights(model)
-    here = next((p.device for p in model.parameters()), torch.device("cpu"))
-    where = str(here) if device is None else resolve_device(device)
-    with exact_arithmetic(), _moved(model, here, where), untouched(model):
-        outputs = predict(model, x[:1].to(where), width=Settings().width)
-        if outputs.dim() != 2:
-            remedy = "return one row of logits per image"
-            raise DataError(must("the model's outputs", "logits (N, K)", tuple(outputs.shape), remedy))
-        check_labels(y, outputs.shape[1])
-        if len(y) != len(x):
-            raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
-        data = _in_memory(x.cpu(), y.cpu().long(), outputs.shape[1])
-        yield _objects(model, data, seed, Context("", where, batch_size or 256), settings or Settings())
+    with own_autograd(), exact_arithmetic():
+        own = as_module(model)
+        require_finite_weights(own)
+        here = next((p.device for p in own.parameters()), torch.device("cpu"))
+        where = str(here) if device is None else resolve_device(device)
+        with _moved(own, here, where), untouched(own):
+            images = own_images(x).to(where)
+            admitted = admit(own, images, width=settings.width)
+            for note in admitted.notes:
+                log.warning("the model %s", note)
+            labels = own_images(check_labels(y, admitted.logits.shape[1]))
+            if len(y) != len(x):
+                raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
+            data = _in_memory(images.cpu(), labels.cpu(), admitted.logits.shape[1])
+            yield _objects(admitted.net, data, seed, Context("", where, batch_size or 256), settings)
 
 
 def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:

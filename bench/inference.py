@@ -25,15 +25,25 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def require_finite_weights(model: nn.Module) -> None:
-    """Refuse a model whose parameters or buffers hold NaN or infinity.
+def require_finite_weights(model: nn.Module, of: str = "") -> None:
+    """Refuse a model with NaN anywhere, or infinity among its parameters.
+
+    Buffers may hold infinities: masks of -inf, and observers that have seen nothing yet.
+
+    Args:
+        model: Left as it is.
+        of: What the weights belong to, for the message.
 
     Raises:
-        ModelError: Names the first tensor that is not finite.
+        ModelError: Names the first tensor that is damaged.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(must(f"weight {name!r}", "finite", "NaN or infinity", "train or export the model again"))
+    parameters = dict(model.named_parameters())
+    for name, tensor in [*parameters.items(), *model.named_buffers()]:
+        if not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all()):
+            continue
+        if name in parameters or bool(tensor.isnan().any()):
+            what = f"weight {name!r}" + (f" of {of}" if of else "")
+            raise ModelError(must(what, "finite", "NaN or infinity", "train or export the model again"))
 
 
 @contextmanager
@@ -46,7 +56,8 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         ModelError: Parameters, buffers or hooks changed while it was measured.
     """
     before = fingerprint(model)
-    modes = [(module, module.training) for module in model.modules()]
+    # A frozen TorchScript module has no mode.
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module, _ in modes:
         module.training = False

@@ -32,7 +32,8 @@ class UserModel:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     input_range: tuple[float, float] = (0.0, 1.0)
-    num_classes: int = 10
+    num_classes: int | None = None
+    """Number of its logits; None: as many as the data has classes."""
     name: str = ""
     """Name in tables; by default the file's name, or the source itself where it is no file."""
 
@@ -111,8 +112,8 @@ def resolve_sources(
             arch = Ref.parse(artifacts[name].builder.kwargs["arch"])
             classes[name] = int(arch.kwargs.get("num_classes", len(spec.classes)))
         else:
-            artifacts[name], path = _file(user)
-            classes |= {name: user.num_classes} if user.arch else {}
+            artifacts[name], path = _file(user, spec)
+            classes |= {name: user.num_classes or len(spec.classes)} if user.arch else {}
             paths.append(path)
     further = {name: _further(name, data, spec) for name in dict.fromkeys(files)}
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
@@ -236,7 +237,7 @@ def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
     return replace(trained_on(images, **ref.kwargs), label=text)
 
 
-def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
+def _file(user: UserModel, data: DatasetSpec) -> tuple[Artifact, tuple[str, str]]:
     path = Path(user.source.rpartition(":")[0] or user.source)
     if not path.is_file() and ":" not in user.source:
         remedy = f"{suggestion(user.source, ZOO)}; or name a file or package.module:factory"
@@ -248,7 +249,8 @@ def _file(user: UserModel) -> tuple[Artifact, tuple[str, str]]:
     digest = hashlib.sha256(content + user.source.rpartition(":")[2].encode()).hexdigest()
     low, high = user.input_range
     ref = Ref.of(
-        "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high, num_classes=user.num_classes
-    )
+        "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high,
+        num_classes=user.num_classes or 0, classes=len(data.classes), shape=data.shape,
+    )  # fmt: skip
     version = "|".join([catalog.BUILDERS["file"].version, *([made_of(user.arch)] if user.arch else [])])
     return Artifact("model", ref, version, label=user.label), (digest, user.source)

@@ -198,6 +198,8 @@ class ModelSpec:
     """Range the bare network expects before mean/std; the wrapper maps [0, 1] to it."""
     licence: str = ""
     citation: str = ""
+    notes: tuple[str, ...] = ()
+    """What was done to the model so that it takes float32 images in batches and returns logits, in words."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Model:
     """Whether bytes and latency of this form say nothing about a deployed one (fake quantization)."""
     task: Task = CLASSIFICATION
     """What its outputs mean."""
+    notes: tuple[str, ...] = ()
+    """What was done so that robench can ask it, to be told before the run."""
 
 
 def folder(artifact: Artifact, context: Context) -> Path:

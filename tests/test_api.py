@@ -167,7 +167,7 @@ def test_weights_that_are_not_finite_are_refused(images, value):
 
 
 def test_outputs_of_another_shape_are_refused(images):
-    with pytest.raises(DataError, match=r"logits \(N, K\)"):
+    with pytest.raises(ModelError, match=r"logits \(64, K\), K at least 2, got 'a tensor \(64, 1, 2\) of float32'"):
         evaluate(nn.Sequential(Line(), nn.Unflatten(1, (1, 2))), images)
 
 

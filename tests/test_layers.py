@@ -17,7 +17,7 @@ LAYERS = [
     ("errors", "spec", "registry", "lineage"),
     (
         *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
-        "children",
+        *("children", "gate", "admission"),
     ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),

@@ -18,7 +18,7 @@ def zoo(artifact: Artifact, context: Context, *, name: str = "") -> Model:
     return Model(embedded.load(name).to(context.device), seen)
 
 
-@facts(version=1, kind="model")
+@facts(version=2, kind="model")
 def file(
     artifact: Artifact,
     context: Context,
@@ -29,16 +29,19 @@ def file(
     std: tuple[float, ...] = (1.0,),
     low: float = 0.0,
     high: float = 1.0,
-    num_classes: int = 10,
+    num_classes: int = 0,
+    classes: int = 10,
+    shape: tuple[int, ...] = (),
 ) -> Model:
-    """A user's model file or factory, found by the hash of its content."""
+    """A user's model file or factory, found by the hash of its content, for images and classes of the run's data."""
     from robench.models.load import load_model as read
 
     path = dict(context.sources).get(sha256, artifact.label)
-    net, _ = read(
-        path, arch=arch or None, mean=mean, std=std, input_range=(low, high), num_classes=num_classes, trust=context.trust
-    )
-    return Model(net.to(context.device), {})
+    net, spec = read(
+        path, arch=arch or None, mean=mean, std=std, input_range=(low, high), trust=context.trust,
+        num_classes=num_classes or classes, exact=bool(num_classes), shape=(shape[0], shape[1], shape[2]) if shape else None,
+    )  # fmt: skip
+    return Model(net.to(context.device), {}, notes=spec.notes)
 
 
 @facts(version=1, kind="model")

@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from robench.admission import admit, as_module
 from robench.errors import ConfigError, ModelError, must
+from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
 from robench.models.weights import ARCHITECTURES, DAMAGED, construct
 from robench.models.wrap import Normalised
@@ -23,6 +25,8 @@ from robench.spec import ModelSpec, Ref
 
 _Shape = tuple[int, int, int]
 _DEFAULT_SHAPE = (1, 32, 32)
+TRIAL = 64
+"""Images of the trial pass, as wide as a run's batches are unless told otherwise."""
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 _USER_ERRORS = (
     ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError,
@@ -39,6 +43,7 @@ def load_model(
     std: Sequence[float] = (1.0,),
     input_range: tuple[float, float] = (0.0, 1.0),
     num_classes: int = 10,
+    exact: bool = True,
     shape: _Shape | None = None,
     trust: bool = False,
     sha256: str | None = None,
@@ -56,6 +61,7 @@ def load_model(
         std: Standard deviation that they are divided by, likewise.
         input_range: Pixel range that the bare model expects.
         num_classes: Number of logits expected.
+        exact: Whether another number of logits is refused; else it only fills in what the architecture does not say.
         shape: Shape (C, H, W) of the images that it will see; None: what the architecture or the exported example says
             (1 x 32 x 32 where they say nothing, and then there is no trial pass).
         trust: Whether code named by ``source`` may be executed.
@@ -68,16 +74,30 @@ def load_model(
     """
     if sha256:
         _check_hash(_file_of(source), sha256)
-    net, ref, seen = _bare(source, arch, num_classes=num_classes, shape=shape, trust=trust)
-    require_finite(net, source)
+    net, ref, seen, notes = _bare(source, arch, num_classes=num_classes, shape=shape, trust=trust)
+    require_finite_weights(net, source)
     plain = set(mean) == {0.0} and set(std) == {1.0} and tuple(input_range) == (0.0, 1.0)
-    model = net if plain else Normalised(net, mean=mean, std=std, input_range=input_range)
-    model.eval()
     shape = shape or seen
     if shape:
-        _trial(model, num_classes, shape)
-    low, high = input_range
-    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, tuple(mean), tuple(std), (low, high))
+        _require_channels(mean, shape)
+    model = net if plain else Normalised(net, mean=mean, std=std, input_range=input_range)
+    model.eval()
+    if shape:
+        model, more = _tried(model, num_classes if exact else None, shape)
+        notes += more
+    known = {"mean": tuple(mean), "std": tuple(std), "input_range": (input_range[0], input_range[1]), "notes": notes}
+    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, **known)
+
+
+def _require_channels(mean: Sequence[float], shape: _Shape) -> None:
+    """Refuse a mean of other channels than the images': broadcasting would make a grey image a coloured one.
+
+    Raises:
+        ConfigError: Neither one value nor one per channel.
+    """
+    if len(mean) not in (1, shape[0]):
+        expected = f"one value, or one per channel ({shape[0]})"
+        raise ConfigError(must("mean and std", expected, tuple(mean), "correct --mean and --std, or the data"))
 
 
 def _file_of(source: str) -> Path:
@@ -87,21 +107,23 @@ def _file_of(source: str) -> Path:
 
 def _bare(
     source: str, arch: str | None, *, num_classes: int, shape: _Shape | None, trust: bool
-) -> tuple[nn.Module, Ref, _Shape | None]:
-    """The bare net, the reference that names it, and the image shape it is made for, where that is known."""
+) -> tuple[nn.Module, Ref, _Shape | None, tuple[str, ...]]:
+    """The bare net, the reference that names it, the image shape it is made for, where that is known, and notes."""
     suffix = Path(source).suffix
     if suffix in WEIGHT_FILES:
         return _from_weights(Path(source), arch, num_classes=num_classes, shape=shape)
     if suffix == ".pt2":
         program = load_exported(_present(Path(source)), trust=trust)
-        return program, Ref.of("file", path=Path(source).name), program.shape
+        return program, Ref.of("file", path=Path(source).name), program.shape, ()
     if ":" in source:
-        return _from_factory(source, trust), Ref.of("factory", source=source), None
+        return _from_factory(source, trust), Ref.of("factory", source=source), None, ()
     forms = "FILE.safetensors, FILE.pt, FILE.pt2, package.module:factory or path.py:factory"
     raise ConfigError(must("a model", forms, source, "`robench list models` prints the names of the zoo"))
 
 
-def _from_weights(path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None) -> tuple[nn.Module, Ref, _Shape]:
+def _from_weights(
+    path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None
+) -> tuple[nn.Module, Ref, _Shape, tuple[str, ...]]:
     if arch is None:
         raise ConfigError(must(f"the architecture of {path}", "given", None, "add --arch 'resnet18(num_classes=10)'"))
     given = Ref.parse(arch)
@@ -109,13 +131,16 @@ def _from_weights(path: Path, arch: str | None, *, num_classes: int, shape: _Sha
     known = {"num_classes": num_classes} | ({"in_channels": shape[0], "size": shape[1]} if shape else {})
     ref = ARCHITECTURES.resolve(given.with_defaults({k: v for k, v in known.items() if k in entry.parameters}))
     net = construct(ref)
-    read_weights(net, path)
+    notes = read_weights(net, path)
     size = ref.kwargs.get("size", _DEFAULT_SHAPE[1])
-    return net, ref, (ref.kwargs.get("in_channels", 1), size, size)
+    return net, ref, (ref.kwargs.get("in_channels", 1), size, size), notes
 
 
-def read_weights(model: nn.Module, path: Path) -> None:
+def read_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     """Fill ``model`` with the state dict of a ``.safetensors``, ``.pt`` or ``.pth`` file; no code is executed.
+
+    Returns:
+        A note where the file's weights are of another floating-point type than the model's.
 
     Raises:
         ModelError: The file is missing, damaged, no state dict, or does not fit the model.
@@ -123,7 +148,10 @@ def read_weights(model: nn.Module, path: Path) -> None:
     state = _state(_present(path))
     _check_fit(model.state_dict(), state, path)
     model.load_state_dict(state)
-    require_finite(model, str(path))
+    require_finite_weights(model, str(path))
+    own = model.state_dict()
+    cast = sorted({f"{_name(v)} weights become {_name(own[k])}" for k, v in state.items() if v.dtype != own[k].dtype})
+    return tuple(f"is stored in another type: {text}" for text in cast)
 
 
 def _present(path: Path) -> Path:
@@ -163,20 +191,30 @@ def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
         for k, v in wanted.items()
         if k in state and state[k].shape != v.shape
     ]
+    wrong += [
+        f"{k} of {_name(state[k])} instead of {_name(v)}"
+        for k, v in wanted.items()
+        if k in state and state[k].shape == v.shape and not _castable(state[k].dtype, v.dtype)
+    ]
     if wrong:
         got = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise ModelError(must(f"the weights in {path}", "those of the architecture", got, "correct --arch"))
 
 
-def require_finite(model: nn.Module, source: str) -> None:
-    """Refuse weights that are not finite.
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
-    Raises:
-        ModelError: Names the first tensor with a NaN or an infinity.
+
+def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether values of one type may stand for the other's: the plain floating-point types for each other, integers too.
+
+    Eight-bit floats have lost a scale that is kept elsewhere, and complex numbers would lose a part.
     """
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(must(f"weight {name!r} of {source}", "finite", "NaN or infinity", "train or export it again"))
+    if given == wanted:
+        return True
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return (given in plain and wanted in plain) or (given in integers and wanted in integers)
 
 
 def _check_hash(path: Path, wanted: str) -> None:
@@ -194,9 +232,9 @@ def _from_factory(source: str, trust: bool) -> nn.Module:
     if not callable(factory):
         raise ModelError(must(f"{name!r} of {place}", "a function", factory, "name a factory, as in path.py:make_model"))
     model = _called(factory, source)
-    if not isinstance(model, nn.Module):
+    if not callable(model):
         raise ModelError(must(f"what {source} returns", "a torch.nn.Module", type(model).__name__, "return the model"))
-    return model.cpu()
+    return as_module(model).cpu()
 
 
 def _called(factory: Callable[[], Any], source: str) -> Any:
@@ -222,16 +260,18 @@ def _module(place: str) -> Any:
     return module
 
 
-@torch.no_grad()
-def _trial(model: nn.Module, num_classes: int, shape: _Shape) -> None:
-    """One pass of a width that no program was exported for by habit, so that a fixed batch size is found out."""
-    try:
-        logits = model(torch.full((16, *shape), 0.5))
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        remedy = "check shape, channels and size; a .pt2 must be exported with a dynamic batch dimension"
-        raise ModelError(must("the model", f"able to take images (16, {shape})", str(error)[:200], remedy)) from error
-    if not isinstance(logits, Tensor) or logits.shape != (16, num_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(must("the model's output", f"logits (16, {num_classes})", got, "correct the number of classes"))
-    if not bool(logits.isfinite().all()):
-        raise ModelError(must("the model's logits", "finite", "NaN or infinity", "check weights, mean, std and input range"))
+def _tried(model: nn.Module, num_classes: int | None, shape: _Shape) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model as robench can ask it, and notes, once random images have shown that it returns ``num_classes`` logits.
+
+    Random images, because a model may divide by an image's own deviation, which is 0 for constant ones.
+    """
+    images = torch.rand(TRIAL, *shape, generator=torch.Generator().manual_seed(0))
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with untouched(model):
+        admitted = admit(model, images, width=TRIAL)
+    for parameter, flag in zip(admitted.net.parameters(), flags, strict=True):  # a widened copy has parameters of its own
+        parameter.requires_grad_(flag)
+    if num_classes is not None and admitted.logits.shape[1] != num_classes:
+        expected, got = f"logits ({TRIAL}, {num_classes})", tuple(admitted.logits.shape)
+        raise ModelError(must("the model's output", expected, got, "correct the number of classes"))
+    return admitted.net, admitted.notes

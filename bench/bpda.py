@@ -16,6 +16,7 @@ from robench.errors import ConfigError, ModelError, must, suggestion
 from robench.inference import untouched
 from robench.ops.chance import seeded
 from robench.ops.random import Draws
+from robench.scripted import Unscripted
 
 StandIn = Callable[[Tensor], Tensor]
 """A differentiable function of a layer's input, with the shape of the layer's output."""
@@ -359,9 +360,16 @@ def _is_division(func: Any) -> bool:
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that holds the very same parameters and buffers."""
-    held = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+    """A copy of the modules that holds the very same parameters and buffers; TorchScript runs from Python in it.
+
+    Raises:
+        ModelError: A TorchScript graph that Python cannot run.
+    """
+    held: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    scripted = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    inner = {id(child) for module in scripted for child in module.modules() if child is not module}
+    held |= {id(module): Unscripted(module) for module in scripted if id(module) not in inner}
+    return copy.deepcopy(model, held)
 
 
 def _declared(model: nn.Module) -> dict[str, str | StandIn]:

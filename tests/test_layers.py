@@ -16,8 +16,8 @@ TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.chil
 LAYERS = [
     ("errors", "spec", "registry", "lineage"),
     (
-        *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda", "resident"),
-        *("children", "gate", "admission"),
+        *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
+        *("children", "gate", "admission", "resident", "scripted"),
     ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),

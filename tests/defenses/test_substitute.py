@@ -15,6 +15,7 @@ from robench.defenses._bit_depth import bit_depth
 from robench.defenses._jpeg import Jpeg, compressed, cosines, jpeg, quantisation
 from robench.errors import ConfigError, ModelError
 from robench.inference import fingerprint, predict
+from robench.models.exported import Exported
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.victim import Victim
@@ -311,6 +312,47 @@ def test_comparisons_that_become_floats_have_the_gradient_of_the_difference(orde
     want = torch.zeros(6, 256)
     want[:, 0] = 3 * sign
     assert torch.equal(gradient(twin).flatten(1), want)
+
+
+def quantised(x: Tensor) -> Tensor:
+    return (x * 15).to(torch.uint8).float() / 15
+
+
+HIDERS = {
+    "floor division": lambda x: torch.div(x, 0.1, rounding_mode="floor") * 0.1,
+    "remainder": lambda x: x - torch.remainder(x, 0.1),
+    "cast": quantised,
+    "integer arithmetic": lambda x: ((x * 15).to(torch.uint8) + 1) / 15,
+    "where": lambda x: torch.where(x > 0.5, 1.0, 0.0),
+    "negated where": lambda x: torch.where(~(x > 0.5), 0.0, 1.0),
+    "masked_fill": lambda x: torch.zeros_like(x).masked_fill(x > 0.5, 1.0),
+    "product": lambda x: (x > 0.5) * torch.ones_like(x),
+    "reshaped mask": lambda x: (x > 0.5).flatten(1).view_as(x).float(),
+}
+
+
+class Around(nn.Module):
+    """A function of the pixels in the model's own forward."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function, self.inner = function, net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.function(x))
+
+
+@pytest.mark.parametrize("form", ["module", "exported"])
+@pytest.mark.parametrize("name", HIDERS)
+def test_every_way_to_hide_a_gradient_is_bridged(name, form):
+    model = Around(HIDERS[name]).eval()
+    if form == "exported":
+        batch = torch.export.Dim("batch", min=1, max=64)
+        model = Exported(torch.export.export(model, (X,), dynamic_shapes=({0: batch},)).module(check_guards=False), None)
+    twin, names = bridged(model, X)
+    assert names and torch.equal(twin(X), model(X))
+    ours, wanted = gradient(twin), gradient(net(), HIDERS[name](X))  # up to the width of a step, which is positive
+    assert ours.flatten(1).any(1).all() and (ours * wanted >= 0).all()
 
 
 def test_a_decision_alone_is_bridged_to_its_logits():

@@ -181,7 +181,9 @@ Of 0.5, 1, 2, 4 and 8 on three binarised nets, whose adversarial examples a mixe
 """
 
 
-HIDING = ("argmax", "cast", "ceil", "comparison", "detach", "floor", "heaviside", "remainder", "round", "sgn", "sign", "trunc")
+HIDING = (
+    "argmax", "cast", "ceil", "comparison", "detach", "floor", "heaviside", "remainder", "round", "sgn", "sign", "trunc",
+)  # fmt: skip
 """Torch functions, and operators of exported graphs, that let no gradient through and keep the shape. ``cast`` is one from
 floats to integers; ``remainder`` takes away the gradient of what it is subtracted from."""
 

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from robench.errors import ModelError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_plan, versions
-from robench.spec import Artifact, Cell, Context, Settings
+from robench.spec import Context, Settings
 from robench.store import Store
 from robench.suite import Suite, read_suite
 
 if TYPE_CHECKING:
-    from robench.admission import Admitted
     from robench.plan import Plan
     from robench.sources import UserModel
 
@@ -102,6 +100,7 @@ def run(
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
     """
     from robench.devices import resolve_device, usable_cores
+    from robench.tryout import try_out
 
     plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings)
     folder = Path(out) if out else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
@@ -112,7 +111,8 @@ def run(
     say = announce or _say_nothing
     for note in plan.notes:
         say(f"left out: {note}")
-    _announce(plan, context, say)
+    for line in try_out(plan, context):
+        say(line)
     with store.locked():
         store.clean_temporary()
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
@@ -123,81 +123,6 @@ def run(
         told |= {"timeout_s": cell_timeout, "retry": retry}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
-
-
-def _announce(plan: Plan, context: Context, announce: Callable[[str], None]) -> None:
-    """Try each user model out on the first images, and say its accuracy there; one that cannot run ends the run here.
-
-    Raises:
-        ModelError: The model cannot be loaded, does not fit the images or their classes, or is to be attacked from a
-            model of other classes.
-    """
-    from robench.admission import own_autograd
-    from robench.devices import exact_arithmetic
-
-    for cell in plan.cells:
-        with own_autograd(), exact_arithmetic(context.threads):
-            if cell.extra and "file" in (cell.model.builder.name, cell.extra[0].builder.name):
-                _require_same_logits(cell, context)
-            plain = cell.model.builder.name == "file" and not cell.condition
-            if plain and cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test":
-                for text in _seen(cell, context):
-                    announce(text)
-
-
-def _seen(cell: Cell, context: Context) -> list[str]:
-    """What a user's model is like on the first images of its cell, in words.
-
-    Raises:
-        ModelError: Fewer logits than classes, or a model that robench cannot ask.
-    """
-    from robench.workshop import load as load_artifact
-    from robench.workshop import load_model
-
-    data, name = load_artifact(cell.data, context), cell.model.label
-    admitted = _admitted(cell.model, cell, context)
-    least, found = len(data.spec.classes), int(admitted.logits.shape[1])
-    if found < least:
-        remedy = "choose a model that was trained on this data's classes"
-        raise ModelError(must(f"the outputs of {name}", f"{least} logits per image, or more", (found,), remedy))
-    count = len(admitted.logits)
-    right = int((admitted.logits.argmax(1).cpu() == data.labels[:count]).sum())
-    which = f"all {count} images" if count == len(data) else f"the first {count} of {len(data)} images"
-    said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
-    notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
-    return [*(f"{name} {note}" for note in notes), said]
-
-
-def _require_same_logits(cell: Cell, context: Context) -> None:
-    """Refuse an attack from a model of other classes; one that is still to be trained takes those of the data.
-
-    Raises:
-        ModelError: The two models' outputs have different shapes.
-    """
-    source = cell.extra[0]
-    if source.kind != "model" or source.stored or cell.model.stored:
-        return
-    shapes = [tuple(_admitted(a, cell, context).logits.shape[1:]) for a in (source, cell.model)]
-    if shapes[0] != shapes[1]:
-        remedy = "name a source that was trained on the same classes"
-        expected = f"those of {cell.model.label}, {shapes[1]}"
-        raise ModelError(must(f"the outputs per image of the source {source.label}", expected, shapes[0], remedy))
-
-
-def _admitted(model: Artifact, cell: Cell, context: Context) -> Admitted:
-    """A model of the run, tried out on the first images of a cell, at the cell's width."""
-    import torch
-
-    from robench.admission import admit
-    from robench.inference import untouched
-    from robench.workshop import load as load_artifact
-    from robench.workshop import load_model
-
-    width = cell.settings.width
-    net, data = load_model(model, context).net, load_artifact(cell.data, context)
-    images = data.images(torch.arange(min(width, len(data)))).to(context.device)
-    with untouched(net):
-        return admit(net, images, width=width)
 
 
 def _say_nothing(text: str) -> None:

@@ -36,7 +36,7 @@ LAYERS = [
         "estimate",
         "doctor",
     ),
-    ("runner", "missing", "api", "evaluation", "binarization"),
+    ("runner", "missing", "tryout", "api", "evaluation", "binarization"),
     ("reports",),
     ("cli", "benchmark", "corruptbench", "stepcost"),
 ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import robench
 from robench import attacks
+from robench.cli import main
 from robench.errors import ModelError
 from robench.workshop import read_split
 
@@ -235,3 +238,70 @@ def test_what_cannot_be_asked_is_refused_in_one_line(name, way, images) -> None:
 def test_a_protocol_says_of_an_odd_model_what_it_says_of_the_plain_one(name, images) -> None:
     found, wanted = (robench.attack(m, *images, threat=THREAT) for m in (WORKS[name](), Plain()))
     assert found.robust.tolist() == wanted.robust.tolist() and found.validity.status == wanted.validity.status
+
+
+SOURCE = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_odd_models import REFUSED, ROUNDED, WORKS, Plain
+
+
+def plain():
+    return Plain()
+
+
+{functions}
+"""
+
+
+@pytest.fixture(scope="module")
+def factories(tmp_path_factory):
+    """A file with a factory for every odd model."""
+    odd = {**WORKS, **ROUNDED, **{name: build for name, (build, _) in REFUSED.items()}}
+    lines = [f"def {_word(name)}():\n    return {_table(name)}\n" for name in odd]
+    path = tmp_path_factory.mktemp("factories") / "odd.py"
+    path.write_text(SOURCE.format(folder=str(Path(__file__).parent), functions="\n".join(lines)))
+    suite = path.parent / "tiny.yaml"
+    suite.write_text(
+        "{name: tiny, version: 1, summary: tiny, data: digits, threats: ['linf(0.1)'], attacks: ['pgd(steps=5)']}"
+    )
+    return path, suite
+
+
+def _word(name: str) -> str:
+    return name.replace(" ", "_") + "_model"
+
+
+def _table(name: str) -> str:
+    return f"REFUSED[{name!r}][0]()" if name in REFUSED else f"{'WORKS' if name in WORKS else 'ROUNDED'}[{name!r}]()"
+
+
+def ran(factories, names: list[str], out):
+    path, suite = factories
+    models = [text for name in names for text in ("--model", f"{name}={path}:{name}")]
+    args = ["run", "--suite", str(suite), *models, "--data", "digits", "--limit", str(SHOWN), "--trust", "--workers", "1"]
+    return CliRunner().invoke(main, [*args, "--out", str(out), "--scenario", "clean", "--scenario", "evasion"])
+
+
+@pytest.mark.slow
+def test_a_run_of_odd_models_gives_the_numbers_of_the_plain_one(factories, tmp_path) -> None:
+    names = ["plain", *map(_word, WORKS)]
+    found = ran(factories, names, tmp_path / "run")
+    assert found.exit_code == 0, found.output
+    rows = robench.load(tmp_path / "run")["evasion"].sort_values(["model", "sample"])
+    wanted = rows[rows["model"] == "plain"]
+    for name in names:
+        own = rows[rows["model"] == name]
+        assert own["margin_adv"].tolist() == pytest.approx(wanted["margin_adv"].tolist(), abs=1e-4), name
+        assert own["score_adv"].tolist() == wanted["score_adv"].tolist(), name
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in REFUSED if name not in ("one logit", "leaving")]
+
+
+@pytest.mark.parametrize("name", ["one logit", "leaving", *SLOW])
+def test_a_run_refuses_in_one_line_and_computes_nothing(name, factories, tmp_path) -> None:
+    found = ran(factories, [_word(name)], tmp_path / "run")
+    told = [line for line in found.output.splitlines() if line.startswith("robench:")]
+    assert found.exit_code == 2 and len(told) == 1 and _word(name) in told[0], found.output
+    assert not (tmp_path / "run" / "cells").exists()

@@ -1,0 +1,121 @@
+"""Every model of the user's is tried out before a run, in a process of its own: can it be asked, and is it right at all?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from robench.children import isolated
+from robench.errors import ModelError, must
+from robench.plan import Plan
+from robench.spec import Artifact, Cell, Context
+
+if TYPE_CHECKING:
+    from robench.admission import Admitted
+
+
+def try_out(plan: Plan, context: Context) -> list[str]:
+    """Lines that say what each user model is like on images spread over its data; one that cannot run ends the run here.
+
+    Raises:
+        ModelError: The model cannot be loaded, does not fit the images or their classes, is to be attacked from a model
+            of other classes, or ends its process.
+    """
+    shown = _shown(plan.cells)
+    pairs = [cell for cell in plan.cells if cell.extra and "file" in (cell.model.builder.name, cell.extra[0].builder.name)]
+    if not shown and not pairs:
+        return []
+    names = ", ".join(dict.fromkeys(cell.model.label for cell in [*shown, *pairs]))
+    return isolated(_looks, (shown, pairs, context), what=f"the trial of {names}")
+
+
+def _shown(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell for each model of the user's as it comes, of clean test images where there is one."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.model.builder.name == "file" and not cell.condition:
+            clean = cell.scenario.name == "clean" and cell.scenario.kwargs["split"] == "test"
+            if clean or cell.model.digest not in found:
+                found[cell.model.digest] = cell
+    return list(found.values())
+
+
+def _looks(told: tuple[list[Cell], list[Cell], Context]) -> list[str]:
+    """What is said of the cells' models; runs in the child."""
+    from robench.admission import own_autograd
+    from robench.devices import exact_arithmetic
+
+    shown, pairs, context = told
+    with own_autograd(), exact_arithmetic(context.threads):
+        for cell in pairs:
+            _require_same_logits(cell, context)
+        return [text for cell in shown for text in _look(cell, context)]
+
+
+def _look(cell: Cell, context: Context) -> list[str]:
+    """What a model is like on images spread over its data, in words.
+
+    Raises:
+        ModelError: Fewer logits than classes, or a model that robench cannot ask.
+    """
+    from robench.workshop import load as load_artifact
+    from robench.workshop import load_model
+
+    data, name = load_artifact(cell.data, context), cell.model.label
+    admitted = _admitted(cell.model, cell, context)
+    least, found = len(data.spec.classes), int(admitted.logits.shape[1])
+    if found < least:
+        remedy = "choose a model that was trained on this data's classes"
+        raise ModelError(must(f"the outputs of {name}", f"{least} logits per image, or more", (found,), remedy))
+    predicted, labels = admitted.logits.argmax(1).cpu(), data.labels[_spread(len(data), cell.settings.width)]
+    count, right = len(labels), int((predicted == labels).sum())
+    which = f"all {count} images" if count == len(data) else f"{count} of {len(data)} images"
+    said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
+    notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
+    return [*(f"{name} {note}" for note in notes), said]
+
+
+def _spread(count: int, width: int) -> list[int]:
+    """Places of at most ``width`` samples spread evenly, since data may be sorted by class."""
+    shown = min(count, width)
+    return [k * count // shown for k in range(shown)]
+
+
+def _require_same_logits(cell: Cell, context: Context) -> None:
+    """Refuse an attack from a model of other classes; one that is still to be trained takes those of the data.
+
+    Raises:
+        ModelError: The two models' outputs have different shapes.
+    """
+    source = cell.extra[0]
+    if source.kind != "model" or source.stored or cell.model.stored:
+        return
+    shapes = [tuple(_admitted(a, cell, context).logits.shape[1:]) for a in (source, cell.model)]
+    if shapes[0] != shapes[1]:
+        remedy = "name a source that was trained on the same classes"
+        expected = f"those of {cell.model.label}, {shapes[1]}"
+        raise ModelError(must(f"the outputs per image of the source {source.label}", expected, shapes[0], remedy))
+
+
+def _admitted(model: Artifact, cell: Cell, context: Context) -> Admitted:
+    """A model of the run, tried out at the cell's width; an error names the model.
+
+    Raises:
+        ModelError: It cannot be asked.
+    """
+    import torch
+
+    from robench.admission import admit
+    from robench.inference import untouched
+    from robench.workshop import load as load_artifact
+    from robench.workshop import load_model
+
+    width = cell.settings.width
+    data = load_artifact(cell.data, context)
+    images = data.images(torch.tensor(_spread(len(data), width))).to(context.device)
+    try:
+        net = load_model(model, context).net
+        with untouched(net):
+            return admit(net, images, width=width)
+    except ModelError as error:
+        raise ModelError(f"{model.label}: {error}") from error

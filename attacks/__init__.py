@@ -62,6 +62,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'robench.attacks' has no attribute {name!r}")
     module, _, function = found.partition(":")
     attack = getattr(importlib.import_module(module), function)
-    if name in BESIDE or attack.facts.get("protocol"):
-        return attack
-    return importlib.import_module("robench.attacks._direct").direct(attack)
+    direct = importlib.import_module("robench.attacks._direct")
+    if name in BESIDE:
+        return direct.beside(attack)
+    return attack if attack.facts.get("protocol") else direct.direct(attack)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robench.admission import admit, as_module, own_autograd, own_images
+from robench.admission import Admitted, admit, as_module, own_autograd, own_images
 from robench.errors import ConfigError, DataError, must
-from robench.inference import untouched
+from robench.inference import require_finite_weights, untouched
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.task import TARGETED
@@ -65,12 +65,25 @@ def direct(attack: Attack) -> Attack:
         if isinstance(model, Victim):
             return attack(model, x, y, threat=threat, seeds=seeds, **params)
         _require_usable(attack, threat, target)
-        with opened(model, x, y, target=target) as (net, x, y, target):
+        with opened(model, x, y, target=target) as (net, x, y, target), ExitStack() as stack:
+            if isinstance(params.get("surrogate"), nn.Module):
+                params["surrogate"] = stack.enter_context(_asked(params["surrogate"], x)).net
             if target is not None:
                 net, y = Victim(net, x, target, threat=threat, task=TARGETED), target
             return attack(net, x, y, threat=threat, seeds=seeds, **params)
 
     vars(called)["__signature__"] = _signature(attack, called)
+    return called
+
+
+def beside(attack: Callable[..., Any]) -> Callable[..., Any]:
+    """A function on (model, x, y) that is no attack of the table, behind the same door as those are."""
+
+    @wraps(attack)
+    def called(model: nn.Module | Callable[[Tensor], Any], x: Tensor, y: Tensor, **params: Any) -> Any:
+        with opened(model, x, y) as (net, images, labels, _):
+            return attack(net, images, labels, **params)
+
     return called
 
 
@@ -103,13 +116,22 @@ def opened(
     """
     _require_images(x)
     with own_autograd():
-        own, images = as_module(model), own_images(x)
-        with untouched(own):
-            admitted = admit(own, images, width=WIDTH)
-            for note in admitted.notes:
-                log.warning("the model %s", note)
+        images = own_images(x)
+        with _asked(model, images) as admitted:
             _require_labels(len(x), y, target, classes=admitted.logits.shape[1])
             yield admitted.net, images, own_images(y), None if target is None else own_images(target)
+
+
+@contextmanager
+def _asked(model: nn.Module | Callable[[Tensor], Any], images: Tensor) -> Iterator[Admitted]:
+    """The model after its trial, in eval mode; it goes back as it came."""
+    own = as_module(model)
+    require_finite_weights(own)
+    with untouched(own):
+        admitted = admit(own, images, width=WIDTH)
+        for note in admitted.notes:
+            log.warning("the model %s", note)
+        yield admitted
 
 
 def _require_images(x: Tensor) -> None:
@@ -118,6 +140,7 @@ def _require_images(x: Tensor) -> None:
         got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         remedy = "divide by 255: x.float() / 255" if got == "torch.uint8" else "convert with x.float()"
         raise DataError(must("images", "a float32 tensor in [0, 1]", got, remedy))
+    x = x.detach()
     if not len(x) or not bool(x.isfinite().all()) or float(x.min()) < 0 or float(x.max()) > 1:
         remedy = "pass plain pixels: normalisation belongs in the model (robench.models.Normalised)"
         got = f"{tuple(x.shape)} in [{float(x.min()):g}, {float(x.max()):g}]" if len(x) else "none"

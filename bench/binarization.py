@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robench.admission import admit, as_module, own_autograd, own_images
 from robench.data.checks import check_images
 from robench.devices import exact_arithmetic, resolve_device
 from robench.errors import ConfigError, DataError, ModelError, must
@@ -108,18 +109,25 @@ def binarization_test(
     """
     ball = ThreatModel.parse(threat)
     _check(ball, x, counts={"n_samples": n_samples, "inner": inner, "trials": trials})
-    require_finite_weights(model)
-    here = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            must("the model", "a torch.nn.Module, whose last layer is replaced", type(model).__name__, "pass it")
+        )
+    own = as_module(model)
+    require_finite_weights(own)
+    here = next((p.device for p in own.parameters()), torch.device("cpu"))
     where = torch.device(here if device is None else resolve_device(device))
-    points = x[:n_samples].to(where)
-    planted = copy.deepcopy(model).to(where)
-    draws = Draws(seed, torch.arange(len(points), device=where))
     parts = []
-    with exact_arithmetic(), untouched(planted):
-        name = head or _head(planted, points[:1])
-        for rows in _apart(points, ball):
-            task = _planted(planted, name, Ball(points[rows], ball), draws=draws[rows], inner=inner)
-            parts.append(_measure(task, attack=attack, draws=draws[rows], trials=trials, seed=seed))
+    with own_autograd(), exact_arithmetic():
+        points = own_images(x[:n_samples]).to(where)
+        draws = Draws(seed, torch.arange(len(points), device=where))
+        planted = copy.deepcopy(own).to(where)
+        with untouched(planted):
+            net = admit(planted, points, width=Settings().width).net
+            name = (head if net is planted else f"net.{head}") if head else _head(net, points[:1])
+            for rows in _apart(points, ball):
+                task = _planted(net, name, Ball(points[rows], ball), draws=draws[rows], inner=inner)
+                parts.append(_measure(task, attack=attack, draws=draws[rows], trials=trials, seed=seed))
     frame = pd.concat(parts).sort_values("sample", ignore_index=True)
     usable = frame[frame["usable"]]
     rates = [float(usable[c].mean()) if len(usable) else 0.0 for c in ("attack_success", "random_success")]

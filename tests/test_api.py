@@ -177,6 +177,11 @@ def test_probabilities_instead_of_logits_are_told_in_the_verdict(images):
     assert "probabilities, not logits" in str(found.validity)
 
 
+def test_without_a_radius_logits_are_no_probabilities(images):
+    model = nn.Sequential(Line(), nn.Softplus())
+    assert not any("probabilities" in reason for reason in evaluate(model, images, threat="linf(0)").validity.reasons)
+
+
 class Counting(Line):
     """Moves a buffer at every forward, even in eval mode."""
 

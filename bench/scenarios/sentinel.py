@@ -165,13 +165,14 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
 def _outputs(objects: Objects, hold: Hold, threat: ThreatModel) -> dict[str, Tensor]:
     """Broken without bounds, random, probabilities instead of logits, and dependent on the batch, bool (N,) each."""
     first, *again = (predict(objects.net, hold.x, width=hold.width) for _ in range(FORWARDS))
-    elsewhere = predict(objects.net, _start(objects, hold, threat), width=hold.width)
+    unbounded = ThreatModel.parse("linf(1)")
+    # At eps 0 the ball holds nothing but the image, and what does not change there says nothing about sums.
+    elsewhere = predict(objects.net, _start(objects, hold, threat if threat.eps else unbounded), width=hold.width)
     company = second_look(objects.net, hold.x, width=hold.width)
     positive = torch.minimum(first, elsewhere).amin(1) >= -1e-5
     spread = (first.amax(1) - first.amin(1)).clamp_max(first.sum(1).abs())
     same_sum = (first.double().sum(1) - elsewhere.double().sum(1)).abs() <= 1e-5 * spread
     random = torch.stack([differ(first, other) for other in again]).any(0)
-    unbounded = ThreatModel.parse("linf(1)")
     _, rows = attack_hold(objects.net, hold, attack=UNBOUNDED, threat=unbounded, seed=objects.cell.seed)
     return {
         "unbounded_broken": torch.tensor([row["score_adv"] < 1 for row in rows], device=hold.x.device),

@@ -30,7 +30,14 @@ _ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 _NOT_LITERAL = {"self", "estimator", "classifier", "estimator_orig", "summary_writer"}
 
 
-@facts(version=2, norms=("linf", "l2", "l1"), access="white", randomness="call", open_arguments=True)
+@facts(
+    version=2,
+    norms=("linf", "l2", "l1"),
+    access="white",
+    randomness="call",
+    open_arguments=True,
+    distribution="adversarial-robustness-toolbox",
+)
 def art(
     victim: Victim | nn.Module, x: Tensor, y: Tensor, *, name: str, threat: ThreatModel, seeds: Draws, **params: Any
 ) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from robench.changes import reasons
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_plan, versions
@@ -41,8 +42,9 @@ def plan_run(
     limit: int | None = None,
     seed: int = 0,
     settings: Settings | None = None,
+    trust: bool = False,
 ) -> tuple[Plan, tuple[tuple[str, str], ...]]:
-    """The graph of a run, and the user's files by hash; nothing is computed.
+    """The graph of a run, and the user's files by hash; models that are made by code are built, nothing is computed.
 
     Raises:
         RobenchError: Anything named that is unknown, missing or out of range.
@@ -61,7 +63,7 @@ def plan_run(
         chosen = chosen.noted(*notes)
     labels = [model.label for model in named]
     chosen = chosen if labels == chosen.models else chosen.for_models(labels)
-    sources, paths = resolve_sources(chosen.data, named, files=chosen.files())
+    sources, paths = resolve_sources(chosen.data, named, files=chosen.files(), trust=trust)
     others = [other for other in (named_data(text)[1] for text in chosen.ood.sources) if other]
     sources = replace(sources, files={**sources.files, **other_data(sources.data, others)})
     return expand(chosen, sources, seed=seed, settings=settings), paths
@@ -102,21 +104,27 @@ def run(
     from robench.devices import resolve_device, usable_cores
     from robench.tryout import try_out
 
-    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings)
+    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, trust=trust)
     folder = Path(out) if out else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
     where = resolve_device(device)
-    context = Context(str(folder), where, batch_size, trust=trust, sources=paths)
+    context = Context(str(folder), where, batch_size, trust=trust, sources=paths, code=plan.code)
     count = workers or (usable_cores() if where == "cpu" else 1)
     store = Store(folder)
     say = announce or _say_nothing
     for note in plan.notes:
         say(f"left out: {note}")
+    for name, facts in plan.identities.items():
+        if facts["drawn"]:
+            say(f"model {name}: its factory draws weights at random; robench builds it in one fixed random state everywhere")
     for line in try_out(plan, context):
         say(line)
     with store.locked():
         store.clean_temporary()
+        for line in reasons(plan.cells, store.finished(), store.last_run(), plan.identities):
+            say(line)
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
         header["left_out"] = list(plan.notes)
+        header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}
         planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
         told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}

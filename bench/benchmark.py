@@ -107,7 +107,7 @@ def work(job: Job) -> dict[str, Any]:
 
 def opened(job: Job) -> tuple[nn.Module, Tensor, Tensor]:
     """The job's model and its first n test images and labels."""
-    sources, paths = resolve_sources(job.data, [job.model])
+    sources, paths = resolve_sources(job.data, [job.model], trust=job.trust)
     label = job.model if job.model in sources.models else next(m for m in sources.models if m not in ZOO)
     context = Context(job.store, "cpu", trust=job.trust, sources=paths)
     ref = catalog.BUILDERS.resolve(Ref.of("images", source=job.data, split="test", limit=job.n, seed=0))

@@ -228,6 +228,7 @@ def run(**options: Any) -> None:
         "limit": options["limit"],
         "seed": options["seed"],
         "settings": Settings(width=options["width"], search_precision=options["search_precision"]),
+        "trust": options["trust"],
     }
     if options["dry_run"]:
         _dry_run(suite, shared, options)
@@ -240,7 +241,6 @@ def run(**options: Any) -> None:
         workers=options["workers"],
         batch_size=options["batch_size"],
         save_adversarials=options["save_adversarials"],
-        trust=options["trust"],
         cell_timeout=options["cell_timeout"],
         retry=options["retry"],
         progress=_progress(),

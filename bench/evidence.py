@@ -33,6 +33,8 @@ HALVINGS = 7
 _SLACK = 1e-5
 """In units of 1/255: what float32 pixels are off their 8-bit values, and far below the judge's tolerance."""
 _ANEW = "run the same command with --save-adversarials again: it computes the cells that lack their images"
+Sourced = tuple[tuple[str, str], ...]
+"""Where the user's files are: (sha256, path)."""
 _SHOWN = 12
 """Samples that one line of differences names."""
 
@@ -441,7 +443,7 @@ def _surroundings(
     present: set[str] = set()
     paths: tuple[tuple[str, str], ...] = ()
     for source in sorted({str(a.builder.kwargs["source"]) for c in cases for a in _leaves(c.cell) if _is(a, "images")}):
-        found, sources = _present(source, cases, tuple(models))
+        found, sources = _present(source, cases, tuple(models), context.trust)
         present, paths = present | found, (*paths, *sources)
     context = replace(context, sources=paths)
     return context, {case.cell.digest: _gone(case.cell, present, store) for case in cases}
@@ -458,19 +460,27 @@ def _leaves(value: Cell | Artifact) -> Iterator[Artifact]:
         yield from _leaves(below)
 
 
-def _present(source: str, cases: list[_Case], models: tuple[str, ...]) -> tuple[set[str], tuple[tuple[str, str], ...]]:
+def _present(source: str, cases: list[_Case], models: tuple[str, ...], trust: bool) -> tuple[set[str], Sourced]:
     """Digests of the artifacts of one data set that are there now, by content, and where the user's files are."""
-    from robench.sources import UserModel, resolve_sources
+    from robench.sources import UserModel, listed, resolve_sources
 
     users, leaves = {}, {a.digest: a for c in cases for a in _leaves(c.cell)}
     known = {digest: path for c in cases for digest, path in c.header["sources"]}
-    named = {Path(m).name: m for m in models}
+    named = {model.label: model.source for model in listed(models)}
     for leaf in (a for a in leaves.values() if _is(a, "file")):
-        told = dict(leaf.builder.kwargs)
-        path = named.get(leaf.label, known.get(told.pop("sha256"), leaf.label))
+        told = leaf.builder.kwargs
+        path = named.get(leaf.label, known.get(told["sha256"], leaf.label))
         _require_file(path)
-        users[leaf.digest] = UserModel(path, input_range=(told.pop("low"), told.pop("high")), **told)
-    found, paths = resolve_sources(source, users.values())
+        users[leaf.digest] = UserModel(
+            path,
+            told["arch"],
+            told["mean"],
+            told["std"],
+            (told["low"], told["high"]),
+            told["num_classes"] or None,
+            leaf.label,
+        )
+    found, paths = resolve_sources(source, users.values(), trust=trust)
     data = [a for a in leaves.values() if _is(a, "images") and a.builder.kwargs["source"] == source]
     now = {replace(a, version=found.splits.get(a.builder.kwargs["split"], "")).digest for a in data}
     return now | {a.digest for a in found.models.values()}, paths

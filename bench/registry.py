@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from robench.errors import ConfigError, must, suggestion
 from robench.spec import Ref
+from robench.user_code import content_of_module, files_of_module
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,9 +79,21 @@ class Entry:
 
     @property
     def version(self) -> str:
-        """The declared version; a third party's carries its distribution's version too."""
+        """The declared version; a third party's carries its distribution's version and the hash of its files too."""
         own = str(self.facts["version"])
-        return own if self.origin == "robench" else f"{self.origin}:{own}"
+        if self.origin != "robench":
+            return f"{self.origin}:{own}:{content_of_module(self._module)[:16]}"
+        library = self.facts.get("distribution")
+        return f"{own}:{_installed(library)}" if library else own
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """A third party's files, which its content is made of; none of ours."""
+        return files_of_module(self._module) if self.origin != "robench" else ()
+
+    @property
+    def _module(self) -> str:
+        return self.target.partition(":")[0]
 
     def load(self) -> Callable[..., Any]:
         """Import the module and return the function.
@@ -94,6 +107,14 @@ class Entry:
         except (ImportError, RuntimeError) as error:
             raise ConfigError(must(f"{self.name!r}", "importable", str(error), "install its optional dependency")) from error
         return loaded
+
+
+def _installed(distribution: str) -> str:
+    """Name and version of the library that a wrapper hands its work to, as it is installed."""
+    try:
+        return f"{distribution}=={importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{distribution} is not installed"
 
 
 @dataclass(frozen=True)

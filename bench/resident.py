@@ -102,4 +102,3 @@ def _status(key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"no {key} in /proc/self/status")
-

@@ -19,6 +19,7 @@ from robench.executors import execute
 from robench.plan import Plan
 from robench.spec import Artifact, Cell, Context
 from robench.store import Store
+from robench.user_code import require_unchanged
 
 if TYPE_CHECKING:
     from robench.evidence import Evidence
@@ -92,6 +93,7 @@ def _trace() -> str:
 
 
 def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
+    require_unchanged(job.context.code)
     if not isinstance(job.work, Cell):
         return _build(job.work, job.context), None
     if job.images and job.work.scenario.name == "evasion":

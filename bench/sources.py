@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from robench import catalog
+from robench.children import isolated
 from robench.data.overlap import NATURAL, image_hashes
 from robench.errors import ConfigError, DataError, ModelError, must, suggestion
+from robench.models.load import is_code, require_trust
 from robench.plan import Sources, made_of
 from robench.plan.ood import read_as
 from robench.plan.scarcity import SAMPLE, checked, trained_on
 from robench.spec import Artifact, DatasetSpec, Ref
+from robench.user_code import sha256_of
 from robench.workshop import read_split
 from robench.zoo import ZOO
 
 _NO_NAME = re.compile(r"[(:/\\]")
 """What a model's name does not contain; a text with one of these before its ``=`` is a source."""
+
+if TYPE_CHECKING:
+    from robench.models.identity import Built
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,26 @@ def _listed(model: str | UserModel) -> UserModel:
 
 
 def resolve_sources(
-    data: str, models: Iterable[str | UserModel], *, files: Iterable[str] = ()
+    data: str, models: Iterable[str | UserModel], *, files: Iterable[str] = (), trust: bool = False
 ) -> tuple[Sources, tuple[tuple[str, str], ...]]:
     """Source artifacts of a data set and of models, and the (sha256, path) pairs of the user's files.
 
-    ``files`` are further data sets (shifted ones), which must have images of the same shape.
+    A model that is made by code is built once, in a process of its own, so that its weights are part of its identity.
+
+    Args:
+        data: The data set.
+        models: Names of the zoo and of models to train, or models of the user's.
+        files: Further data sets (shifted ones), which must have images of the same shape.
+        trust: Whether code named by the user may be executed.
 
     Raises:
         ConfigError: Unknown names.
         DataError: Missing or damaged data.
-        ModelError: A missing model file.
+        ModelError: A missing model file, or code that fails or is not trusted.
     """
+    models = listed(models)
+    built = _built(models, trust)
+    identities = {}
     label, spec = Ref.parse(data).name, read_split(data, "test").spec
     splits, shape = _versions(data, spec), spec.shape
     fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
@@ -98,7 +113,7 @@ def resolve_sources(
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
     paths = []
     taken: set[str] = set()
-    for user in listed(models):
+    for user in models:
         name = user.label
         if name in taken or (name in ZOO and name != user.source):
             raise ConfigError(must("the models' names", "different", name, "name them: --model NAME=SOURCE"))
@@ -112,13 +127,56 @@ def resolve_sources(
             arch = Ref.parse(artifacts[name].builder.kwargs["arch"])
             classes[name] = int(arch.kwargs.get("num_classes", len(spec.classes)))
         else:
-            artifacts[name], path = _file(user, spec)
+            artifacts[name], path = _file(user, spec, built.get(user.source))
             classes |= {name: user.num_classes or len(spec.classes)} if user.arch else {}
             paths.append(path)
+            if user.source in built:
+                identities[name] = built[user.source].facts()
+    _require_different({name: artifacts[name] for name in taken})
     further = {name: _further(name, data, spec) for name in dict.fromkeys(files)}
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
     hashes = {name: version for name, (_, version) in further.items()}
-    return Sources(data, label, splits, artifacts, classes, shape, hashes, names), tuple(paths)
+    code = {path: content for model in built.values() for _, path, content in model.files} | _plug_ins()
+    more: dict[str, Any] = {"identities": identities, "code": tuple(sorted(code.items()))}
+    return Sources(data, label, splits, artifacts, classes, shape, hashes, names, **more), tuple(paths)
+
+
+def _built(models: Iterable[UserModel], trust: bool) -> dict[str, Built]:
+    """Source → content of every model that is made by code.
+
+    Raises:
+        ModelError: Code that fails, or is not trusted.
+    """
+    from robench.models.identity import describe
+
+    named = [m.source for m in models if m.source not in ZOO and not m.source.startswith("trained(")]
+    code = [source for source in named if is_code(source)]
+    for source in code:
+        require_trust(source, trust)
+    if not code:
+        return {}
+    what = f"the factory {code[0]}" if len(code) == 1 else f"one of the factories {', '.join(code)}"
+    return {model.source: model for model in isolated(describe, tuple(code), what=what)}
+
+
+def _plug_ins() -> dict[str, str]:
+    """Files of third parties' plug-ins, and their hashes: no worker may measure with others."""
+    entries = [entry for table in catalog.TABLES.values() for entry in table.values() if entry.origin != "robench"]
+    return {str(path): sha256_of(path) for entry in entries for path in entry.files}
+
+
+def _require_different(models: Mapping[str, Artifact]) -> None:
+    """Refuse one model under two names: its results are kept by its content, so that one name would have none.
+
+    Raises:
+        ConfigError: Names both.
+    """
+    names: dict[str, str] = {}
+    for name, artifact in sorted(models.items()):
+        other = names.setdefault(artifact.digest, name)
+        if other != name:
+            raise ConfigError(must("the models of a run", "different ones", f"{other} and {name}, which are the same",
+                                   "leave one of them out"))  # fmt: skip
 
 
 def _further(source: str, data: str, own: DatasetSpec) -> tuple[DatasetSpec, str]:
@@ -237,20 +295,20 @@ def _trained(text: str, data: str, splits: dict[str, str]) -> Artifact:
     return replace(trained_on(images, **ref.kwargs), label=text)
 
 
-def _file(user: UserModel, data: DatasetSpec) -> tuple[Artifact, tuple[str, str]]:
-    path = Path(user.source.rpartition(":")[0] or user.source)
-    if not path.is_file() and ":" not in user.source:
+def _file(user: UserModel, data: DatasetSpec, built: Built | None) -> tuple[Artifact, tuple[str, str]]:
+    path = Path(user.source)
+    if built is None and not path.is_file():
         remedy = f"{suggestion(user.source, ZOO)}; or name a file or package.module:factory"
         raise ConfigError(must("--model", "a model of the zoo or a file that exists", user.source, remedy))
     try:
-        content = path.read_bytes() if path.is_file() else user.source.encode()
+        digest = built.sha256 if built else sha256_of(path)
     except OSError as error:
         raise ModelError(must(f"the model file {path}", "readable", str(error), "check its permissions")) from error
-    digest = hashlib.sha256(content + user.source.rpartition(":")[2].encode()).hexdigest()
     low, high = user.input_range
+    content = {"weights": built.weights, "attributes": built.attributes, "code": built.code} if built else {}
     ref = Ref.of(
         "file", sha256=digest, arch=user.arch, mean=user.mean, std=user.std, low=low, high=high,
-        num_classes=user.num_classes or 0, classes=len(data.classes), shape=data.shape,
+        num_classes=user.num_classes or 0, classes=len(data.classes), shape=data.shape, **content,
     )  # fmt: skip
     version = "|".join([catalog.BUILDERS["file"].version, *([made_of(user.arch)] if user.arch else [])])
     return Artifact("model", ref, version, label=user.label), (digest, user.source)

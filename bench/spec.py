@@ -288,6 +288,8 @@ class Context:
     """Whether code named by the user may be executed."""
     sources: tuple[tuple[str, str], ...] = ()
     """Content-addressed files of the user: (sha256, path)."""
+    code: tuple[tuple[str, str], ...] = ()
+    """Files of code that must be as they were when the run was planned: (path, sha256)."""
 
 
 @dataclass(frozen=True)

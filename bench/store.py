@@ -234,6 +234,11 @@ class Store:
             raise StoreError(must(str(path), "as it was written", "a changed one (its own hash does not fit)", _ANEW))
         return {k: v for k, v in header.items() if k != _OWN_HASH}
 
+    def last_run(self) -> dict[str, Any]:
+        """The configuration of the run before, as far as it can be used; empty where there is none."""
+        found = _told(self.root / "run.json")
+        return found if isinstance(found.get("cells"), dict) and isinstance(found.get("identities"), dict) else {}
+
     def clean_temporary(self) -> None:
         """Remove what a killed run left half-written."""
         for path in self.root.rglob(".*.tmp"):

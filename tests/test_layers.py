@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robench.reports": "reports", "robench": "bench"}
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.children", "robench.metrics", "robench.reports")
 LAYERS = [
-    ("errors", "spec", "registry", "lineage"),
+    ("errors", "spec", "registry", "lineage", "user_code"),
     (
         *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
         *("children", "gate", "admission", "resident", "scripted"),
@@ -35,6 +35,7 @@ LAYERS = [
         "workshop",
         "estimate",
         "doctor",
+        "changes",
     ),
     ("runner", "missing", "tryout", "api", "evaluation", "binarization"),
     ("reports",),

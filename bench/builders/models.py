@@ -32,14 +32,22 @@ def file(
     num_classes: int = 0,
     classes: int = 10,
     shape: tuple[int, ...] = (),
+    weights: str = "",
+    attributes: str = "",
+    code: str = "",
 ) -> Model:
-    """A user's model file or factory, found by the hash of its content, for images and classes of the run's data."""
+    """A user's model file or factory, found by the hash of its content, for images and classes of the run's data.
+
+    Raises:
+        ModelError: The file, or what the factory gives, is no longer what the run was planned with.
+    """
     from robench.models.load import load_model as read
 
     path = dict(context.sources).get(sha256, artifact.label)
     net, spec = read(
         path, arch=arch or None, mean=mean, std=std, input_range=(low, high), trust=context.trust,
         num_classes=num_classes or classes, exact=bool(num_classes), shape=(shape[0], shape[1], shape[2]) if shape else None,
+        **({"weights": weights} if weights else {"sha256": sha256}),
     )  # fmt: skip
     return Model(net.to(context.device), {}, notes=spec.notes)
 

@@ -6,7 +6,10 @@ import hashlib
 import importlib
 import importlib.util
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from robench.admission import admit, as_module
 from robench.errors import ConfigError, ModelError, must
 from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
-from robench.models.weights import ARCHITECTURES, DAMAGED, construct
+from robench.models.weights import ARCHITECTURES, DAMAGED, construct, require_planned
 from robench.models.wrap import Normalised
+from robench.ops.chance import seeded
 from robench.spec import ModelSpec, Ref
+from robench.user_code import is_users
 
 _Shape = tuple[int, int, int]
 _DEFAULT_SHAPE = (1, 32, 32)
@@ -47,6 +52,7 @@ def load_model(
     shape: _Shape | None = None,
     trust: bool = False,
     sha256: str | None = None,
+    weights: str | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
     """The user's model behind its normalisation, on the CPU, in eval mode, and its spec.
 
@@ -66,6 +72,7 @@ def load_model(
             (1 x 32 x 32 where they say nothing, and then there is no trial pass).
         trust: Whether code named by ``source`` may be executed.
         sha256: Hash that the bytes of the file must have.
+        weights: Hash that parameters and buffers of what the code makes must have (see ``robench.models.identity``).
 
     Raises:
         ConfigError: Unknown architecture, or a source of no known form.
@@ -75,6 +82,8 @@ def load_model(
     if sha256:
         _check_hash(_file_of(source), sha256)
     net, ref, seen, notes = _bare(source, arch, num_classes=num_classes, shape=shape, trust=trust)
+    if weights:
+        require_planned(net, source, weights=weights)
     require_finite_weights(net, source)
     plain = set(mean) == {0.0} and set(std) == {1.0} and tuple(input_range) == (0.0, 1.0)
     shape = shape or seen
@@ -98,6 +107,11 @@ def _require_channels(mean: Sequence[float], shape: _Shape) -> None:
     if len(mean) not in (1, shape[0]):
         expected = f"one value, or one per channel ({shape[0]})"
         raise ConfigError(must("mean and std", expected, tuple(mean), "correct --mean and --std, or the data"))
+
+
+def is_code(source: str) -> bool:
+    """Whether a source names a factory, which is executed, and no file of weights or of an exported program."""
+    return ":" in source and Path(source).suffix not in (*WEIGHT_FILES, ".pt2")
 
 
 def _file_of(source: str) -> Path:
@@ -225,16 +239,76 @@ def _check_hash(path: Path, wanted: str) -> None:
 
 
 def _from_factory(source: str, trust: bool) -> nn.Module:
+    require_trust(source, trust)
+    return construct_from_code(source)
+
+
+def require_trust(source: str, trust: bool) -> None:
+    """Refuse to execute code that the user does not vouch for.
+
+    Raises:
+        ModelError: No trust.
+    """
     if not trust:
         raise ModelError(must(f"the model {source}", "trusted, since its code is executed", "no --trust", "add --trust"))
+
+
+def construct_from_code(source: str, *, state: int = 0) -> nn.Module:
+    """The model of ``path.py:factory`` or ``package.module:factory``, built in one of the states of the global generators.
+
+    The code is read from its files as they are now: bytecode and modules of an earlier call are not used again.
+
+    Args:
+        source: The factory.
+        state: Number of the state that torch, numpy and Python draw from; the same one gives the same draws.
+
+    Raises:
+        ModelError: Code that is missing or fails, or that makes no module.
+    """
     place, _, name = source.rpartition(":")
-    factory = getattr(_module(place), name, None)
-    if not callable(factory):
-        raise ModelError(must(f"{name!r} of {place}", "a function", factory, "name a factory, as in path.py:make_model"))
-    model = _called(factory, source)
+    with seeded(0, "factory", draw=state), _as_it_is_now(source):
+        factory = getattr(_module(place), name, None)
+        if not callable(factory):
+            raise ModelError(must(f"{name!r} of {place}", "a function", factory, "name a factory, as in path.py:make_model"))
+        model = _called(factory, source)
     if not callable(model):
         raise ModelError(must(f"what {source} returns", "a torch.nn.Module", type(model).__name__, "return the model"))
     return as_module(model).cpu()
+
+
+def folder_of(source: str) -> str:
+    """The folder of a ``path.py:factory``, in which its helper modules are found too; empty for a dotted module."""
+    place = source.rpartition(":")[0]
+    return str(Path(place).resolve().parent) if place.endswith(".py") else ""
+
+
+_of_models: dict[str, str] = {}
+"""Modules that were loaded for a model, by name, with their file; the next model's may have the same names."""
+_added: list[str] = []
+"""The folder of the last ``path.py:factory``, while it stands at the end of the module path."""
+
+
+@contextmanager
+def _as_it_is_now(source: str) -> Iterator[None]:
+    """Modules of the user's are loaded anew from their source, and helper modules beside a file are found."""
+    for name, file in _of_models.items():
+        if getattr(sys.modules.get(name), "__file__", None) == file:
+            del sys.modules[name]
+    _of_models.clear()
+    sys.path[:] = [place for place in sys.path if place not in _added]
+    wanted = folder_of(source)
+    _added[:] = [wanted] if wanted and wanted not in sys.path else []
+    sys.path.extend(_added)  # last, so that nothing there stands in for another module
+    importlib.invalidate_caches()
+    before, held = set(sys.modules), (sys.pycache_prefix, sys.dont_write_bytecode)
+    with tempfile.TemporaryDirectory() as empty:
+        sys.pycache_prefix, sys.dont_write_bytecode = empty, True  # bytecode is taken for current by seconds and size
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = held
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in set(sys.modules) - before}
+    _of_models.update({name: file for name, file in files.items() if file and is_users(file)})
 
 
 def _called(factory: Callable[[], Any], source: str) -> Any:
@@ -249,7 +323,8 @@ def _module(place: str) -> Any:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(f"robench_user_{Path(place).stem}", _present(Path(place)))
+        name = f"robench_user_{Path(place).stem}"
+        spec = importlib.util.spec_from_file_location(name, _present(Path(place)))
         if spec is None or spec.loader is None:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)

@@ -10,10 +10,11 @@ import struct
 import torch
 from torch import Tensor, nn
 
+from robench.errors import ModelError, must
 from robench.models import TABLE
 from robench.ops.random import Draws
 from robench.registry import Table
-from robench.spec import Ref
+from robench.spec import Ref, sha256
 
 DAMAGED = (
     AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error,
@@ -33,6 +34,37 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_of(net: nn.Module) -> str:
+    """SHA-256 over parameters and buffers, those that no state dict holds included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*net.named_parameters(), *net.named_buffers()], key=lambda pair: pair[0]):
+        digest.update(f"{name}|{bytes_of(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> str:
+    """A tensor's type, shape and the hash of its values."""
+    value = tensor.detach().cpu()
+    if value.is_quantized or value.layout != torch.strided:
+        value = value.dequantize() if value.is_quantized else value.to_dense()
+    flat = value.contiguous().reshape(-1)
+    content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return f"{value.dtype}|{tuple(value.shape)}|{sha256(content)}"
+
+
+def require_planned(net: nn.Module, source: str, *, weights: str) -> None:
+    """Refuse a model that is not the one that was built before planning.
+
+    Raises:
+        ModelError: Its parameters and buffers have another hash.
+    """
+    now = weights_of(net)
+    if now != weights:
+        got = f"others (sha256 {now[:12]}... instead of {weights[:12]}...)"
+        remedy = "run the same command again; a factory must give the same model in every process"
+        raise ModelError(must(f"the weights of {source}", "those that the run was planned with", got, remedy))
 
 
 @torch.no_grad()

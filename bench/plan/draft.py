@@ -35,6 +35,10 @@ class Sources:
     """Further data sets of the user, as named → content hash of their test split."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Data set as named → names of its classes, where they are known."""
+    identities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name → what is known of the content of a model that code makes."""
+    code: tuple[tuple[str, str], ...] = ()
+    """Files of the user's code and of plug-ins that the run rests on: (path, sha256)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Plan:
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
+    identities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name → what is known of the content of a model that code makes."""
+    code: tuple[tuple[str, str], ...] = ()
+    """Files of code that must not change until the run is done: (path, sha256)."""
 
     def counts(self) -> dict[str, int]:
         """Number of cells per scenario and of artifacts per builder."""

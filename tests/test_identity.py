@@ -1,0 +1,314 @@
+"""Identity is content: what changes under a name is computed again and told; what does not change is kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robench import catalog
+from robench.api import plan_run
+from robench.changes import reasons
+from robench.errors import ConfigError, ModelError
+from robench.lineage import planned
+from robench.models import weights
+from robench.models.weights import fresh
+from robench.plan import Plan
+from robench.runner import Job, perform
+from robench.sources import UserModel
+from robench.spec import Context
+from robench.store import Store
+from robench.suite import parse_suite
+from robench.user_code import content_of_module, with_imports
+from robench.workshop import load
+
+CODE = """
+import torch
+from torch import nn
+import helper_of_mynet
+
+def make():
+    torch.manual_seed({seed})
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64, 10)).eval()
+
+def drawn():
+    return make.__globals__["nn"].Linear(4, 2)
+
+def wild():
+    import os
+    net = nn.Linear(4, 2)
+    net.bias.data.fill_(int.from_bytes(os.urandom(6), "big") / 2**48)
+    return net
+"""
+SUITE = "name: s\nlimit: 12\nthreats: [linf(0.1)]\nattacks: [fgsm]\n"
+PLUGIN = """
+from robench.registry import facts
+
+
+@facts(version=1, norms=("linf",))
+def attack(victim, x, y, *, threat, seeds, strength=0.5):
+    "Nothing."
+    return x
+
+
+@facts(version=1, kind="defense")
+def defense(model, *, strength=0.5):
+    "Nothing."
+    return model
+
+
+@facts(version=1)
+def net(*, num_classes=10, in_channels=1, size=32):
+    "A linear net."
+    from torch import nn
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * size * size, num_classes))
+"""
+
+
+def text_of(seed: int) -> str:
+    return CODE.replace("{seed}", str(seed))
+
+
+def plan(model: UserModel | str, suite: str = SUITE) -> Plan:
+    return plan_run(parse_suite(suite), models=[model], data="digits", trust=True)[0]
+
+
+def remembered(made: Plan, folder: Path) -> Store:
+    """A run directory in which every cell of the plan is finished, and its ``run.json``."""
+    store = Store(folder)
+    for cell in made.cells:
+        store.put(cell, pd.DataFrame({"sample": [0]}), {})
+    models = {name: dict(facts) for name, facts in made.identities.items()}
+    store.write_run(
+        {"cells": {c.digest: planned(c) for c in made.cells}, "limited": False, "identities": {"models": models}}
+    )
+    return store
+
+
+def told(before: Plan, after: Plan, folder: Path) -> list[str]:
+    """What a run of the second plan says in the run directory of the first."""
+    store = remembered(before, folder)
+    todo = store.todo(after.cells)
+    assert len(todo) in (0, len(after.cells))
+    return reasons(after.cells, store.finished(), store.last_run(), after.identities)
+
+
+@pytest.fixture
+def code(tmp_path) -> Path:
+    (tmp_path / "helper_of_mynet.py").write_text("SCALE = 1\n")
+    (tmp_path / "mynet.py").write_text(text_of(3))
+    return tmp_path / "mynet.py"
+
+
+def test_unchanged_code_keeps_its_cells(code, tmp_path):
+    name = f"{code}:make"
+    assert told(plan(name), plan(name), tmp_path / "run") == []
+
+
+def test_other_weights_of_a_file_are_computed_again_and_told(code, tmp_path):
+    """The code stays, and the weights that it reads change: before, the old numbers were kept."""
+    torch.save(fresh("mlp", seed=0).state_dict(), tmp_path / "w.pt")
+    text = "import torch\nfrom robench.models.weights import fresh\n\ndef after():\n    net = fresh('mlp', seed=1)\n"
+    code.write_text(text + f"    net.load_state_dict(torch.load({str(tmp_path / 'w.pt')!r}))\n    return net\n")
+    before = plan(f"{code}:after")
+    torch.save(fresh("mlp", seed=5).state_dict(), tmp_path / "w.pt")
+    (line,) = told(before, plan(f"{code}:after"), tmp_path / "run")
+    assert line.startswith("model mynet.py:after: weights changed since the last run (sha256 ")
+    assert line.endswith(": 4 cells are computed again") and "code" not in line
+
+
+@pytest.mark.slow
+def test_another_helper_module_is_told_by_its_name(code, tmp_path):
+    before = plan(f"{code}:make")
+    (tmp_path / "helper_of_mynet.py").write_text("SCALE = 2\n")
+    (line,) = told(before, plan(f"{code}:make"), tmp_path / "run")
+    assert "code changed since the last run (helper_of_mynet.py)" in line and "weights" not in line
+
+
+@pytest.mark.slow
+def test_a_module_is_known_by_what_it_returns(tmp_path, monkeypatch):
+    """``package.module:factory``, whose package was changed under the same name."""
+    package = tmp_path / "users_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    text = "import torch\nfrom users_package import sizes\n\ndef make():\n    torch.manual_seed(1)\n"
+    (package / "net.py").write_text(
+        text + "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(sizes.WIDTH, 10))\n"
+    )
+    (package / "sizes.py").write_text("WIDTH = 1024\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = plan("users_package.net:make")
+    assert told(before, plan("users_package.net:make"), tmp_path / "one") == []
+    (package / "net.py").write_text((package / "net.py").read_text().replace("seed(1)", "seed(2)"))
+    (line,) = told(before, plan("users_package.net:make"), tmp_path / "two")
+    assert "code changed since the last run (users_package/net.py)" in line and "weights changed" in line
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt2"])
+def test_other_bytes_of_a_file_are_computed_again_and_told(tmp_path, form):
+    def write(seed: int) -> None:
+        net = fresh("mlp", seed=seed)
+        if form == "safetensors":
+            save_file(net.state_dict(), str(tmp_path / "net.safetensors"))
+        else:
+            batch = torch.export.Dim("batch")
+            torch.export.save(
+                torch.export.export(net, (torch.zeros(2, 1, 32, 32),), dynamic_shapes=({0: batch},)), tmp_path / "net.pt2"
+            )
+
+    model = UserModel(str(tmp_path / f"net.{form}"), arch="mlp" if form == "safetensors" else "")
+    write(1)
+    before = plan(model)
+    assert told(before, plan(model), tmp_path / "one") == []
+    write(2)
+    (line,) = told(before, plan(model), tmp_path / "two")
+    assert line.startswith(f"model net.{form}: its file changed since the last run (sha256 ")
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """A third party's package with an attack, a defence and an architecture; called with a text it is installed anew."""
+    place = tmp_path / "installed"
+    (place / "users_plugin").mkdir(parents=True)
+    info = place / "users_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: users-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[robench.attacks]\nusers = users_plugin.code:attack\n[robench.defenses]\nusers = users_plugin.code:defense\n"
+        "[robench.architectures]\nusers = users_plugin.code:net\n"
+    )
+    (place / "users_plugin" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(place))
+    for name in ("users_plugin", "users_plugin.code"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    tables = (catalog.ATTACKS, catalog.DEFENSES, catalog.ARCHITECTURES, weights.ARCHITECTURES)
+    for table in tables:
+        monkeypatch.delitem(table.__dict__, "_entries", raising=False)
+
+    def install(text: str) -> None:
+        (place / "users_plugin" / "code.py").write_text(text)
+
+    install(PLUGIN)
+    yield install
+    for table in tables:
+        table.__dict__.pop("_entries", None)
+
+
+@pytest.mark.parametrize("what", ["attack", "defense", "architecture"])
+def test_other_code_of_a_plug_in_is_computed_again_and_told(tmp_path, plugin, what):
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+    save_file(linear.state_dict(), str(tmp_path / "n.safetensors"))
+    model = UserModel(str(tmp_path / "n.safetensors"), arch="users") if what == "architecture" else "digits-mlp"
+    more = {"attack": SUITE.replace("fgsm", "users"), "defense": SUITE + "defenses: [{model: digits-mlp, defense: users}]\n"}
+    suite = more.get(what, SUITE)
+    before = plan(model, suite)
+    store = remembered(before, tmp_path / "run")
+    assert store.todo(plan(model, suite).cells) == []
+    plugin(PLUGIN + "\n# other code, the same version\n")
+    after = plan(model, suite)
+    todo = store.todo(after.cells)
+    assert todo and all(c.digest not in {b.digest for b in before.cells} for c in todo)
+    lines = reasons(after.cells, store.finished(), store.last_run(), after.identities)
+    assert lines and all("users-plugin==1.0:1:" in line and "computed again" in line for line in lines)
+
+
+def test_a_factory_that_draws_its_weights_gives_one_model(code):
+    one, other = (plan(f"{code}:drawn").identities["mynet.py:drawn"] for _ in range(2))
+    assert one["drawn"] and one["weights"] == other["weights"]
+
+
+@pytest.mark.slow
+def test_a_factory_that_gives_another_model_at_every_call_is_refused(code):
+    with pytest.raises(ModelError, match="the same model at every call, got 'other weights at every call'"):
+        plan(f"{code}:wild")
+
+
+def test_a_factory_that_ends_its_process_is_one_error(code):
+    code.write_text("import os\n\ndef make():\n    os._exit(0)\n")
+    with pytest.raises(ModelError, match=r"the factory .*mynet\.py:make"):
+        plan(f"{code}:make")
+
+
+def test_code_without_trust_is_not_executed(code, tmp_path):
+    code.write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
+    with pytest.raises(ModelError, match="--trust"):
+        plan_run(parse_suite(SUITE), models=[f"{code}:make"], data="digits")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_one_model_under_two_names_is_refused(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(fresh("mlp", seed=1).state_dict(), str(tmp_path / name))
+    users = [UserModel(str(tmp_path / n), arch="mlp") for n in ("a.safetensors", "b.safetensors")]
+    with pytest.raises(ConfigError, match=r"a\.safetensors and b\.safetensors, which are the same"):
+        plan_run(parse_suite(SUITE), models=users, data="digits")
+
+
+def test_weights_that_change_after_planning_are_an_error_of_the_cell(code, tmp_path):
+    torch.save(torch.tensor(1.0), tmp_path / "w.pt")
+    read = f"torch.load({str(tmp_path / 'w.pt')!r})"
+    code.write_text(f"import torch\n\ndef make():\n    net = torch.nn.Linear(1, 2)\n    net.bias.data.fill_({read})\n"
+                    "    net.weight.data.zero_()\n    return net\n")  # fmt: skip
+    made, paths = plan_run(parse_suite(SUITE), models=[f"{code}:make"], data="digits", trust=True)
+    context = Context(str(tmp_path), trust=True, sources=paths, code=made.code)
+    torch.save(torch.tensor(2.0), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="must be those that the run was planned with"):
+        load(made.cells[0].model, context)
+
+
+def test_a_weights_file_that_changes_after_planning_is_an_error_of_the_cell(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file(fresh("mlp", seed=1).state_dict(), str(path))
+    made, paths = plan_run(parse_suite(SUITE), models=[UserModel(str(path), arch="mlp")], data="digits")
+    save_file(fresh("mlp", seed=2).state_dict(), str(path))
+    with pytest.raises(ModelError, match="sha256"):
+        load(made.cells[0].model, Context(str(tmp_path), sources=paths))
+
+
+def test_code_that_changes_after_planning_is_an_error_of_the_cell(code, tmp_path):
+    made, paths = plan_run(parse_suite(SUITE), models=[f"{code}:make"], data="digits", trust=True)
+    assert {Path(path).name for path, _ in made.code} >= {"mynet.py", "helper_of_mynet.py"}
+    (tmp_path / "helper_of_mynet.py").write_text("SCALE = 3\n")
+    outcome = perform(Job(made.cells[0], Context(str(tmp_path), trust=True, sources=paths, code=made.code)))
+    assert "helper_of_mynet.py must be unchanged since the run was planned" in outcome.error
+
+
+def test_imports_are_followed_without_running_them(tmp_path):
+    (tmp_path / "package").mkdir()
+    for name, text in {
+        "main.py": "def f():\n    from package import one\n    import json, torch, missing_module\n",
+        "package/__init__.py": "",
+        "package/one.py": "from .two import thing\nraise SystemExit\n",
+        "package/two.py": "from . import three\nthing = 1\n",
+        "package/three.py": "import main\n",
+        "package/unused.py": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    found = with_imports([tmp_path / "main.py"], places=[tmp_path])
+    names = {str(p.relative_to(tmp_path)) for p in found}
+    assert names == {"main.py", "package/__init__.py", "package/one.py", "package/two.py", "package/three.py"}
+
+
+def test_the_same_package_elsewhere_has_the_same_content(tmp_path, monkeypatch):
+    found = []
+    for where in ("one", "two"):
+        (tmp_path / where / "some_package").mkdir(parents=True)
+        (tmp_path / where / "some_package" / "__init__.py").write_text("x = 1\n")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(tmp_path / where))
+            found.append(content_of_module("some_package.sub"))
+    assert found[0] == found[1] != content_of_module("no_such_package")
+
+
+@pytest.mark.slow
+def test_identities_are_kept_in_run_json_without_paths(code, tmp_path):
+    store = remembered(plan(f"{code}:make"), tmp_path / "run")
+    facts = store.read_run()["identities"]["models"]["mynet.py:make"]
+    assert set(facts["code"]) == {"mynet.py", "helper_of_mynet.py"} and len(facts["weights"]) == 64
+    assert str(tmp_path) not in json.dumps(facts)

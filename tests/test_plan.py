@@ -446,11 +446,11 @@ def test_zoo_nets_come_with_data_of_their_channels_only():
 
 def test_the_classes_of_models_are_known_where_somebody_said_them(tmp_path):
     (tmp_path / "net.safetensors").write_bytes(b"weights")
-    (tmp_path / "made.py").write_text("def make(): ...")
+    (tmp_path / "made.py").write_text("import torch\n\ndef make():\n    return torch.nn.Flatten()\n")
     trained = ["trained(arch='small_cnn')", "trained(arch='small_cnn(num_classes=12)')"]
     told = UserModel(str(tmp_path / "net.safetensors"), arch="small_cnn(num_classes=7)", num_classes=7)
     users = [told, f"{tmp_path / 'made.py'}:make", *trained]
-    found = resolve_sources("digits", users)[0].classes
+    found = resolve_sources("digits", users, trust=True)[0].classes
     assert {k: v for k, v in found.items() if k not in ZOO} == {
         "net.safetensors": 7, "trained(arch='small_cnn')": 10, "trained(arch='small_cnn(num_classes=12)')": 12,
     }  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.admission import admit, as_module
+from robench.children import inside
 from robench.errors import ConfigError, ModelError, must
 from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
@@ -307,6 +308,8 @@ def _as_it_is_now(source: str) -> Iterator[None]:
             yield
         finally:
             sys.pycache_prefix, sys.dont_write_bytecode = held
+            if not inside():  # a child keeps the folder for what a forward imports; others would find the next model's there
+                sys.path[:] = [place for place in sys.path if place not in _added]
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in set(sys.modules) - before}
     _of_models.update({name: file for name, file in files.items() if file and is_users(file)})
 

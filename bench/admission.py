@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.devices import is_out_of_memory
-from robench.errors import ModelError, must
+from robench.errors import ModelError, OutputError, RobenchError, must
 from robench.gate import Gate
 from robench.inference import padded
 from robench.ops.chance import seeded
@@ -146,7 +146,7 @@ class _Way:
         """What the model raises for these images at once, or None.
 
         Raises:
-            ModelError: Its outputs are no logits.
+            OutputError: Its outputs are no logits.
         """
         try:
             with torch.no_grad():
@@ -154,7 +154,7 @@ class _Way:
         except SystemExit as error:
             raise _exits(error) from error
         except Exception as error:
-            if isinstance(error, ModelError) or is_out_of_memory(error):
+            if isinstance(error, OutputError) or is_out_of_memory(error):
                 raise
             return error
         return None
@@ -188,6 +188,8 @@ def _gated(net: nn.Module, images: Tensor) -> tuple[Gate, tuple[str, ...]]:
         notes += [f"takes at most {most} images at once, so batches of {count} are asked in parts"] if most < count else []
         notes += [f"takes at least {least} images at once, so smaller batches are filled"] if least > 1 else []
         return way.gate(least=least, most=most if most < count else None), tuple(notes)
+    if isinstance(first, RobenchError):
+        raise first
     got = f"{type(first).__name__}: {first}".replace("\n", " ")[:200]
     remedy = "check shape, channels and size; a .pt2 must be exported with a dynamic batch dimension"
     raise ModelError(must("the model", f"able to take images {tuple(images.shape)}", got, remedy)) from first

@@ -30,6 +30,10 @@ class ModelError(RobenchError):
     """A model or its weights that cannot be loaded, or that misbehaves while it is measured."""
 
 
+class OutputError(ModelError):
+    """What a model returned holds no logits."""
+
+
 class AttackError(RobenchError):
     """An attack that could not run on a model; its samples become ``unknown``, never robust."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from robench.errors import ModelError, must
+from robench.errors import OutputError, must
 
 _DEPTH = 1e4
 """How far below a row's lowest finite logit a masked class is put: exp(-1e4) is 0 in float32, as exp(-inf) is."""
@@ -30,14 +30,14 @@ def logits_of(outputs: Any, count: int) -> Tensor:
     A single logit is refused: whether it means class 0 or 1, and where its border lies, only its author knows.
 
     Raises:
-        ModelError: Anything else; says what came.
+        OutputError: Anything else; says what came.
     """
     found = _tensor_of(outputs, count)
     while found.dim() > 2 and found.shape[-1] == 1:
         found = found.squeeze(-1)
     if found.dim() != 2 or found.shape[0] != count or found.shape[1] < 2 or not found.is_floating_point():
         expected = f"logits ({count}, K), K at least 2"
-        raise ModelError(must("the model's outputs", expected, _said(outputs), _remedy(found, count)))
+        raise OutputError(must("the model's outputs", expected, _said(outputs), _remedy(found, count)))
     if found.is_inference():
         found = found.clone()
     found = found.float()
@@ -59,7 +59,7 @@ def _tensor_of(outputs: Any, count: int) -> Tensor:
     """The tensor that holds the logits.
 
     Raises:
-        ModelError: There is none, or several.
+        OutputError: There is none, or several.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -70,7 +70,7 @@ def _tensor_of(outputs: Any, count: int) -> Tensor:
         return named
     fitting = [value for value in _entries(outputs) if _fits(value, count)]
     if len(fitting) != 1:
-        raise ModelError(must("the model's outputs", f"logits ({count}, K)", _said(outputs), _WRAP))
+        raise OutputError(must("the model's outputs", f"logits ({count}, K)", _said(outputs), _WRAP))
     found: Tensor = fitting[0]
     return found
 
@@ -79,11 +79,11 @@ def _first(outputs: Any, count: int) -> Tensor:
     """The first entry of a tuple, unless a later one is narrower: then features may stand before the logits.
 
     Raises:
-        ModelError: The tuple can be read in two ways.
+        OutputError: The tuple can be read in two ways.
     """
     first: Tensor = outputs[0]
     if _fits(first, count) and any(_fits(other, count) and other.shape[1] < first.shape[1] for other in outputs[1:]):
-        raise ModelError(must("the model's outputs", "logits alone, or first and narrowest", _said(outputs), _WRAP))
+        raise OutputError(must("the model's outputs", "logits alone, or first and narrowest", _said(outputs), _WRAP))
     return first
 
 

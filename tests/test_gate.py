@@ -99,6 +99,21 @@ def test_a_gate_gives_copies_and_keeps_the_order_in_memory() -> None:
     assert torch.equal(Gate(model)(x), -kept.flatten(1)) and torch.equal(x, kept) and seen == [True]
 
 
+def test_a_gated_model_can_be_traced_and_exported() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.fc(x.sub_(0.1).flatten(1)), x
+
+    gate, x = Gate(Pair()).eval(), torch.rand(4, 1, 4, 4)
+    assert [n.target for n in torch.fx.Tracer().trace(gate).nodes if n.op == "call_module"] == ["net.fc"]
+    program = torch.export.export(gate, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))
+    assert torch.allclose(program.module()(x[:3]), gate(x[:3]))
+
+
 @pytest.mark.parametrize(("least", "most"), [(1, 3), (3, 3), (2, 5), (4, None)])
 def test_a_gate_asks_in_parts_of_the_right_sizes(least, most) -> None:
     sizes = []

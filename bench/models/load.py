@@ -160,13 +160,13 @@ def read_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     Raises:
         ModelError: The file is missing, damaged, no state dict, or does not fit the model.
     """
-    state = _state(_present(path))
-    _check_fit(model.state_dict(), state, path)
+    own = model.state_dict()
+    state, notes = _state(_present(path), own)
+    _check_fit(own, state, path)
     model.load_state_dict(state)
     require_finite_weights(model, str(path))
-    own = model.state_dict()
     cast = sorted({f"{_name(v)} weights become {_name(own[k])}" for k, v in state.items() if v.dtype != own[k].dtype})
-    return tuple(f"is stored in another type: {text}" for text in cast)
+    return (*notes, *(f"is stored in another type: {text}" for text in cast))
 
 
 def _present(path: Path) -> Path:
@@ -175,7 +175,7 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _state(path: Path) -> dict[str, Tensor]:
+def _state(path: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(path)
@@ -186,17 +186,52 @@ def _state(path: Path) -> dict[str, Tensor]:
         raise ModelError(must(f"{path}", "a state dict of tensors", str(error)[:160], remedy)) from error
     except (safetensors.SafetensorError, *DAMAGED) as error:
         raise ModelError(must(f"{path}", "a whole weight file", str(error)[:160], "copy or export it again")) from error
-    return _unwrapped(found, path)
+    return _unwrapped(found, path, wanted)
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself: out of a training checkpoint's ``state_dict``, without DataParallel's ``module.``."""
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ModelError(must(f"{path}", "a state dict (names to tensors)", type(found).__name__, "save model.state_dict()"))
-    prefix = "module." if all(str(k).startswith("module.") for k in found) else ""
-    return {str(k).removeprefix(prefix): v for k, v in found.items()}
+def _unwrapped(found: Any, path: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict itself, out of a training checkpoint and without what wrappers put before every name; and notes.
+
+    Raises:
+        ModelError: No state dict, or several; names what is there.
+    """
+    notes: tuple[str, ...] = ()
+    if not _is_state(found):
+        entry = _entry(found, path)
+        found, notes = found[entry], (f"takes its weights from the entry {entry!r} of the file",)
+    state = {str(key): value for key, value in found.items()}
+    while state and not set(state) & set(wanted):
+        first = {key.partition(".")[0] for key in state}
+        if len(first) != 1 or not all("." in key for key in state):
+            break
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state, notes
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+_ENTRIES = ("state_dict", "model_state_dict", "model", "net")
+"""Names under which training scripts keep the model's own weights, beside averaged copies of other names."""
+
+
+def _entry(found: Any, path: Path) -> str:
+    """The entry of a checkpoint that holds the model's weights.
+
+    Raises:
+        ModelError: None does, or several do.
+    """
+    if not isinstance(found, Mapping):
+        remedy = "save model.state_dict()"
+        raise ModelError(must(f"{path}", "a state dict (names to tensors)", type(found).__name__, remedy))
+    fitting = [str(key) for key, value in found.items() if _is_state(value)]
+    named = [key for key in _ENTRIES if key in fitting]
+    if len(named) == 1 or len(fitting) == 1:
+        return (named or fitting)[0]
+    got = f"entries {[str(key)[:40] for key in list(found)[:8]]}, of which {fitting[:8] or 'none'} hold tensors only"
+    expected = "a state dict (names to tensors), or a checkpoint with one"
+    raise ModelError(must(f"{path}", expected, got, "save model.state_dict()"))
 
 
 def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:

@@ -54,12 +54,57 @@ def test_safetensors(net: nn.Module, weights: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}],
-    ids=["plain", "checkpoint", "parallel"],
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"net": s, "acc": 93.1},
+        lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": []}},
+        lambda s: {"model_state_dict": s, "ema": {k: v * 0 for k, v in s.items()}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+    ],
+    ids=["plain", "state_dict", "net", "model", "beside averages", "parallel", "compiled", "both", "lightning"],
 )
 def test_state_dicts_of_torch(net: nn.Module, tmp_path: Path, wrap) -> None:
     torch.save(wrap(net.state_dict()), tmp_path / "net.pt")
     assert torch.equal(load_model(str(tmp_path / "net.pt"), arch=ARCH)[0](X), net(X))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda s: {"a": s, "b": s, "epoch": 3}, r"'a', 'b', 'epoch'"),
+        (lambda s: {"state_dict": s, "model": s}, r"'state_dict', 'model'"),
+        (lambda s: {"epoch": 3, "args": {}}, r"'epoch', 'args'.*none"),
+    ],
+)
+def test_a_checkpoint_that_can_be_read_in_two_ways_is_refused(net: nn.Module, tmp_path: Path, wrap, named: str) -> None:
+    torch.save(wrap(net.state_dict()), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=named):
+        load_model(str(tmp_path / "net.pt"), arch=ARCH)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(net: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({k: v.to(dtype) for k, v in net.state_dict().items()}, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=f"of {str(dtype).removeprefix('torch.')} instead of float32"):
+        load_model(str(tmp_path / "net.pt"), arch=ARCH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_width_are_cast_and_told(net: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({k: v.to(dtype) for k, v in net.state_dict().items()}, tmp_path / "net.pt")
+    model, spec = load_model(str(tmp_path / "net.pt"), arch=ARCH)
+    assert model(X).dtype == torch.float32 and torch.allclose(model(X), net(X), atol=0.05)
+    assert any(f"{str(dtype).removeprefix('torch.')} weights become float32" in note for note in spec.notes)
+
+
+@pytest.mark.parametrize("mean", [(0.0, 0.0, 0.0), (0.5, 0.5)])
+def test_a_mean_of_other_channels_than_the_images_is_refused(weights: Path, mean: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"one per channel \(1\)"):
+        load_model(str(weights), arch=ARCH, mean=mean, std=tuple(1.0 for _ in mean))
 
 
 def test_normalisation_lies_inside(net: nn.Module, weights: Path) -> None:
@@ -145,6 +190,31 @@ def test_compiled_code_in_an_exported_program_needs_trust(net: nn.Module, tmp_pa
         archive.writestr("net/data/aotinductor/model/x.so", b"\x7fELF")
     with pytest.raises(ModelError, match=r"compiled code.*--trust"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [("m.half()", "float16"), ("m.double()", "float64"), ("lambda x: (m(x), x)", ""), ("m.train()", "")],
+)
+def test_a_factorys_odd_model_is_made_plain_and_told(tmp_path: Path, net: nn.Module, change: str, note: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FACTORY + f"\ndef odd():\n    m = make()\n    return {change}\n")
+    model, spec = load_model(f"{path}:odd", trust=True, shape=(1, 32, 32))
+    assert model(X).dtype == torch.float32 and torch.allclose(model(X), net(X), atol=1e-2)
+    assert note in " ".join(spec.notes) and bool(spec.notes) == bool(note)
+
+
+def test_a_program_that_standardises_each_image_passes_the_trial(tmp_path: Path, net: nn.Module) -> None:
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+    model, _ = load_model(str(export(Standardised(), tmp_path / "net.pt2")))
+    assert torch.allclose(model(X), Standardised()(X), atol=1e-5)
 
 
 def test_factories_need_trust(tmp_path: Path, net: nn.Module) -> None:

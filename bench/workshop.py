@@ -12,6 +12,7 @@ from torch import nn
 
 from robench import catalog
 from robench.data.dataset import Dataset
+from robench.devices import kept_settings
 from robench.spec import Artifact, Context, Ref
 from robench.task import CLASSIFICATION, Task
 
@@ -44,13 +45,15 @@ def is_built(artifact: Artifact, context: Context) -> bool:
 def build(artifact: Artifact, context: Context) -> None:
     """Build a stored artifact unless it is there."""
     if not is_built(artifact, context):
-        catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
+        with kept_settings():
+            catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
 
 
 @lru_cache(maxsize=24)
 def load(artifact: Artifact, context: Context) -> Any:
     """The object an artifact names: a ``Model`` or a ``Dataset``; each worker keeps the last few."""
-    return catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
+    with kept_settings():
+        return catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
 
 
 def load_model(artifact: Artifact, context: Context) -> Model:

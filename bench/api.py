@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench.changes import reasons
+from robench.children import closing_child
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_plan, versions
@@ -116,9 +117,8 @@ def run(
     for name, facts in plan.identities.items():
         if facts["drawn"]:
             say(f"model {name}: its factory draws weights at random; robench builds it in one fixed random state everywhere")
-    for line in try_out(plan, context):
-        say(line)
-    with store.locked():
+    child = try_out(plan, context, say, timeout_s=cell_timeout)
+    with closing_child(child), store.locked():
         store.clean_temporary()
         for line in reasons(plan.cells, store.finished(), store.last_run(), plan.identities):
             say(line)
@@ -128,7 +128,7 @@ def run(
         planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
         told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}
-        told |= {"timeout_s": cell_timeout, "retry": retry}
+        told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
 

@@ -20,8 +20,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,6 +67,20 @@ class Answer:
     def gone(self) -> bool:
         """Whether the process died, or was ended because it took too long."""
         return self.kind in ("died", "overdue")
+
+    def result(self, what: str) -> Any:
+        """The value.
+
+        Raises:
+            RobenchError: The function's own, of its class; else a ``ModelError`` that says what could not run, and why.
+        """
+        if not self.error:
+            return self.value
+        own = getattr(errors, self.kind, None)
+        if isinstance(own, type) and issubclass(own, RobenchError):
+            raise own(self.error)
+        remedy = "correct the code" if self.kind != "overdue" else "correct the code, or allow more time"
+        raise ModelError(must(what, "run to its end in a process of its own", self.error, remedy))
 
 
 class Child:
@@ -192,14 +206,18 @@ def isolated(
         raise
     if not answer.gone:
         child.close()
-    if not answer.error:
-        result: Result = answer.value
-        return result
-    own = getattr(errors, answer.kind, None)
-    if isinstance(own, type) and issubclass(own, RobenchError):
-        raise own(answer.error)
-    remedy = "correct the code" if answer.kind != "overdue" else "correct the code, or allow more time"
-    raise ModelError(must(what, "run to its end in a process of its own", answer.error, remedy))
+    result: Result = answer.result(what)
+    return result
+
+
+@contextmanager
+def closing_child(child: Child | None) -> Iterator[None]:
+    """End a child, where there is one, when the block is left."""
+    try:
+        yield
+    finally:
+        if child:
+            child.kill()
 
 
 def inside() -> bool:

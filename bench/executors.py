@@ -26,6 +26,7 @@ def execute(
     timeout_s: float | None = None,
     apart: bool = False,
     preload: str = "",
+    started: Sequence[Child] = (),
 ) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) as they finish; one worker runs here unless it is to be apart, more run in children.
 
@@ -41,6 +42,7 @@ def execute(
         timeout_s: Seconds that a job may take in a child; None: no limit.
         apart: Whether also one worker runs in a child.
         preload: Module that children import before a job's time starts.
+        started: Idle children to begin with.
 
     Raises:
         RobenchError: No child can be started, or without ``failed`` a job that has no result.
@@ -50,6 +52,7 @@ def execute(
         yield from queue.here(function)
         return
     crew = _Crew(min(workers, max(1, len(queue.jobs))), timeout_s=timeout_s, preload=preload)
+    crew.idle.extend(started)
     waiting: deque[int] = deque()
     try:
         while queue.blocked or waiting or crew.busy:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
-from robench.children import Answer, inside
+from robench.children import Answer, Child, inside
 from robench.errors import NotInstalledError, described, must, one_line
 from robench.executors import execute
 from robench.plan import Plan
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TRIES = 2
 """How often a cell may end its worker process: once may be the machine's doing (memory, a signal), twice is its own."""
+PRELOAD = "robench.evaluation"
+"""What a worker imports before a cell's time starts: with it comes nearly all that cells need."""
 _GIVEN_UP = f" ({TRIES} times; not tried again without --retry)"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are."""
@@ -138,6 +140,7 @@ def run_plan(
     images: bool = False,
     timeout_s: float | None = None,
     retry: bool = False,
+    started: Sequence[Child] = (),
 ) -> Summary:
     """Compute what the store does not hold yet; a finished cell is never run again.
 
@@ -145,7 +148,7 @@ def run_plan(
     With ``images`` the broken images are kept; then a finished attack that lacks them is run again, and its rows stay.
     What the user brought runs in child processes, also with one worker. A cell or artifact that ends its process, or
     takes longer than ``timeout_s`` seconds, costs the cells that need it; cells that did so ``TRIES`` times, over runs
-    into the same directory, are left out unless ``retry`` is set.
+    into the same directory, are left out unless ``retry`` is set. Idle children that were ``started`` before are used.
     """
     open_cells = store.todo(plan.cells, images=images)
     given_up = [] if retry else [cell for cell in open_cells if store.endings(cell.digest) >= TRIES]
@@ -157,7 +160,7 @@ def run_plan(
     skipped: list[tuple[str, str]] = []
     done = {"artifacts": 0, "cells": 0}
     waits = _needs(jobs)
-    more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "preload": "robench.devices"}
+    more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "preload": PRELOAD, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):

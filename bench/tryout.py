@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from robench.children import isolated
+from robench.children import Child
 from robench.errors import ModelError, must
 from robench.plan import Plan
+from robench.runner import PRELOAD
 from robench.spec import Artifact, Cell, Context
 
 if TYPE_CHECKING:
     from robench.admission import Admitted
 
 
-def try_out(plan: Plan, context: Context) -> list[str]:
-    """Lines that say what each user model is like on images spread over its data; one that cannot run ends the run here.
+def try_out(
+    plan: Plan, context: Context, say: Callable[[str], None], *, timeout_s: float | None = None
+) -> Child | None:
+    """Say what each user model is like on images spread over its data; the child that tried them out, for the run.
+
+    A model that cannot be asked ends the run here. One that ends its process, or takes longer than ``timeout_s``
+    seconds, is told: its cells will fail, and those of the other models are computed.
 
     Raises:
-        ModelError: The model cannot be loaded, does not fit the images or their classes, is to be attacked from a model
-            of other classes, or ends its process.
+        ModelError: The model cannot be loaded, does not fit the images or their classes, or is to be attacked from a
+            model of other classes.
     """
     shown = _shown(plan.cells)
     pairs = [cell for cell in plan.cells if cell.extra and "file" in (cell.model.builder.name, cell.extra[0].builder.name)]
-    if not shown and not pairs:
-        return []
-    names = ", ".join(dict.fromkeys(cell.model.label for cell in [*shown, *pairs]))
-    return isolated(_looks, (shown, pairs, context), what=f"the trial of {names}")
+    child: Child | None = None
+    ended: set[str] = set()
+    try:
+        for look, cell in [*((_shown_look, cell) for cell in shown), *((_pair_look, cell) for cell in pairs)]:
+            if ended & {cell.model.digest, *(a.digest for a in cell.extra[:1])}:
+                continue
+            child = child or Child(preload=PRELOAD)
+            answer = child.call(look, (cell, context), timeout_s=timeout_s)
+            child = None if answer.gone else child
+            if answer.gone or answer.kind == "SystemExit":
+                ended.add(cell.model.digest)
+                say(f"{cell.model.label}: cannot be tried out, so its cells will fail: {answer.error}")
+                continue
+            for text in answer.result(f"the model {cell.model.label}"):
+                say(text)
+    except BaseException:
+        if child:
+            child.kill()
+        raise
+    return child
 
 
 def _shown(cells: Sequence[Cell]) -> list[Cell]:
@@ -40,16 +62,23 @@ def _shown(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def _looks(told: tuple[list[Cell], list[Cell], Context]) -> list[str]:
-    """What is said of the cells' models; runs in the child."""
+def _shown_look(asked: tuple[Cell, Context]) -> list[str]:
+    """What is said of a cell's model; runs in the child."""
     from robench.admission import own_autograd
     from robench.devices import exact_arithmetic
 
-    shown, pairs, context = told
-    with own_autograd(), exact_arithmetic(context.threads):
-        for cell in pairs:
-            _require_same_logits(cell, context)
-        return [text for cell in shown for text in _look(cell, context)]
+    with own_autograd(), exact_arithmetic(asked[1].threads):
+        return _look(*asked)
+
+
+def _pair_look(asked: tuple[Cell, Context]) -> list[str]:
+    """Nothing to say of a cell's two models, when they have the same classes; runs in the child."""
+    from robench.admission import own_autograd
+    from robench.devices import exact_arithmetic
+
+    with own_autograd(), exact_arithmetic(asked[1].threads):
+        _require_same_logits(*asked)
+    return []
 
 
 def _look(cell: Cell, context: Context) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robench.admission import admit, as_module
 from robench.children import inside
+from robench.devices import kept_settings
 from robench.errors import ConfigError, ModelError, must
 from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
@@ -351,7 +352,8 @@ def _as_it_is_now(source: str) -> Iterator[None]:
 
 def _called(factory: Callable[[], Any], source: str) -> Any:
     try:
-        return factory()
+        with kept_settings():
+            return factory()
     except _USER_ERRORS as error:
         got = f"{type(error).__name__}: {error}"[:200]
         raise ModelError(must(f"the factory {source}", "callable without arguments", got, "correct the factory")) from error
@@ -360,13 +362,15 @@ def _called(factory: Callable[[], Any], source: str) -> Any:
 def _module(place: str) -> Any:
     try:
         if not place.endswith(".py"):
-            return importlib.import_module(place)
+            with kept_settings():
+                return importlib.import_module(place)
         name = f"robench_user_{Path(place).stem}"
         spec = importlib.util.spec_from_file_location(name, _present(Path(place)))
         if spec is None or spec.loader is None:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with kept_settings():
+            spec.loader.exec_module(module)
     except _USER_ERRORS as error:
         got = f"{type(error).__name__}: {error}"[:200]
         raise ModelError(must(f"the module {place}", "importable", got, "correct it, or install what it needs")) from error

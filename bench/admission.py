@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.devices import is_out_of_memory
-from robench.errors import ModelError, OutputError, RobenchError, must
+from robench.errors import ExitError, ModelError, OutputError, RobenchError, must
 from robench.gate import Gate
 from robench.inference import padded
 from robench.ops.chance import seeded
@@ -127,8 +127,8 @@ def _plain(net: nn.Module, images: Tensor) -> Tensor | None:
     return None if bool(logits.isneginf().any()) or not torch.equal(leaf.detach(), images) else logits
 
 
-def _exits(error: SystemExit) -> ModelError:
-    return ModelError(must("the model's forward", "one that returns", f"sys.exit({error.code!r})", "remove the exit"))
+def _exits(error: SystemExit) -> ExitError:
+    return ExitError(must("the model's forward", "one that returns", f"sys.exit({error.code!r})", "remove the exit"))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class OutputError(ModelError):
     """What a model returned holds no logits."""
 
 
+class ExitError(ModelError):
+    """A model whose code ends the process that it runs in."""
+
+
 class AttackError(RobenchError):
     """An attack that could not run on a model; its samples become ``unknown``, never robust."""
 
@@ -85,6 +89,8 @@ def one_line(text: str, most: int = LINE) -> str:
 
 def described(error: BaseException) -> str:
     """``Class: words`` of an exception, also of one whose words cannot be made."""
+    if isinstance(error, SystemExit):
+        return f"the model's code ended the process by sys.exit({error.code!r})"
     try:
         words = str(error)
     except BaseException:  # noqa: BLE001  the class may be a user's

@@ -38,7 +38,7 @@ def try_out(
             child = child or Child(preload=PRELOAD)
             answer = child.call(look, (cell, context), timeout_s=timeout_s)
             child = None if answer.gone else child
-            if answer.gone or answer.kind == "SystemExit":
+            if answer.gone or answer.kind in ("SystemExit", "ExitError"):
                 ended.add(cell.model.digest)
                 say(f"{cell.model.label}: cannot be tried out, so its cells will fail: {answer.error}")
                 continue

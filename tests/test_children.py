@@ -58,8 +58,8 @@ def test_a_result_comes_back(do):
 @pytest.mark.parametrize(
     ("job", "told"),
     [
-        (("exit", 0), "SystemExit: 0"),
-        (("exit", "bye"), "SystemExit: bye"),
+        (("exit", 0), "sys.exit(0)"),
+        (("exit", "bye"), "sys.exit('bye')"),
         (("_exit", 0), "ended the process with exit code 0"),
         (("kill", 9), "signal 9"),
         (("kill", 6), "signal 6"),

@@ -166,7 +166,7 @@ def test_a_worker_that_ends_costs_its_one_job(tmp_path, monkeypatch):
         ("_exit", 3): "the model ended the process with exit code 3",
         ("kill", 9): "the worker process died: signal 9 (SIGKILL, perhaps for want of memory)",
         ("kill", 11): "the worker process died: signal 11 (SIGSEGV)",
-        ("exit", 0): "SystemExit: 0",
+        ("exit", 0): "the model's code ended the process by sys.exit(0)",
         ("sleep", 60): "stopped after the time limit of 2 s",
         ("sleep", 0.01): None,
     }

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -87,20 +87,20 @@ class Child:
     """One process that answers one call at a time.
 
     Args:
-        preload: Module that the process imports before it counts as ready.
+        preload: Modules that the process imports before it counts as ready.
         keep: Whether its C library keeps freed memory (see ``keep_memory``).
 
     Raises:
         RobenchError: No process can be started.
     """
 
-    def __init__(self, *, preload: str = "", keep: bool = True) -> None:
+    def __init__(self, *, preload: Sequence[str] = (), keep: bool = True) -> None:
         if _depth[0] >= _DEEPEST:
             remedy = "call robench.run under `if __name__ == '__main__':` in a file that is also named as a model"
             raise RobenchError(must("robench's processes", f"nested at most {_DEEPEST} deep", "one more", remedy))
         ours, theirs = socket.socketpair()
         told = {"path": child_path(), "fd": theirs.fileno(), "parent": os.getpid(), "depth": _depth[0] + 1}
-        command = [sys.executable, *_flags(), "-P", "-c", _START, json.dumps({**told, "preload": preload, "keep": keep})]
+        command = [sys.executable, *_flags(), "-P", "-c", _START, json.dumps({**told, "preload": list(preload), "keep": keep})]
         stderr = 2 if _is_open(2) else subprocess.DEVNULL
         try:
             self.process = subprocess.Popen(
@@ -310,8 +310,8 @@ def _serve(told: dict[str, Any]) -> None:
     threading.Thread(target=_watch, args=(told["parent"],), daemon=True).start()
     if told["keep"]:
         keep_memory()
-    if told["preload"]:
-        importlib.import_module(told["preload"])
+    for module in told["preload"]:
+        importlib.import_module(module)
     connection.send_bytes(pickle.dumps(None))
     while True:
         try:

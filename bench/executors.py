@@ -25,7 +25,7 @@ def execute(
     failed: Callable[[Job, Answer], Result] | None = None,
     timeout_s: float | None = None,
     apart: bool = False,
-    preload: str = "",
+    preload: Sequence[str] = (),
     started: Sequence[Child] = (),
 ) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) as they finish; one worker runs here unless it is to be apart, more run in children.
@@ -41,7 +41,7 @@ def execute(
         failed: The result of a job whose process died, was too slow or could not answer; by default that is an error.
         timeout_s: Seconds that a job may take in a child; None: no limit.
         apart: Whether also one worker runs in a child.
-        preload: Module that children import before a job's time starts.
+        preload: Modules that children import before a job's time starts.
         started: Idle children to begin with.
 
     Raises:
@@ -84,7 +84,7 @@ def _result(job: Job, answer: Answer, failed: Callable[[Job, Answer], Result] | 
 class _Crew:
     """A few children, each busy with one job or idle; they are started when there is something to do."""
 
-    def __init__(self, size: int, *, timeout_s: float | None, preload: str) -> None:
+    def __init__(self, size: int, *, timeout_s: float | None, preload: Sequence[str]) -> None:
         self.size, self.timeout_s, self.preload = size, timeout_s, preload
         self.idle: list[Child] = []
         self.busy: dict[Child, int] = {}

@@ -62,7 +62,7 @@ def _asked(question: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _server(owner: int) -> Child:
     """The measuring process of this process; it ends with its owner, and keeps no freed memory, as most processes do."""
-    return Child(preload="robench.resident", keep=False)
+    return Child(preload=["robench.resident"], keep=False)
 
 
 def forked(question: Mapping[str, Any]) -> dict[str, Any]:

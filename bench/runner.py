@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 TRIES = 2
 """How often a cell may end its worker process: once may be the machine's doing (memory, a signal), twice is its own."""
-PRELOAD = "robench.evaluation"
-"""What a worker imports before a cell's time starts: with it comes nearly all that cells need."""
+PRELOAD = ("robench.evidence", "robench.builders.models", "robench.builders.predictions", "robench.scenarios.sentinel")
+"""What a worker imports before a cell's time starts: with these comes nearly all that cells need."""
 _GIVEN_UP = f" ({TRIES} times; not tried again without --retry)"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are."""

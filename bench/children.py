@@ -100,7 +100,8 @@ class Child:
             raise RobenchError(must("robench's processes", f"nested at most {_DEEPEST} deep", "one more", remedy))
         ours, theirs = socket.socketpair()
         told = {"path": child_path(), "fd": theirs.fileno(), "parent": os.getpid(), "depth": _depth[0] + 1}
-        command = [sys.executable, *_flags(), "-P", "-c", _START, json.dumps({**told, "preload": list(preload), "keep": keep})]
+        told |= {"preload": list(preload), "keep": keep}
+        command = [sys.executable, *_flags(), "-P", "-c", _START, json.dumps(told)]
         stderr = 2 if _is_open(2) else subprocess.DEVNULL
         try:
             self.process = subprocess.Popen(

@@ -373,15 +373,24 @@ def report(run_directory: Path, form: str) -> None:
 @click.option("--threat", help="Threat that ranks, e.g. 'linf(8/255)' [default: the most measured].")
 def leaderboard(run_directories: tuple[Path, ...], form: str, by: str | None, threat: str | None) -> None:
     """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
-    import pandas as pd
-
     from robench.reports.leaderboard import leaderboard as rank
-    from robench.reports.leaderboard import main_threats
+    from robench.reports.leaderboard import main_threats, named_apart
     from robench.store import Store
 
-    named = main_threats(*(Store(folder).read_run() for folder in run_directories))
-    table = pd.concat([_table(folder) for folder in run_directories], ignore_index=True)
-    _echo(rank(table, by=by, threat=threat, threats=[*named, *([threat] if threat else [])]), form)
+    folders = list(dict.fromkeys(run_directories))
+    stores = {name: Store(folder) for name, folder in zip(_run_names(folders), folders, strict=True)}
+    threats = main_threats(*(store.read_run() for store in stores.values()))
+    tables = named_apart(
+        {name: _table(store.root) for name, store in stores.items()},
+        {name: store.models() for name, store in stores.items()},
+    )
+    _echo(rank(tables, by=by, threat=threat, threats=[*threats, *([threat] if threat else [])]), form)
+
+
+def _run_names(folders: list[Path]) -> list[str]:
+    """The folders' own names, or their paths where two have the same name."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def _table(folder: Path) -> Any:
@@ -397,15 +406,22 @@ def _table(folder: Path) -> Any:
 @click.option("--require", "requirements", multiple=True, required=True, help="'robust_accuracy[linf(8/255)]>=0.4'")
 @click.option("--model", "models", multiple=True, help="Only these models.")
 def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
-    """Pass or fail a release: each bound is held against the interval's worse end; suspicious or unknown fails."""
+    """Pass or fail a release: each bound is compared with the interval's worse end; suspicious or unknown fails."""
+    from robench.errors import suggestion
     from robench.reports.audit import audit as check
+    from robench.reports.audit import parse_requirement, require_measured
     from robench.store import Store
 
-    table = _table(run_directory)
+    parsed = [parse_requirement(text) for text in requirements]
     cells = Store(run_directory).read_run()["cells"].values()
-    wanted = set(models) or {cell["model"] for cell in cells if not cell["condition"]}
+    known = {cell["model"] for cell in cells if not cell["condition"]}
+    for name in models:
+        if name not in known:
+            raise ConfigError(must("--model", f"a model of {run_directory}", name, suggestion(name, known)))
+    wanted, table = set(models) or known, _table(run_directory)
+    require_measured(table, parsed, planned={str(cell["threat"]) for cell in cells if cell.get("threat")})
     table = table[table["model"].isin(wanted)]
-    result = check(table, requirements)
+    result = check(table, parsed)
     missing = sorted(wanted - set(table["model"]))
     _echo(result.frame(), "md")
     for name in missing:

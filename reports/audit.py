@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
-from robench.metrics import TABLE as METRICS
+from robench.metrics.known import facts_of
 from robench.metrics.validity import DOUBTED
-from robench.registry import Table, facts
+from robench.registry import facts
 from robench.spec import ThreatModel, number
 
 _TEXT = re.compile(r"\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(>=|<=|>|<)\s*(\S+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_FACTS = Table("metrics", METRICS)
 _EXAMPLE = "e.g. robust_accuracy[linf(8/255)]>=0.4"
 
 
@@ -46,6 +45,8 @@ class Finding:
     judged: float
     """The end of the interval that was compared (the value itself where it is exact)."""
     reason: str
+    judged_at: str = ""
+    """Threat, corruption or explainer of the judged number; of several without a selector, the least favourable."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def parse_requirement(text: str) -> Requirement:
     if match is None:
         raise ConfigError(must("a requirement", "metric[selector]>=number", text, _EXAMPLE))
     metric, selector, relation, typed = match.groups()
-    if metric not in METRICS:
-        raise ConfigError(must("a requirement's metric", "a known one", metric, suggestion(metric, METRICS)))
+    facts_of(metric, what="a requirement's metric")
     try:
         bound = number(typed.removesuffix("%")) / (100 if typed.endswith("%") else 1)
     except ValueError as error:
@@ -88,7 +88,38 @@ def parse_requirement(text: str) -> Requirement:
     return Requirement(metric, (selector or "").strip(), relation, bound, text.strip())
 
 
-@facts(version=1)
+def require_measured(table: pd.DataFrame, requirements: Sequence[Requirement], *, planned: Iterable[str] = ()) -> None:
+    """Refuse a requirement on something that the run neither measured nor planned, which is most likely misspelt.
+
+    Args:
+        table: The tidy table of the whole run.
+        requirements: What is asked for.
+        planned: Threats of the run's cells, finished or not.
+
+    Raises:
+        ConfigError: Names the metrics, or the threats (corruptions, explainers), that there are.
+    """
+    rows = table[table["condition"] == ""]
+    lost = set(rows.loc[rows["status"].isin(_LOST), "scenario"])
+    for wanted in requirements:
+        of_metric = _select(rows, wanted, whole=True)
+        if of_metric.empty and facts_of(wanted.metric)["needs"] not in lost:
+            measured = sorted(set(rows.loc[~rows["status"].isin(_LOST), "metric"]))
+            remedy = suggestion(wanted.metric, measured)
+            raise ConfigError(must(f"the metric of {wanted.text}", "one that this run measured", wanted.metric, remedy))
+        expected = any(_same(wanted.selector, threat, "") for threat in planned)
+        if wanted.selector and _select(rows, wanted).empty and not expected and not of_metric.empty:
+            named = sorted({str(v) for c in ("threat", "attack") for v in of_metric[c] if v not in ("", "worst")})
+            told = f"one of {', '.join(named)}" if named else "absent: this metric has none"
+            remedy = f"{wanted.metric} was measured there only"
+            raise ConfigError(must(f"the selector of {wanted.text}", told, wanted.selector, remedy))
+
+
+_LOST = ("failed", "skipped", "pending")
+"""Status of rows without a value."""
+
+
+@facts(version=2)
 def audit(table: pd.DataFrame, requirements: Sequence[str | Requirement], *, condition: str = "") -> AuditResult:
     """Whether every model keeps every requirement.
 
@@ -115,7 +146,8 @@ def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str) ->
     if found.empty:
         return Finding(model, dataset, wanted.text, False, math.nan, math.nan, "missing: not measured")
     findings = [_one(row, wanted, model, dataset) for row in found.to_dict("records")]
-    return min(findings, key=lambda f: f.passed)
+    sign = 1 if wanted.relation.startswith(">") else -1
+    return min(findings, key=lambda f: (f.passed, math.isfinite(f.judged), sign * f.judged))
 
 
 def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) -> Finding:
@@ -125,7 +157,8 @@ def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) 
     reason = _obstacle(row) or (
         "" if _COMPARE[wanted.relation](judged, wanted.bound) else f"{judged:.4g} is not {wanted.relation} {wanted.bound:g}"
     )
-    return Finding(model, dataset, wanted.text, not reason, value, judged, reason)
+    where = ", ".join(str(row[c]) for c in ("threat", "attack") if row[c] and row[c] != "worst")
+    return Finding(model, dataset, wanted.text, not reason, value, judged, reason, where)
 
 
 def _obstacle(row: dict[str, object]) -> str:
@@ -140,15 +173,20 @@ def _obstacle(row: dict[str, object]) -> str:
     return ""
 
 
-def _select(rows: pd.DataFrame, wanted: Requirement) -> pd.DataFrame:
-    """Rows the requirement speaks of; without selector the mean over corruptions, clean images, else all there is."""
+def _select(rows: pd.DataFrame, wanted: Requirement, *, whole: bool = False) -> pd.DataFrame:
+    """Rows the requirement speaks of; without selector the mean over corruptions, clean images, else all there is.
+
+    With ``whole``, all rows of its metric that a selector can name.
+    """
     found = rows[rows["metric"] == wanted.metric]
     found = found[(found["scenario"] != "evasion") | found["attack"].isin(["worst", "curve"])]
+    if whole:
+        return found
     if wanted.metric == "corrupted_accuracy" and not wanted.selector:
         return found[(found["threat"] == "mean") & found["eps"].isna()]
     if not wanted.selector:
         # Of a measure of clean images, corrupted and adversarial ones are another number, to be named.
-        plain = _FACTS[wanted.metric].facts["needs"] == "clean"
+        plain = facts_of(wanted.metric)["needs"] == "clean"
         return found[found["scenario"] != "calibration"] if plain else found
     chosen = [_same(wanted.selector, str(t), str(a)) for t, a in zip(found["threat"], found["attack"], strict=True)]
     return found[pd.Series(chosen, index=found.index, dtype=bool)]

@@ -1,31 +1,35 @@
 """One row per model and data set, ranked by one column; what may not be compared is shown but never ranked.
 
-A model that was measured in several runs keeps one line: identical results count once, and where they differ each column
-shows the least favourable one and ``validity`` says so. One line, not one per run, because a reader who looks for a model
-must not find two ranks and take the better one.
+A model that was measured in several runs keeps one line: that of the run in which the ranking number is least favourable, and
+all columns of the line come from that run. ``validity`` says where runs differ. One line, not one per run, because a reader
+who looks for a model must not find two ranks and take the better one. Models of one name that are not the same model are
+kept apart (``named_apart``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
-from robench.metrics import TABLE as METRICS
 from robench.metrics.alike import unmet
+from robench.metrics.known import facts_of
 from robench.metrics.ranks import RANK, RANKED
 from robench.metrics.validity import DOUBTED
-from robench.registry import Table, facts
+from robench.registry import facts
 from robench.spec import ThreatModel
 
 UNRANKED = "-"
 ATTACKED = "robust_accuracy"
-SEVERAL = "measured in several runs with other results, the least favourable shown"
+SEVERAL = "measured in several runs with other results, the least favourable run shown"
+RUN = "run"
+"""Column of joined tables that tells runs apart; it is added where it is missing."""
+OWN_NAME = "own_name"
+"""Column with the name that a model has in its own run."""
 _PLAIN = {
     "clean": ("accuracy", ""),
     "corrupted": ("corrupted_accuracy", "mean"),
@@ -42,7 +46,40 @@ _NAMED = 2
 """How many missing attacks a verdict names."""
 
 
-@facts(version=4)
+def named_apart(tables: Mapping[str, pd.DataFrame], models: Mapping[str, Mapping[str, str]]) -> list[pd.DataFrame]:
+    """Tables of several runs in which a name stands for one model: models that differ get their run behind their name.
+
+    Args:
+        tables: Run -> its tidy table.
+        models: Run -> model's name -> its digest; a model without a digest counts as the same.
+
+    Returns:
+        The tables with the columns ``RUN`` and ``OWN_NAME``.
+    """
+    digests: dict[str, set[str]] = {}
+    for found in models.values():
+        for model, digest in found.items():
+            digests.setdefault(model, set()).add(digest)
+    differing = {model for model, seen in digests.items() if len(seen) > 1}
+    return [
+        table.assign(
+            **{RUN: run, OWN_NAME: table["model"]},
+            model=[f"{m} [{run}]" if m in differing else m for m in table["model"]],
+        )
+        for run, table in tables.items()
+    ]
+
+
+def _joined(tables: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table with the columns ``RUN`` and ``OWN_NAME``; a table without them is a run of its own."""
+    parts = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    marked = [
+        part if RUN in part else part.assign(**{RUN: str(i), OWN_NAME: part["model"]}) for i, part in enumerate(parts)
+    ]
+    return pd.concat(marked, ignore_index=True)
+
+
+@facts(version=5)
 def leaderboard(
     tables: pd.DataFrame | Sequence[pd.DataFrame],
     *,
@@ -78,7 +115,7 @@ def leaderboard(
     Raises:
         ConfigError: Unknown metric, or a threat that was not measured.
     """
-    table = tables if isinstance(tables, pd.DataFrame) else pd.concat(list(tables), ignore_index=True)
+    table = _joined(tables)
     ranked = ranked_by(table, by=by, threat=threat, threats=threats)
     base = _ordered(table[table["condition"] == ""])
     if base.empty:
@@ -124,12 +161,14 @@ def ranked_by(
     """
     if by is None:
         by = ATTACKED if threat or threats else _default(table)
-    if by not in METRICS:
-        raise ConfigError(must("the ranking metric", "a known one", by, suggestion(by, METRICS)))
+    about = facts_of(by, what="the ranking metric")
+    if about["higher_is_better"] is None:
+        raise ConfigError(must("the ranking metric", "one of which more or less is better", by, "choose another metric"))
     plain = {metric: where for metric, where in _PLAIN.values()}
     if by in plain:
         return by, plain[by]
-    rows = table[(table["condition"] == "") & (table["metric"] == by) & table["attack"].isin(_OVER)]
+    rows = table[(table["condition"] == "") & (table["metric"] == by)]
+    rows = rows[(rows["scenario"] != "evasion") | rows["attack"].isin(_OVER)]
     measured = set(rows["threat"])
     if threat is not None and threat not in measured:
         raise ConfigError(must("the threat", "one that was measured", threat, suggestion(threat, measured)))
@@ -163,13 +202,8 @@ def score(board: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
     return total.where(~board["validity"].str.startswith(DOUBTED))
 
 
-@cache
-def _metrics() -> Table:
-    return Table("metrics", METRICS)
-
-
 def _higher(metric: str) -> bool:
-    return bool(_metrics()[metric].facts["higher_is_better"])
+    return bool(facts_of(metric)["higher_is_better"])
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -180,23 +214,25 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> dict[str, Any]:
-    """One model's columns; ``_value``, ``_n`` and ``_tests`` serve the ranking."""
+    """One model's columns, all from one run; ``_value``, ``_cells``, ``_tests`` and ``_name`` serve the ranking."""
     metric, threat = ranked
     line: dict[str, Any] = {"model": rows["model"].iloc[0], "dataset": rows["dataset"].iloc[0]}
+    line["_name"] = rows[OWN_NAME].iloc[0]
+    found = _results(rows, metric, threat)
+    chosen = _least(found, higher=_higher(metric))
+    run = rows[RUN].value_counts().sort_index(kind="stable").idxmax() if chosen is None else chosen[RUN]
     worst = shown.loc[(shown["metric"] == "robust_accuracy") & (shown["attack"] == "worst"), "threat"]
     robust = {f"robust@{t}": ("robust_accuracy", t) for t in dict.fromkeys(worst)}
     columns = {"clean": _PLAIN["clean"], **robust, **{c: key for c, key in _PLAIN.items() if c != "clean"}}
-    several = False
+    if threat == "" and metric not in {name for name, _ in columns.values()}:
+        columns[metric] = ranked
+    several = _differ(found)
     for column, key in columns.items():
-        found = _results(shown, *key)
-        several |= _put(line, column, found, higher=_higher(key[0]))
-    found = _results(rows, metric, threat)
-    chosen = _least(found, higher=_higher(metric))
+        several |= _put(line, column, _results(shown, *key), run, higher=_higher(key[0]))
     line["n"] = 0 if chosen is None else int(chosen["n"])
     line["_value"] = math.nan if chosen is None else float(chosen["value"])
     line["_cells"] = frozenset() if chosen is None else frozenset(str(chosen["cell"]).split("+"))
     line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
-    several |= _differ(found)
     verdict = _validity(rows if found["validity"].ne("").any() else shown, threat, found)
     missing = f"not measured at {threat}" if verdict and threat and chosen is None else ""
     line["validity"] = _said(verdict, missing, SEVERAL if several else "")
@@ -225,13 +261,14 @@ def _least(found: pd.DataFrame, *, higher: bool) -> pd.Series | None:
         "cells": -found["cell"].str.count(r"\+"),
         "low": found["ci_low"],
         "cell": found["cell"],
+        "run": found[RUN],
     })  # fmt: skip
     return found.loc[keys.sort_values(list(keys), kind="stable", na_position="last").index[0]]
 
 
-def _put(line: dict[str, Any], column: str, found: pd.DataFrame, *, higher: bool) -> bool:
-    """Write a number with its interval; returns whether runs disagree on it."""
-    row = _least(found, higher=higher)
+def _put(line: dict[str, Any], column: str, found: pd.DataFrame, run: str, *, higher: bool) -> bool:
+    """Write a run's number with its interval; returns whether runs disagree on it."""
+    row = _least(found[found[RUN] == run], higher=higher)
     if row is not None:
         line |= {column: float(row["value"]), f"{column}_low": float(row["ci_low"]), f"{column}_high": float(row["ci_high"])}
     return _differ(found)
@@ -243,7 +280,7 @@ def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> fr
     The cells tell which attacks belong to the run that the number comes from.
     """
     metric, threat = ranked
-    scenario = _metrics()[metric].facts["needs"]
+    scenario = facts_of(metric)["needs"]
     if scenario not in ("evasion", "corruption"):
         return frozenset()
     parts = rows[(rows["scenario"] == scenario) & ~rows["attack"].isin(_OVER) & rows["eps"].notna()]
@@ -265,7 +302,8 @@ def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
     """
     if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
         return "limited: not all samples were asked for"
-    verdicts = rows.loc[(rows["validity"] != "") & (rows["scenario"] != "scarcity"), ["threat", "validity"]]
+    judged = (rows["validity"] != "") & (rows["scenario"] != "scarcity") & ~rows["status"].isin(("failed", "skipped", "pending"))
+    verdicts = rows.loc[judged, ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
     bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith(DOUBTED)]
     return max(bad, key=lambda v: (len(v), v)) if len(bad) else "sound" if len(verdicts) else ""
@@ -294,7 +332,7 @@ def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
 
 def _rank_rows(base: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
     """The tidy table's ranks by the ranking metric and threat."""
-    scenario = _metrics()[ranked[0]].facts["needs"]
+    scenario = facts_of(ranked[0])["needs"]
     rows = base[(base["metric"] == RANK) & (base["scenario"] == scenario) & (base["threat"] == ranked[1])]
     return rows if ranked[0] in RANKED.values() else rows.iloc[:0]
 
@@ -319,7 +357,7 @@ def _incomparable(wide: pd.DataFrame) -> dict[Any, str]:
     for _, part in wide.groupby("dataset"):
         union = frozenset().union(*part["_tests"])
         for i, row in part.iterrows():
-            missing = unmet(row["_tests"], union, row["model"])
+            missing = unmet(row["_tests"], union, row["_name"])
             if missing:
                 more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
                 found[i] = f"not measured against {', '.join(missing[:_NAMED])}{more}"

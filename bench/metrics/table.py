@@ -59,6 +59,7 @@ from robench.metrics import (
     explained,
     flips,
     groups,
+    known,
     ood,
     ranks,
     robust,
@@ -115,7 +116,8 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
         if scenario in ordered:
             maker = _MAKERS[scenario]
             for key, part in _groups(ordered[scenario], first):
-                for row in maker(part, frames):
+                lines = (*maker(part, frames), *(known.plugged_lines(scenario, part) if scenario != "evasion" else ()))
+                for row in lines:
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     rows += list(ranks.lines(list(rows), frames))
@@ -264,7 +266,10 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     }
     more["escalated"] = "; ".join(note.removeprefix(ESCALATED) for note in found.notes if note.startswith(ESCALATED))
     more["excludes"] = "; ".join(note for note in found.notes if not note.startswith(ESCALATED))
-    yield from each(worst, rows, attack="worst", validity=str(found), **more, **_counts(rows))
+    said = {"attack": "worst", "validity": str(found), **more, **_counts(rows)}
+    yield from each(worst, rows, **said)
+    for line in known.plugged_lines("evasion", rows):
+        yield {**said, **line}
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:

@@ -150,5 +150,6 @@ def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:
     store = Store(run_directory)
     planned = store.read_run()["cells"]
     unfinished = store.unfinished(planned)
-    frames = with_missing(store.frames(planned), planned)
+    pending = frozenset(unfinished.loc[unfinished["status"] == "pending", "cell"])
+    frames = with_missing(store.frames(planned), planned, pending=pending)
     return {**frames, "unfinished": unfinished} if len(unfinished) else frames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,8 +13,10 @@ Planned = Mapping[str, Mapping[str, Any]]
 _KEYS = ("model", "dataset", "condition", "seed")
 
 
-def with_missing(frames: dict[str, pd.DataFrame], planned: Planned) -> dict[str, pd.DataFrame]:
-    """The frames with rows for every planned attack and corruption that has no result.
+def with_missing(
+    frames: dict[str, pd.DataFrame], planned: Planned, *, pending: Collection[str] = ()
+) -> dict[str, pd.DataFrame]:
+    """The frames with rows for every planned attack and corruption that failed.
 
     An attack's rows are ``failed``: without them a worst case over the attacks that happened to finish would pass for one
     over all. A corruption's have the score 0 and ``failed``: without them a mean over those that finished would.
@@ -22,7 +24,9 @@ def with_missing(frames: dict[str, pd.DataFrame], planned: Planned) -> dict[str,
     Args:
         frames: Scenario name → per-sample frame.
         planned: Digest → what the cell was to measure, as ``run.json`` keeps it.
+        pending: Digests of cells that were not tried yet; the tidy table withholds the numbers that need them.
     """
+    planned = {digest: about for digest, about in planned.items() if digest not in pending}
     makers = {"evasion": _failed_attack, "corruption": _failed_corruption}
     return {
         name: pd.concat([frame, *_added(frame, name, planned, makers[name])], ignore_index=True) if name in makers else frame

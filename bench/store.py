@@ -163,15 +163,16 @@ class Store:
     def unfinished(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         """The planned cells that are still to do: the cell's columns, ``threat``, ``attack``, ``status``, ``error``.
 
-        ``status`` is ``skipped`` where an optional library was missing, else ``failed``; ``error`` is one line.
+        ``status`` is ``skipped`` where an optional library was missing, ``failed`` after a failed attempt, and ``pending``
+        where there was no attempt yet; ``error`` is one line.
         """
         done, rows = self.finished(), []
         for digest, about in sorted(planned.items()):
             if digest in done:
                 continue
-            told = _told(self._failed(digest))
-            error = self.last_error(digest) or "no result yet: run the same command again"
-            status = "skipped" if told.get("skipped") else "failed"
+            told, error = _told(self._failed(digest)), self.last_error(digest)
+            status = "skipped" if told.get("skipped") else "failed" if self._failed(digest).exists() else "pending"
+            error = error or "no result yet: run the same command again"
             known = {name: about.get(name, "") for name in (*LEAD, "threat", "attack")} | {"cell": digest}
             rows.append({**known, "status": status, "error": error})
         return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "status", "error"])
@@ -200,6 +201,16 @@ class Store:
                 rows.insert(position, name, entry.header[name])
             parts.setdefault(entry.header["scenario"], []).append(rows)
         return {name: _joined(frames) for name, frames in sorted(parts.items())}
+
+    def models(self) -> dict[str, str]:
+        """Name -> digest of every model of the run that has a result without a condition.
+
+        Raises:
+            StoreError: As ``read_run`` and ``finished``.
+        """
+        planned = self.read_run()["cells"]
+        cells = (found.cell for digest, found in sorted(self.finished().items()) if digest in planned)
+        return {cell.model.label: cell.model.digest for cell in cells if cell is not None and not cell.condition}
 
     def rows(self, entry: Finished) -> pd.DataFrame:
         """A finished cell's rows, without the cell's columns.

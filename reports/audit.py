@@ -12,6 +12,7 @@ import pandas as pd
 
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics.known import facts_of
+from robench.metrics.pending import PENDING
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.spec import ThreatModel, number
@@ -62,8 +63,9 @@ class AuditResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when passed, else 1."""
-        return 0 if self.passed else 1
+        """0 when passed, 1 when something failed, 3 when nothing failed but results are pending."""
+        failed = [f for f in self.findings if not f.passed and not f.reason.startswith(PENDING)]
+        return 0 if self.passed else 1 if failed or not self.findings else 3
 
     def frame(self) -> pd.DataFrame:
         """Findings as a table."""
@@ -115,7 +117,7 @@ def require_measured(table: pd.DataFrame, requirements: Sequence[Requirement], *
             raise ConfigError(must(f"the selector of {wanted.text}", told, wanted.selector, remedy))
 
 
-_LOST = ("failed", "skipped", "pending")
+_LOST = ("failed", "skipped", PENDING)
 """Status of rows without a value."""
 
 
@@ -163,6 +165,8 @@ def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) 
 
 def _obstacle(row: dict[str, object]) -> str:
     """Why a result cannot pass whatever its value is."""
+    if row["status"] == PENDING:
+        return str(row["validity"])
     if row["status"] == "limited":
         return "limited: not all samples were measured"
     if str(row["validity"]).startswith(DOUBTED):

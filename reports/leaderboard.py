@@ -1,9 +1,9 @@
 """One row per model and data set, ranked by one column; what may not be compared is shown but never ranked.
 
-A model that was measured in several runs keeps one line: that of the run in which the ranking number is least favourable, and
-all columns of the line come from that run. ``validity`` says where runs differ. One line, not one per run, because a reader
-who looks for a model must not find two ranks and take the better one. Models of one name that are not the same model are
-kept apart (``named_apart``).
+A model that was measured in several runs keeps one line: that of the run in which the ranking number is least favourable,
+and all columns of the line come from that run. ``validity`` says where runs differ. One line, not one per run, because a
+reader who looks for a model must not find two ranks and take the better one. Models of one name that are not the same model
+are kept apart (``named_apart``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics.alike import unmet
 from robench.metrics.known import facts_of
+from robench.metrics.pending import PENDING
 from robench.metrics.ranks import RANK, RANKED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
@@ -73,9 +74,7 @@ def named_apart(tables: Mapping[str, pd.DataFrame], models: Mapping[str, Mapping
 def _joined(tables: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table with the columns ``RUN`` and ``OWN_NAME``; a table without them is a run of its own."""
     parts = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
-    marked = [
-        part if RUN in part else part.assign(**{RUN: str(i), OWN_NAME: part["model"]}) for i, part in enumerate(parts)
-    ]
+    marked = [part if RUN in part else part.assign(**{RUN: str(i), OWN_NAME: part["model"]}) for i, part in enumerate(parts)]
     return pd.concat(marked, ignore_index=True)
 
 
@@ -302,7 +301,11 @@ def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
     """
     if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
         return "limited: not all samples were asked for"
-    judged = (rows["validity"] != "") & (rows["scenario"] != "scarcity") & ~rows["status"].isin(("failed", "skipped", "pending"))
+    if (found["status"] == PENDING).any():
+        return str(found.loc[found["status"] == PENDING, "validity"].iloc[0])
+    judged = (
+        (rows["validity"] != "") & (rows["scenario"] != "scarcity") & ~rows["status"].isin(("failed", "skipped", PENDING))
+    )
     verdicts = rows.loc[judged, ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
     bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith(DOUBTED)]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robench.metrics.pending import PENDING
 from robench.metrics.table import FAILED, SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
@@ -61,6 +62,7 @@ def page(
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
         suspects=suspects(table),
+        pending=waiting(table),
         skipped=unfinished(table, SKIPPED),
         failed=unfinished(table, FAILED),
         board=_rows(_arranged(board, ranked)),
@@ -106,9 +108,19 @@ def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
 
 
 def suspects(table: pd.DataFrame) -> list[str]:
-    """Models, with their condition, that have a suspicious verdict."""
-    bad = table[table["validity"].str.startswith(DOUBTED)]
-    return sorted({_who(m, c) for m, c in zip(bad["model"], bad["condition"], strict=True)})
+    """Models, with their condition, that have a suspicious verdict, and the threats at which they have it."""
+    bad = table[table["validity"].str.startswith(DOUBTED) & (table["attack"] != "curve")]
+    found: dict[str, dict[str, None]] = {}
+    for model, condition, threat in zip(bad["model"], bad["condition"], bad["threat"], strict=True):
+        found.setdefault(_who(model, condition), {})[str(threat)] = None
+    return [f"{who} at {', '.join(filter(None, threats))}".removesuffix(" at ") for who, threats in sorted(found.items())]
+
+
+def waiting(table: pd.DataFrame) -> str:
+    """How many cells of a run in progress have no result yet, by scenario; empty where the run is finished."""
+    counts = table.loc[table["metric"] == PENDING, "scenario"].value_counts().sort_index()
+    told = ", ".join(f"{count} {scenario}" for scenario, count in counts.items())
+    return f"{int(counts.sum())} cells have no result yet ({told})" if len(counts) else ""
 
 
 def unfinished(table: pd.DataFrame, status: str) -> list[str]:

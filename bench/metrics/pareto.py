@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robench.errors import DataError, must
-from robench.metrics.alike import is_transfer, unmet
+from robench.metrics.alike import ENSEMBLE, STRONGER, alike, is_transfer, unmet
 from robench.metrics.validity import DOUBTED
 
 COSTS = ("stored_bytes", "latency_p50_ms")
@@ -56,7 +56,8 @@ def pareto(table: pd.DataFrame) -> pd.DataFrame:
 
     Only what was measured alike is compared: on equally many samples (the largest number), at one threat under every attack
     that another line met there (transfers aside) or an ensemble that stands for it (see ``robench.metrics.alike``), on every
-    corruption that another line met. ``left_out`` says why a line is not compared; such a line is never in ``front``.
+    corruption that another line met. ``left_out`` says why a line is not compared; such a line is never in ``front``. At a
+    threat where no ensemble of attacks was run there is no front.
 
     Args:
         table: A tidy table.
@@ -89,8 +90,16 @@ def _compared(table: pd.DataFrame, rows: pd.DataFrame, cost: str) -> pd.DataFram
     compared = found["left_out"] == ""
     points = found.loc[compared, ["cost_value", "value"]]
     found["front"] = False
+    if rows["metric"].iloc[0] == "robust_accuracy" and not _searched(found.index[compared], table, rows):
+        return found.sort_values(["cost_value", "model", "condition"], kind="stable")
     found.loc[compared, "front"] = front(points.to_numpy(np.float64).reshape(-1, 2), maximise=(False, True))
     return found.sort_values(["cost_value", "model", "condition"], kind="stable")
+
+
+def _searched(compared: pd.Index, table: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether the compared models met an ensemble of attacks; after single ones their order says too little for a front."""
+    every = frozenset().union(*_met(table, rows).loc[compared])
+    return any(alike(attack) == ENSEMBLE or attack.partition("(")[0] in STRONGER for attack in every)
 
 
 def _met(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:

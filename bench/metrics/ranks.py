@@ -11,6 +11,7 @@ import pandas as pd
 from robench.metrics import clean, robust
 from robench.metrics.alike import unmet
 from robench.metrics.comparisons import rank_intervals
+from robench.metrics.pending import PENDING
 from robench.metrics.validity import DOUBTED
 
 RANK = "rank"
@@ -54,7 +55,7 @@ def lines(rows: Sequence[Mapping[str, Any]], frames: Mapping[str, pd.DataFrame])
 def _fit(found: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """Those that may be ranked: not limited, sound, measured on as many samples and against as much as the others."""
     sound = [_sound(row, base) for _, row in found.iterrows()]
-    kept = found[(found["status"] != "limited") & np.array(sound, dtype=bool)]
+    kept = found[~found["status"].isin(("limited", PENDING)) & np.array(sound, dtype=bool)]
     kept = kept[kept["n"] == kept["n"].max()]
     tests = {i: _tests(row, base) for i, row in kept.iterrows()}
     union = frozenset().union(*tests.values())

@@ -34,6 +34,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
   that may be compared in the run, the interval holds all their ranks at once; ``cell`` names the cells of all of them.
 * ``status`` ``skipped`` (no value): the cell needs a library that is not there (metric ``skipped``; the same command then
   measures what is missing), or something does not apply; ``validity`` says why. Such a row passes no audit, ranks nowhere.
+* ``status`` ``pending`` (metric ``pending`` of a cell, or a number that needs it; no value): the run is not finished.
 * ``status`` ``failed`` (metric ``failed``, no value): the cell has no result; ``validity`` has the error.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
   is ``unknown`` of a ``calibration`` row.
@@ -69,6 +70,7 @@ from robench.metrics import (
     twins,
 )
 from robench.metrics.alike import is_transfer
+from robench.metrics.pending import withheld
 from robench.metrics.rows import Metric, each, same_model
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
 
@@ -120,11 +122,18 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
                 for row in lines:
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
+    rows = withheld(rows, frames.get(UNFINISHED), _single(frames))
     rows += list(ranks.lines(list(rows), frames))
     limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
-    rows += [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
+    joined = [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
+    rows += withheld(joined, frames.get(UNFINISHED), ())
     rows += list(_unfinished(frames.get(UNFINISHED)))
     return _typed(rows)
+
+
+def _single(frames: Mapping[str, pd.DataFrame]) -> set[str]:
+    """Names of the corruptions that have results."""
+    return set(frames["corruption"]["corruption"].unique()) if "corruption" in frames else set()
 
 
 def _with_coded_texts(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,9 @@ from itertools import permutations
 import pandas as pd
 import pytest
 
+from robench.errors import ConfigError
 from robench.metrics.table import COLUMNS
-from robench.reports.leaderboard import SEVERAL, leaderboard, main_threats, ranked_by
+from robench.reports.leaderboard import SEVERAL, leaderboard, main_threats, named_apart, ranked_by
 from robench.reports.text import render
 
 THREAT = "linf(0.1)"
@@ -52,15 +53,56 @@ def test_identical_results_of_several_runs_count_once():
     pd.testing.assert_frame_equal(leaderboard([again, one]), leaderboard(one))
 
 
-def test_where_runs_differ_the_least_favourable_is_shown_and_said_whatever_their_order():
+def test_where_runs_differ_all_of_the_least_favourable_run_is_shown_and_said_whatever_their_order():
     first = table(attacked("a", 0.5), attacked("b", 0.4), clean("a", 0.9))
     second = table(attacked("a", 0.3, run="r"), clean("a", 0.95))
     boards = [leaderboard(order) for order in permutations([first, second])]
     pd.testing.assert_frame_equal(boards[0], boards[1])
     found = boards[0].set_index("model")
     assert found.loc["a", f"robust@{THREAT}"] == 0.3 and found.loc["a", f"robust@{THREAT}_low"] == 0.25
-    assert found.loc["a", "clean"] == 0.9
+    assert found.loc["a", "clean"] == 0.95, "no line mixes runs"
     assert lines(boards[0]) == {"b": ("1", "sound"), "a": ("2", f"sound; {SEVERAL}")}
+
+
+def test_a_column_that_the_shown_run_did_not_measure_is_empty():
+    first = table(attacked("a", 0.5), clean("a", 0.9))
+    second = table(attacked("a", 0.3, run="r", n=200))
+    for order in permutations([first, second]):
+        board = leaderboard(order).set_index("model")
+        assert board.loc["a", f"robust@{THREAT}"] == 0.3 and board.loc["a", "n"] == 200
+        assert "clean" not in board or math.isnan(board.loc["a", "clean"])
+
+
+def test_models_of_one_name_that_differ_are_kept_apart_and_equal_ones_are_one():
+    first, second = table(attacked("a", 0.5), attacked("b", 0.4)), table(attacked("a", 0.3, run="r"), attacked("b", 0.4))
+    digests = {"v1": {"a": "x", "b": "z"}, "v2": {"a": "y", "b": "z"}}
+    board = leaderboard(named_apart({"v1": first, "v2": second}, digests)).set_index("model")
+    assert set(board.index) == {"a [v1]", "a [v2]", "b"}
+    assert board.loc["a [v1]", f"robust@{THREAT}"] == 0.5 and board.loc["a [v2]", f"robust@{THREAT}"] == 0.3
+    assert board["rank"].to_dict() == {"a [v1]": "1", "b": "2", "a [v2]": "3"}
+    same = leaderboard(named_apart({"v1": first, "v2": first}, {"v1": {"a": "x"}, "v2": {"a": "x"}}))
+    assert list(same["model"]) == ["a", "b"] and list(same["validity"]) == ["sound", "sound"]
+
+
+def test_a_transfer_from_a_model_that_was_named_apart_is_not_missed():
+    own = "transfer(source='a')"
+    parts = {
+        "v1": table(attacked("a", 0.5, ("fgsm",)), attacked("b", 0.4, ("fgsm", own))),
+        "v2": table(attacked("a", 0.3, ("fgsm",), run="r")),
+    }
+    board = leaderboard(named_apart(parts, {"v1": {"a": "x"}, "v2": {"a": "y"}}))
+    assert list(board["rank"]) == ["1", "2", "3"]
+
+
+def test_a_metric_without_a_better_direction_ranks_nobody():
+    with pytest.raises(ConfigError, match="ranking metric"):
+        leaderboard(table(attacked("a", 0.5)), by="temperature")
+
+
+def test_other_metrics_of_the_table_rank_and_are_shown():
+    rows = [row(m, v, scenario="clean", metric="brier") for m, v in (("a", 0.2), ("b", 0.1))]
+    board = leaderboard(table(rows), by="brier")
+    assert list(board["model"]) == ["b", "a"] and list(board["rank"]) == ["1", "2"] and list(board["brier"]) == [0.1, 0.2]
 
 
 def test_a_metric_where_lower_is_better_keeps_its_highest_value():

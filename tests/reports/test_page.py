@@ -59,7 +59,7 @@ def test_without_attacks_what_was_measured_ranks_and_the_sentence_says_so(table)
 
 
 def test_suspects_and_flags_name_each_model_once_with_the_ranking_threat_in_view(table):
-    assert suspects(table) == ["masked"]
+    assert suspects(table) == ["masked at linf(2/255), linf(4/255), linf(8/255)"]
     (flag,) = flags(table, THREAT)
     assert flag["who"] == "masked" and flag["threat"] == THREAT
     assert flag["reasons"][0].startswith("zero gradients on 25.0 %")
@@ -69,7 +69,7 @@ def test_suspects_and_flags_name_each_model_once_with_the_ranking_threat_in_view
 
 def test_a_suspicious_condition_is_flagged_as_itself(table):
     changed = table.assign(condition=table["condition"].mask(table["model"] == "masked", "bit_depth(bits=3)"))
-    assert suspects(changed) == ["masked bit_depth(bits=3)"]
+    assert suspects(changed) == ["masked bit_depth(bits=3) at linf(2/255), linf(4/255), linf(8/255)"]
     assert flags(changed, "")[0]["who"] == "masked bit_depth(bits=3)"
 
 

@@ -6,7 +6,19 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "Ref", "ThreatModel", "attack", "binarization_test", "evaluate", "load", "run"]
+__all__ = [
+    "Estimate",
+    "Ref",
+    "ThreatModel",
+    "attack",
+    "binarization_test",
+    "evaluate",
+    "load",
+    "load_data",
+    "load_model",
+    "read_suite",
+    "run",
+]
 
 _LAZY = {
     "Estimate": "robench.spec",
@@ -16,6 +28,9 @@ _LAZY = {
     "binarization_test": "robench.binarization",
     "evaluate": "robench.evaluation",
     "load": "robench.api",
+    "load_data": "robench.loading",
+    "load_model": "robench.loading",
+    "read_suite": "robench.suite",
     "run": "robench.api",
 }
 
@@ -24,3 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'robench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

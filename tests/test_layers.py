@@ -37,7 +37,7 @@ LAYERS = [
         "doctor",
         "changes",
     ),
-    ("runner", "missing", "tryout", "api", "evaluation", "binarization"),
+    ("runner", "missing", "tryout", "api", "loading", "evaluation", "binarization"),
     ("reports",),
     ("cli", "benchmark", "corruptbench", "stepcost"),
 ]

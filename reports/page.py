@@ -103,6 +103,9 @@ def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
             if count > 1
             else f"{who} is the only ranked model"
         )
+        high = str(row.get("rank_high", ""))
+        if not several and high not in ("", "1"):
+            lead += f" (its rank may be up to {high}: the difference is within the confidence interval)"
         found.append(f"{dataset}: {lead}; {'each' if several else 'it'} keeps {value} % of {row['n']} images {kept}.")
     return found
 

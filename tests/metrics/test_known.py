@@ -55,7 +55,7 @@ from robench.reports.leaderboard import leaderboard
 from robench.reports.page import page
 table = tidy(pickle.load(open(sys.argv[1], "rb")))
 even = table[table["metric"] == "even_accuracy"].set_index("model")
-assert set(even.index) >= {"plain", "trained"} and (even["value"] > 0.9).all() and (even["ci_low"] < even["value"]).all()
+assert set(even.index) >= {"plain", "trained"} and (even["value"] > 0.7).all() and (even["ci_low"] < even["value"]).all()
 broken = table[table["metric"] == "broken_share"]
 worst = table[(table["metric"] == "robust_accuracy") & (table["attack"] == "worst")]
 assert len(broken) == len(worst) and set(broken["threat"]) == set(worst["threat"])

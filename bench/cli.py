@@ -297,20 +297,23 @@ def _shifts(texts: tuple[str, ...]) -> dict[str, Any]:
 def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> None:
     """Print how long a run will take, what it consists of and what it leaves out; with -v every cell."""
     from robench.api import plan_run
-    from robench.estimate import duration, estimate_seconds
+    from robench.devices import resolve_device
+    from robench.estimate import duration, estimate
+    from robench.spec import Context
+    from robench.tryout import try_out
 
     plan, paths = plan_run(suite, **shared)
-    seconds, workers = estimate_seconds(
-        plan, device=options["device"], workers=options["workers"], sources=paths, trust=options["trust"]
-    )
+    device, trust = options["device"], options["trust"]
+    seen = try_out(plan, Context("", resolve_device(device), trust=trust, sources=paths, code=plan.code))
+    seconds, workers = estimate(plan, device=device, workers=options["workers"], sources=paths, trust=trust)
     click.echo(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
     for what, count in plan.counts().items():
         click.echo(f"{count:5d}  {what}")
     click.echo("cells per model:")
     for label, count in Counter(cell.model.label for cell in plan.cells).items():
         click.echo(f"{count:5d}  {label}")
-    for note in plan.notes:
-        click.echo(f"left out: {note}")
+    for line in [*seen, *(f"left out: {note}" for note in plan.notes)]:
+        click.echo(line)
     if not options["verbose"]:
         click.echo("with -v every cell is listed")
         return

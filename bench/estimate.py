@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from robench import catalog
 from robench.builders.training import fresh_network
+from robench.children import isolated
 from robench.devices import exact_arithmetic, resolve_device, usable_cores
 from robench.errors import RobenchError
 from robench.plan import Plan
@@ -61,6 +63,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def estimate(plan: Plan, **options: Any) -> tuple[float, int]:
+    """``estimate_seconds``, in a process of its own where the plan has models of the user's.
+
+    Raises:
+        ModelError: Such a model cannot be loaded, or ends its process.
+    """
+    if not any(cell.model.builder.name == "file" for cell in plan.cells):
+        return estimate_seconds(plan, **options)
+    return isolated(_estimated, (plan, options), what="the time estimate")
+
+
+def _estimated(told: tuple[Plan, dict[str, Any]]) -> tuple[float, int]:
+    """``estimate_seconds`` of one picklable argument."""
+    return estimate_seconds(told[0], **told[1])
+
+
 def estimate_seconds(
     plan: Plan,
     *,
@@ -72,7 +90,7 @@ def estimate_seconds(
     """Estimated wall seconds of a plan, and the number of workers it assumes; ``trust`` as in ``robench.run``."""
     where = resolve_device(device)
     count = workers or (usable_cores() if where == "cpu" else 1)
-    context = Context("", where, sources=tuple(sources), trust=trust)
+    context = Context("", where, sources=tuple(sources), trust=trust, code=plan.code)
     speed: dict[str, float] = {}
     left: dict[tuple[str, str], float] = {}
     total = 0.0

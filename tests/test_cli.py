@@ -109,6 +109,9 @@ def test_dry_run_loads_trusted_code_and_checks_models_before_it_prints(tiny, tmp
     refused = robench(*args, code=2).output
     assert "--trust" in refused and "cells" not in refused
     assert "nothing was computed" in robench(*args, "--trust").output
+    code.write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 3))\n")
+    refused = robench(*args, "--trust", code=2).output
+    assert "logits" in refused and "cells" not in refused
 
 
 def test_show_tells_defaults_models_and_suites():
@@ -420,3 +423,23 @@ def test_a_model_without_any_result_fails_the_audit(tiny, tmp_path):
     (line,) = [t for t in robench("audit", copy, *require, code=1).output.splitlines() if "| digits-standard |" in t]
     assert "| False |" in line and line.endswith("missing: not measured |  |")
     assert "must be a model of" in robench("audit", copy, *require, "--model", "digits-x", code=2).output
+
+
+def test_two_releases_under_one_name_are_two_lines_and_one_release_in_two_runs_is_one(tiny, tmp_path):
+    """Files of one name with other weights in two runs; the same file under two names in a third."""
+    args = ("--suite", tiny[0], "--scenario", "clean", "--arch", "small_cnn", *HERE)
+    for release, weights in (("v1", "digits-standard"), ("v2", "digits-pgd-at")):
+        (tmp_path / release).mkdir()
+        shutil.copy(WEIGHTS / f"{weights}.safetensors", tmp_path / release / "net.safetensors")
+        robench("run", *args, "--model", tmp_path / release / "net.safetensors", "--out", tmp_path / "runs" / release)
+    both = [tmp_path / "runs" / release for release in ("v1", "v2")]
+    rows = json.loads(CliRunner().invoke(main, ["leaderboard", *map(str, both), "--format", "json"]).stdout)
+    assert {row["model"] for row in rows} == {"net.safetensors [v1]", "net.safetensors [v2]"}
+    shutil.copytree(both[0], tmp_path / "runs" / "again")
+    same = [str(both[0]), str(tmp_path / "runs" / "again")]
+    rows = json.loads(CliRunner().invoke(main, ["leaderboard", *same, "--format", "json"]).stdout)
+    assert [row["model"] for row in rows] == ["net.safetensors"]
+    named = [f"{release}={tmp_path / release / 'net.safetensors'}" for release in ("v1", "v2")]
+    robench("run", *args, "--model", named[0], "--model", named[1], "--out", tmp_path / "runs" / "named")
+    rows = json.loads(CliRunner().invoke(main, ["leaderboard", str(tmp_path / "runs" / "named"), "--format", "json"]).stdout)
+    assert {row["model"] for row in rows} == {"v1", "v2"}

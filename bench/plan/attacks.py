@@ -111,28 +111,30 @@ def attacked(
             if threat.norm not in norms_of(attack):
                 continue
             with draft.optional(attack, attack):
-                surrogate = {"extra": (_surrogate(draft, ref, model, parent),)} if entry.facts.get("surrogate") else {}
+                surrogate = {"extra": (_surrogate(draft, attack, model, parent),)} if entry.facts.get("surrogate") else {}
                 chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
                 draft.add(chosen, model, plugins=_versioned(attack), **{**more, **surrogate})
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
 
 
-def _surrogate(draft: Draft, ref: Ref, target: Artifact, parent: Artifact | None) -> Artifact:
+def _surrogate(draft: Draft, attack: str, target: Artifact, parent: Artifact | None) -> Artifact:
     """The model that a transfer takes its images from.
 
     Raises:
         ConfigError: An unknown name.
         UnfitError: A model of other channels, of another number of classes, or that is not in this run.
     """
-    name, classes = str(ref.kwargs.get("source", "")), draft.sources.classes
+    name, classes = str(Ref.parse(attack).kwargs.get("source", "")), draft.sources.classes
     if parent is not None and name == parent.label:
         return parent
     if name not in draft.sources.models:
         known = ", ".join(sorted(draft.sources.models))
         kind = UnfitError if name in ZOO else ConfigError
         raise kind(must("a transfer's source", "a model of the run, or of the zoo for such images", name, f"known: {known}"))
-    own = classes.get(target.label, len(draft.sources.names.get(draft.sources.data, ())) or None)
+    own = classes.get(target.label)
+    if own is None and not draft.suite.requires(attack):
+        own = len(draft.sources.names.get(draft.sources.data, ())) or None
     if own is not None and classes.get(name, own) != own:
         remedy = "name a source that was trained on the same classes"
         raise UnfitError(must(f"the classes of the source {name}", f"the {own} of {target.label}", classes[name], remedy))

@@ -44,9 +44,7 @@ class Binarised(nn.Module):
     def __init__(self, widths: tuple[int, ...], style: str) -> None:
         super().__init__()
         sizes = [SIDE * SIDE, *widths]
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b)) for a, b in pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b)) for a, b in pairwise(sizes))
         self.out, self.style = nn.Linear(widths[-1], 10), style
 
     def forward(self, x: Tensor) -> Tensor:

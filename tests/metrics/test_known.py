@@ -32,7 +32,7 @@ def even_accuracy(frame):
 @facts(version=1, unit="rate", higher_is_better=False, bounds=(0, 1), needs="evasion")
 def broken_share(frame):
     """Share of samples that at least one attack broke."""
-    broken = frame.groupby("sample")["broken"].any()
+    broken = frame.groupby("sample", observed=True)["score_adv"].min() == 0
     return wilson(int(broken.sum()), len(broken))
 
 

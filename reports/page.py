@@ -186,7 +186,8 @@ def _conditions(table: pd.DataFrame, threats: list[str], ranked: tuple[str, str]
     rates = [
         c for c in cells if c.startswith(("robust@", "clean", "corrupted")) and (cells.loc[changed_lines, c] != "").any()
     ]
-    cells["verdict"], _, cells["but"] = zip(*(v.partition("; ") for v in cells["validity"]), strict=True)
+    told = cells["validity"] if "validity" in cells else [""] * len(cells)
+    cells["verdict"], _, cells["but"] = zip(*(v.partition("; ") for v in told), strict=True)
     named = [c for c in ("dataset", "model", "condition", "n") if c in cells]
     cells = cells[[*named, "verdict", *rates, *(["but"] if any(cells["but"]) else [])]]
     return {**_rows(cells), "verdicts": whole["validity"].tolist()}

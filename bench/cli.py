@@ -304,7 +304,10 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
 
     plan, paths = plan_run(suite, **shared)
     device, trust = options["device"], options["trust"]
-    seen = try_out(plan, Context("", resolve_device(device), trust=trust, sources=paths, code=plan.code))
+    seen: list[str] = []
+    child = try_out(plan, Context("", resolve_device(device), trust=trust, sources=paths, code=plan.code), seen.append)
+    if child:
+        child.close()
     seconds, workers = estimate(plan, device=device, workers=options["workers"], sources=paths, trust=trust)
     click.echo(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
     for what, count in plan.counts().items():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robench.admission import admit, as_module
 from robench.children import inside
 from robench.devices import kept_settings
-from robench.errors import ConfigError, ModelError, must
+from robench.errors import ConfigError, ModelError, must, one_line
 from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
 from robench.models.weights import ARCHITECTURES, DAMAGED, construct, require_planned
@@ -184,9 +184,10 @@ def _state(path: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         remedy = "save model.state_dict(), best as safetensors; whole pickled models execute code and are not read"
-        raise ModelError(must(f"{path}", "a state dict of tensors", str(error)[:160], remedy)) from error
+        raise ModelError(must(f"{path}", "a state dict of tensors", one_line(str(error), 160), remedy)) from error
     except (safetensors.SafetensorError, *DAMAGED) as error:
-        raise ModelError(must(f"{path}", "a whole weight file", str(error)[:160], "copy or export it again")) from error
+        got = one_line(str(error), 160)
+        raise ModelError(must(f"{path}", "a whole weight file", got, "copy or export it again")) from error
     return _unwrapped(found, path, wanted)
 
 

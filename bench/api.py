@@ -12,6 +12,7 @@ import pandas as pd
 
 from robench.changes import reasons
 from robench.children import closing_child
+from robench.errors import ConfigError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
 from robench.runner import Progress, Summary, run_plan, versions
@@ -106,7 +107,9 @@ def run(
     from robench.tryout import try_out
 
     plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, trust=trust)
-    folder = Path(out) if out else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
+    if out is not None and not str(out).strip():
+        raise ConfigError(must("--out", "the name of a folder", out, "leave it out for a new folder under runs/"))
+    folder = Path(out) if out is not None else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
     where = resolve_device(device)
     context = Context(str(folder), where, batch_size, trust=trust, sources=paths, code=plan.code)
     count = workers or (usable_cores() if where == "cpu" else 1)

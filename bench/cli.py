@@ -18,6 +18,7 @@ import click
 
 from robench import __version__
 from robench.errors import LINE, ConfigError, RobenchError, described, must, one_line
+from robench.escape import visible_lines
 
 FORMATS = click.Choice(["table", "json", "csv", "md"])
 FAILED_CELLS = 3
@@ -29,6 +30,12 @@ UNEXPECTED = 70
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+
+
+def _print(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print lines that may hold names and texts of others: what a terminal would obey is written out."""
+    start = "\r" if text.startswith("\r") else ""
+    click.echo(start + visible_lines(text.removeprefix(start)), err=err, nl=nl)
 
 
 class _Group(click.Group):
@@ -108,7 +115,7 @@ def _end(code: int) -> None:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # nowhere to say it
-        click.echo(f"robench: {one_line(text, LINE)}", err=True)
+        _print(f"robench: {one_line(text, LINE)}", err=True)
 
 
 def _logged(error: BaseException) -> str:
@@ -168,6 +175,15 @@ def main(verbose: bool) -> None:
             handler.addFilter(_Quiet())
 
 
+class _Folder(click.Path):
+    """A folder's name; the empty text, which Python takes for the current folder, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            raise ConfigError(must("--out", "the name of a folder", value, "leave it out for a new folder under runs/"))
+        return super().convert(value, param, ctx)
+
+
 def _floats(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -199,7 +215,7 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--groups", help="CSV file 'sample,group': accuracy of the worst group of test images.")
 @click.option("--ood", multiple=True, help="Add images of other kinds: 'glyphs', 'noise', ..., or NAME=folder:PATH.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these: clean, evasion, corruption, scarcity, ...")
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory; the same one resumes.")
+@click.option("--out", type=_Folder(path_type=Path), help="Run directory; the same one resumes.")
 @click.option("--limit", type=click.IntRange(1), help="Test images (marks the run as limited).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
@@ -244,16 +260,16 @@ def run(**options: Any) -> None:
         cell_timeout=options["cell_timeout"],
         retry=options["retry"],
         progress=_progress(),
-        announce=lambda text: click.echo(text, err=True),
+        announce=lambda text: _print(text, err=True),
     )
-    click.echo(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
+    _print(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
     for what, error in done.summary.failures:
-        click.echo(f"failed: {what}: {error.splitlines()[0]}", err=True)
+        _print(f"failed: {what}: {error.splitlines()[0]}", err=True)
     for reason in dict.fromkeys(reason for _, reason in done.summary.skipped):
         count = sum(reason == other for _, other in done.summary.skipped)
-        click.echo(f"skipped: {count} cells: {reason}", err=True)
+        _print(f"skipped: {count} cells: {reason}", err=True)
     unknown = _report(done.out, options["form"])
-    click.echo(f"report: {done.out / 'report.html'}", err=True)
+    _print(f"report: {done.out / 'report.html'}", err=True)
     if done.summary.failures or unknown:
         _end(FAILED_CELLS)
 
@@ -309,21 +325,21 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
     if child:
         child.close()
     seconds, workers = estimate(plan, device=device, workers=options["workers"], sources=paths, trust=trust)
-    click.echo(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
+    _print(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
     for what, count in plan.counts().items():
-        click.echo(f"{count:5d}  {what}")
-    click.echo("cells per model:")
+        _print(f"{count:5d}  {what}")
+    _print("cells per model:")
     for label, count in Counter(cell.model.label for cell in plan.cells).items():
-        click.echo(f"{count:5d}  {label}")
+        _print(f"{count:5d}  {label}")
     for line in [*seen, *(f"left out: {note}" for note in plan.notes)]:
-        click.echo(line)
+        _print(line)
     if not options["verbose"]:
-        click.echo("with -v every cell is listed")
+        _print("with -v every cell is listed")
         return
     for cell in plan.cells:
         about = cell.scenario.kwargs
         what = " ".join(str(about[key]) for key in ("threat", "attack", "corruption") if key in about)
-        click.echo(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario.name} {what}".rstrip())
+        _print(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario.name} {what}".rstrip())
 
 
 def _progress() -> Any:
@@ -334,7 +350,7 @@ def _progress() -> Any:
     def show(what: str, done: int, total: int) -> None:
         if done == total or monotonic() - last[0] > (0.2 if sys.stderr.isatty() else 10):
             last[0] = monotonic()
-            click.echo(f"\r{what}: {done}/{total} ", err=True, nl=not sys.stderr.isatty() or done == total)
+            _print(f"\r{what}: {done}/{total} ", err=True, nl=not sys.stderr.isatty() or done == total)
 
     return show
 
@@ -356,7 +372,7 @@ def _echo(table: Any, form: str) -> None:
     from robench.reports.text import render, show
 
     if form != "table":
-        click.echo(render(table, format=form), nl=False)
+        _print(render(table, format=form), nl=False)
         return
     from rich.console import Console
 
@@ -369,7 +385,7 @@ def _echo(table: Any, form: str) -> None:
 def report(run_directory: Path, form: str) -> None:
     """Score stored rows again and write tables, pictures and the page; no model is run."""
     _report(run_directory, form)
-    click.echo(f"report: {run_directory / 'report.html'}", err=True)
+    _print(f"report: {run_directory / 'report.html'}", err=True)
 
 
 @main.command()
@@ -431,8 +447,8 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     missing = sorted(wanted - set(table["model"]))
     _echo(result.frame(), "md")
     for name in missing:
-        click.echo(f"{name}: missing: not measured")
-    click.echo("failed" if missing or not result.passed else "passed")
+        _print(f"{name}: missing: not measured")
+    _print("failed" if missing or not result.passed else "passed")
     _end(1 if missing else result.exit_code)
 
 
@@ -448,11 +464,11 @@ def verify(run_directory: Path, device: str, batch_size: int, models: tuple[str,
 
     found = replay(run_directory, device=device, batch_size=batch_size, models=models, trust=trust)
     for line in found.differences:
-        click.echo(line)
+        _print(line)
     if found.without:
-        click.echo(f"{found.without} attacked cells were run without --save-adversarials: nothing to verify there", err=True)
+        _print(f"{found.without} attacked cells were run without --save-adversarials: nothing to verify there", err=True)
     told = f"{found.images} float32 and {found.images_8bit} 8-bit images of {found.cells} attacks judged again"
-    click.echo(f"{told}: {len(found.differences)} differences" if found.differences else f"{told}: the same verdicts")
+    _print(f"{told}: {len(found.differences)} differences" if found.differences else f"{told}: the same verdicts")
     _end(1 if found.differences else 0)
 
 
@@ -466,7 +482,7 @@ def list_(kind: str | None, form: str) -> None:
 
     if kind is None:
         for name in sorted([*TABLES, *_NAMED]):
-            click.echo(name)
+            _print(name)
         return
     if kind not in TABLES and kind not in (*_NAMED, "zoo"):
         raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *_NAMED, "zoo"])))
@@ -476,10 +492,10 @@ def list_(kind: str | None, form: str) -> None:
 
         from robench.reports.text import render
 
-        click.echo(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False)
+        _print(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False)
         return
     for name, summary in rows:
-        click.echo(f"{name:24s} {summary}")
+        _print(f"{name:24s} {summary}")
 
 
 _NAMED = ("models", "suites")
@@ -516,7 +532,7 @@ def show(kind: str, name: str) -> None:
 
     if kind in ("suite", "suites"):
         read_suite(name)
-        click.echo(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"))
+        _print(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"))
         return
     if kind in ("model", "models", "zoo"):
         _show_model(name)
@@ -526,13 +542,13 @@ def show(kind: str, name: str) -> None:
         raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *_NAMED])))
     entry = table.described(name)
     usage = f"{name}:{_PREFIXED[table.kind]}" if name in table.prefixes else name
-    click.echo(f"{usage}: {entry.description or entry.facts['summary']}")
-    click.echo(f"  from {entry.origin}, {entry.target}")
+    _print(f"{usage}: {entry.description or entry.facts['summary']}")
+    _print(f"  from {entry.origin}, {entry.target}")
     for key, value in entry.facts.items():
         if key != "summary":
-            click.echo(f"  {key}: {value}")
+            _print(f"  {key}: {value}")
     for key, default in entry.parameters.items():
-        click.echo(f"  {key} = {default!r}")
+        _print(f"  {key} = {default!r}")
 
 
 def _show_model(name: str) -> None:
@@ -548,14 +564,14 @@ def _show_model(name: str) -> None:
         raise ConfigError(must("a model", "a known one", name, suggestion(name, ZOO)))
     entry = ZOO[name]
     channels, height, width = entry.spec.shape
-    click.echo(f"{name}: {entry.summary}")
+    _print(f"{name}: {entry.summary}")
     told = {
         "architecture": entry.arch, "recipe": entry.recipe, "steps": entry.steps, "seed": entry.seed, "data": entry.data,
         "input": f"{channels} x {height} x {width}, pixels in [0, 1]", "classes": entry.spec.num_classes,
         "training accuracy": f"{entry.train_accuracy:.1%}", "weights sha256": entry.sha256, "licence": entry.spec.licence,
     }  # fmt: skip
     for key, value in told.items():
-        click.echo(f"  {key}: {value}")
+        _print(f"  {key}: {value}")
 
 
 @main.command()
@@ -565,7 +581,7 @@ def doctor() -> None:
 
     problems = 0
     for name, state, good in findings():
-        click.echo(f"{'ok ' if good else '!! '} {name:18s} {state}")
+        _print(f"{'ok ' if good else '!! '} {name:18s} {state}")
         problems += not good
     _end(1 if problems else 0)
 
@@ -583,12 +599,12 @@ def build(name: str, out: Path, data: str) -> None:
     """Train a model of the zoo again from its recorded recipe and seed."""
     from robench.zoo.building import build as rebuild
 
-    click.echo(rebuild(name, out, data=data, progress=_training()))
+    _print(rebuild(name, out, data=data, progress=_training()))
 
 
 def _training() -> Any:
     def show(done: int, total: int, loss: float) -> None:
         if done % 100 == 0 or done == total:
-            click.echo(f"step {done}/{total}, loss {loss:.4f}", err=True)
+            _print(f"step {done}/{total}, loss {loss:.4f}", err=True)
 
     return show

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import io
 import json
 import os
 import time
@@ -16,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from robench.errors import ConfigError, StoreError, must
-from robench.files import write_atomically
+from robench.files import exclusive, remove_temporary, write_atomically
 from robench.lineage import LEAD, cell_of, lead, lineage, own_columns
 from robench.lineage import planned as columns_of
 from robench.metrics.table import MEASURED
 from robench.spec import SCHEMA, Cell, sha256
+from robench.tables import read_parquet, to_parquet
 
 _PLANNED = ("scenario", "model", "condition", "seed")
 """What ``run.json`` says of every planned cell; an evasion's threat and attack besides."""
@@ -54,19 +53,18 @@ class Store:
         """Hold the run directory; a second writer is refused.
 
         Raises:
-            StoreError: The folder cannot be written, or another process is writing to it.
+            StoreError: The folder cannot be written, another process is writing to it, or a folder in it is a link.
         """
+        for folder in self._folders()[1:]:
+            if folder.is_symlink():
+                raise StoreError(
+                    must(f"{folder}", "a folder of its own", "a symbolic link", "remove it or choose another --out")
+                )
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("w")
         except OSError as error:
             raise StoreError(must("--out", "a writable folder", str(error), "choose another --out")) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                remedy = "wait for it or choose another --out"
-                raise StoreError(must("the run directory", "used by one run at a time", str(self.root), remedy)) from error
+        with exclusive(self.root / ".lock", what="the run directory"):
             yield self
 
     def finished(self) -> dict[str, Finished]:
@@ -99,11 +97,10 @@ class Store:
         Raises:
             StoreError: Unwritable folder or full disk.
         """
-        buffer = io.BytesIO()
-        rows.to_parquet(buffer, index=False)
-        content = sha256(buffer.getvalue())
+        data = to_parquet(rows)
+        content = sha256(data)
         stem = self.cells / f"{cell.digest}.{content[:8]}"
-        write_atomically(stem.with_name(stem.name + ".parquet"), buffer.getvalue())
+        write_atomically(stem.with_name(stem.name + ".parquet"), data)
         about = {"schema": SCHEMA, "digest": cell.digest, "content": content, **lead(cell), "lineage": lineage(cell)}
         full = {**about, **header, "time": time.time()}
         write_atomically(stem.with_name(stem.name + ".json"), _sealed(full))
@@ -114,10 +111,9 @@ class Store:
         Raises:
             StoreError: Its stored rows are damaged.
         """
-        buffer = io.BytesIO()
-        rows.to_parquet(buffer, index=False)
+        data = to_parquet(rows)
         stored = _read(self.finished()[cell.digest])
-        return _numbers(stored).equals(_numbers(pd.read_parquet(io.BytesIO(buffer.getvalue()))))
+        return _numbers(stored).equals(_numbers(read_parquet(data)))
 
     def put_images(self, digest: str, images: bytes, header: dict[str, Any]) -> None:
         """Store the images of a cell as ``evidence/<digest>.<content hash, 8>.safetensors``, their header last.
@@ -251,9 +247,14 @@ class Store:
         return found if isinstance(found.get("cells"), dict) and isinstance(found.get("identities"), dict) else {}
 
     def clean_temporary(self) -> None:
-        """Remove what a killed run left half-written."""
-        for path in self.root.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        """Remove what a killed run of robench left half-written, in the folders that robench writes to."""
+        remove_temporary(self._folders())
+
+    def _folders(self) -> list[Path]:
+        """The run directory's folders: its own, and one per kept model or set of images; the run directory itself first."""
+        artifacts = self.root / "artifacts"
+        inner = sorted(artifacts.iterdir()) if artifacts.is_dir() and not artifacts.is_symlink() else []
+        return [self.root, self.cells, self.evidence, self.root / "failed", artifacts, *inner]
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -384,7 +385,10 @@ def _read(entry: Finished) -> pd.DataFrame:
     remedy = "remove the pair and run again"
     if sha256(data) != entry.header["content"]:
         raise StoreError(must(str(entry.rows), "unchanged since it was written", "other bytes", remedy))
-    rows = pd.read_parquet(io.BytesIO(data))
+    try:
+        rows = read_parquet(data)
+    except ValueError as error:
+        raise StoreError(must(str(entry.rows), "a table of numbers and texts", str(error), remedy)) from error
     for column, value in own_columns(entry.cell).items() if entry.cell and len(rows) else ():
         got = rows[column].astype(str).unique().tolist() if column in rows else [value]
         if got != [value]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from robench.escape import shortened
 from robench.reports.corruptions import family_curves
 from robench.reports.curves import corruption_curve, image, security_curve
 from robench.reports.pareto import pareto_picture
@@ -39,13 +41,31 @@ class Picture:
     png: bytes
 
 
+_NAMED = ("model", "dataset", "condition", "attack")
+"""Columns of names that others chose and pictures show."""
+
+
+def drawn(draw: Callable[..., Figure | None], table: pd.DataFrame, *, dataset: str | None) -> Figure | None:
+    """A picture whose names are drawn letter by letter: no mathematical notation, nothing invisible, not too long."""
+    shown = {column: table[column].map(_shown) for column in _NAMED if column in table}
+    return draw(table.assign(**shown), dataset=None if dataset is None else _shown(dataset))
+
+
+def _shown(name: Any) -> Any:
+    """A name as matplotlib draws it letter by letter: ``$`` begins no formula, a leading ``_`` does not hide it."""
+    if not isinstance(name, str):
+        return name
+    text = shortened(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def pictures(table: pd.DataFrame) -> list[Picture]:
     """All pictures that there is something to draw for, by data set, in the order of the page."""
     found = []
     for dataset in sorted(set(table["dataset"])):
         for name, draw in PICTURES.items():
-            figure = draw(table, dataset=dataset)
+            figure = drawn(draw, table, dataset=dataset)
             if figure is not None:
-                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).strip()
+                title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).replace(r"\$", "$").strip()
                 found.append(Picture(name, title, figure, image(figure)))
     return found

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robench.errors import ConfigError, must, suggestion
+from robench.escape import for_csv, for_markdown, visible
 from robench.metrics.ranks import RANK
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
@@ -33,7 +34,7 @@ def render(table: pd.DataFrame, *, format: str = "table", width: int = 160) -> s
         ConfigError: Unknown format.
     """
     if format == "csv":
-        return table.to_csv(index=False, lineterminator="\n")
+        return spreadsheet(table)
     if format == "json":
         return table.to_json(orient="records", double_precision=15, indent=2) + "\n"
     if format == "md":
@@ -47,9 +48,19 @@ def render(table: pd.DataFrame, *, format: str = "table", width: int = 160) -> s
 
 def _markdown(table: pd.DataFrame) -> str:
     """A pipe table without padding, which would widen every line to the longest text of its column."""
-    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
-    lines += [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    lines = [[for_markdown(str(column)) for column in table.columns], ["---"] * table.shape[1]]
+    lines += [[for_markdown(str(value)) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spreadsheet(table: pd.DataFrame) -> str:
+    """CSV in full precision; a text that begins like a formula gets an apostrophe, numbers stay numbers."""
+    safe = table.rename(columns=lambda column: for_csv(str(column)))
+    for place, kind in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            values = [for_csv(v) if isinstance(v, str) else v for v in table.iloc[:, place]]
+            safe.isetitem(place, pd.Series(values, index=table.index, dtype=object))
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> None:
@@ -58,15 +69,15 @@ def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> 
     drawn = RichTable(title=title, header_style="bold")
     for column in cells:
         left = column in ("model", "dataset", "scenario", "condition", "threat", "attack", "metric", "validity")
-        drawn.add_column(column, justify="left" if left else "right", overflow="fold")
+        drawn.add_column(Text(visible(column)), justify="left" if left else "right", overflow="fold")
     for values in cells.itertuples(index=False):
         bad = any(str(v).startswith(DOUBTED) for v in values)
-        drawn.add_row(*(Text(str(v)) for v in values), style="red" if bad else None)
+        drawn.add_row(*(Text(visible(str(v))) for v in values), style="red" if bad else None)
     console.print(drawn)
     for reason in reasons(table):
-        console.print(Text(reason, style="red"))
+        console.print(Text(visible(reason), style="red"))
     for line in escalations(table):
-        console.print(Text(line, style="yellow"))
+        console.print(Text(visible(line), style="yellow"))
 
 
 def reasons(table: pd.DataFrame) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from robench.reports.page import page
 from robench.reports.pictures import pictures
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
+from robench.tables import to_parquet
 
 
 @facts(version=1)
@@ -41,12 +41,10 @@ def write_reports(
     """
     table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
     board, drawn = leaderboard(table, threats=main_threats(header)), pictures(table)
-    parquet = io.BytesIO()
-    table.to_parquet(parquet, index=False)
     files = {
         "table.csv": render(table, format="csv").encode(),
         "table.md": render(table, format="md").encode(),
-        "table.parquet": parquet.getvalue(),
+        "table.parquet": to_parquet(table),
         "leaderboard.csv": render(board, format="csv").encode(),
         "leaderboard.md": render(board, format="md").encode(),
         "report.html": page(table, header=header, drawn=drawn).encode(),
@@ -57,7 +55,7 @@ def write_reports(
         files["transfer.md"] = render(transfer_matrix(table), format="md").encode()
     costs = pareto(table)
     if len(costs):
-        files["pareto.csv"] = costs.to_csv(index=False).encode()
+        files["pareto.csv"] = render(costs, format="csv").encode()
     packed = compression(table)
     if packed is not None:
         files["compression.csv"] = render(packed.cells, format="csv").encode()

@@ -310,7 +310,7 @@ def test_interrupt_exits_130_and_the_same_command_goes_on(tiny, tmp_path, monkey
     result = robench(*args, code=130)
     assert "goes on where it stopped" in result.output
     assert len(Store(tmp_path).finished()) == 2
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not list(tmp_path.rglob(".*.robench-tmp"))
     monkeypatch.undo()
     assert "4 cells computed, 2 kept" in robench(*args).output
 

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robench.reports": "reports", "robench": "bench"}
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.children", "robench.metrics", "robench.reports")
 LAYERS = [
-    ("errors", "spec", "registry", "lineage", "user_code"),
+    ("errors", "escape", "spec", "registry", "lineage", "user_code"),
     (
         *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
-        *("children", "gate", "admission", "resident", "scripted"),
+        *("children", "gate", "admission", "resident", "scripted", "tables"),
     ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),

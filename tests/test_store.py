@@ -242,7 +242,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, failing):
     monkeypatch.undo()
     after = snapshot(tmp_path)
     assert {k: v for k, v in after.items() if k in before} == before
-    assert not [p for p in after if p.endswith(".tmp")]
+    assert not [p for p in after if p.endswith(".robench-tmp")]
     assert not [p for p in after if p.startswith(f"cells/{cell(1).digest}") and p.endswith(".json")]
     assert store.todo([cell(0), cell(1)]) == [cell(1)]
     store.put(cell(1), rows(), {})
@@ -268,11 +268,11 @@ def test_parent_that_is_a_file_is_a_store_error(tmp_path):
 def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
     store = Store(tmp_path)
     store.put(cell(), rows(), {})
-    (store.cells / ".abc.parquet.123.tmp").write_bytes(b"half")
+    (store.cells / ".abc.parquet.0123456789abcdef.robench-tmp").write_bytes(b"half")
     deep = tmp_path / "artifacts" / "x"
     deep.mkdir(parents=True)
-    (deep / ".model.safetensors.9.tmp").write_bytes(b"half")
-    before = {k for k in snapshot(tmp_path) if not k.endswith(".tmp")}
+    (deep / ".model.safetensors.0123456789abcdef.robench-tmp").write_bytes(b"half")
+    before = {k for k in snapshot(tmp_path) if not k.endswith(".robench-tmp")}
     store.clean_temporary()
     assert set(snapshot(tmp_path)) == before
     assert store.todo([cell()]) == []

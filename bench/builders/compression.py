@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -59,6 +60,8 @@ def _kept(artifact: Artifact, context: Context, entry: Entry, made: Callable[[],
     remedy = "remove that folder and run again"
     try:
         known: dict[str, str] = json.loads((place / "header.json").read_text(encoding="utf-8"))["files"]
+        if any(name != Path(name).name for name in known):
+            raise ValueError("a file outside its folder")
         found = {name: (place / name).read_bytes() for name in known}
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(must(f"the compressed model in {place}", "whole", str(error), remedy)) from error

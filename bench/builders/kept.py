@@ -43,7 +43,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         ModelError: The file is missing or damaged.
     """
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             return {name: torch.from_numpy(stored[name]) for name in stored.files}
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, NotImplementedError, BadZipFile) as error:
         raise ModelError(must(str(path), "readable", str(error), "remove its folder and run again")) from error

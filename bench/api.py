@@ -12,6 +12,7 @@ import pandas as pd
 
 from robench.changes import reasons
 from robench.children import closing_child
+from robench.data.classes import ClassList, ClassMap
 from robench.errors import ConfigError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
@@ -45,6 +46,8 @@ def plan_run(
     seed: int = 0,
     settings: Settings | None = None,
     trust: bool = False,
+    classes: ClassList | None = None,
+    class_map: ClassMap | None = None,
 ) -> tuple[Plan, tuple[tuple[str, str], ...]]:
     """The graph of a run, and the user's files by hash; models that are made by code are built, nothing is computed.
 
@@ -57,7 +60,7 @@ def plan_run(
 
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     elsewhere = data is not None and data != chosen.data
-    chosen = chosen.override(data=data, limit=limit)
+    chosen = chosen.override(data=data, limit=limit, classes=classes, class_map=class_map)
     named = listed(models)
     if not named:
         kept, notes = fitting_models(chosen.data, chosen.models) if elsewhere else (chosen.models, [])
@@ -67,7 +70,8 @@ def plan_run(
     chosen = chosen if labels == chosen.models else chosen.for_models(labels)
     sources, paths = resolve_sources(chosen.data, named, files=chosen.files(), trust=trust)
     others = [other for other in (named_data(text)[1] for text in chosen.ood.sources) if other]
-    sources = replace(sources, files={**sources.files, **other_data(sources.data, others)})
+    files, notes = other_data(sources.data, others)
+    sources = replace(sources, files={**sources.files, **files}, notes=(*sources.notes, *notes))
     return expand(chosen, sources, seed=seed, settings=settings), paths
 
 
@@ -89,11 +93,15 @@ def run(
     announce: Callable[[str], None] | None = None,
     cell_timeout: float | None = None,
     retry: bool = False,
+    classes: ClassList | None = None,
+    class_map: ClassMap | None = None,
 ) -> Run:
     """Run a suite into a run directory; called again it computes only what is missing.
 
     ``models`` are sources (zoo names, files, ``module:factory``), or a mapping of names to sources. ``Suite.override`` and
     ``Suite.only`` change what a suite measures: ``run(read_suite("quick").override(threats=["linf(0.05)"]))``.
+    With ``classes`` (names of the models' classes in the order of their outputs, or a file of them) or ``class_map`` (index
+    per class of the data) labels become indices of the models' outputs; see ``robench.data.classes.agree``.
 
     With ``save_adversarials`` every broken image is kept in its folder ``evidence`` for ``robench verify``; finished
     attacks whose images were not kept are run again for them. A cell, or an artifact that cells need, that takes
@@ -106,7 +114,8 @@ def run(
     from robench.devices import resolve_device, usable_cores
     from robench.tryout import try_out
 
-    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, trust=trust)
+    mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
+    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, **mapped)
     if out is not None and not str(out).strip():
         raise ConfigError(must("--out", "the name of a folder", out, "leave it out for a new folder under runs/"))
     folder = Path(out) if out is not None else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
@@ -115,6 +124,8 @@ def run(
     count = workers or (usable_cores() if where == "cpu" else 1)
     store = Store(folder)
     say = announce or _say_nothing
+    for note in plan.data_notes:
+        say(note)
     for note in plan.notes:
         say(f"left out: {note}")
     for name, facts in plan.identities.items():
@@ -126,7 +137,7 @@ def run(
         for line in reasons(plan.cells, store.finished(), store.last_run(), plan.identities):
             say(line)
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
-        header["left_out"] = list(plan.notes)
+        header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
         header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}
         planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})

@@ -205,6 +205,8 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--input-range", default="0,1", help="Range of the network's pixels before mean and std.")
 @click.option("--num-classes", type=click.IntRange(min=2), help="Logits of the model [default: those of the data].")
 @click.option("--data", help="digits, cifar10(root='...'), mnist(root='...'), folder:PATH, npz:PATH.")
+@click.option("--classes", help="The models' class names in the order of their outputs: FILE, one per line or JSON.")
+@click.option("--class-map", help="Output per class of the data: FILE with lines NAME,INDEX or JSON; or 'numbers'.")
 @click.option("--attack", "attacks", multiple=True, help="Replace the suite's attacks, e.g. 'pgd(steps=100)'.")
 @click.option("--threat", "threats", multiple=True, help="Replace the suite's threats, e.g. 'linf(8/255)'.")
 @click.option("--defense", "defenses", multiple=True, help="Add each model behind an inference-time defence.")
@@ -245,6 +247,8 @@ def run(**options: Any) -> None:
         "seed": options["seed"],
         "settings": Settings(width=options["width"], search_precision=options["search_precision"]),
         "trust": options["trust"],
+        "classes": options["classes"],
+        "class_map": options["class_map"],
     }
     if options["dry_run"]:
         _dry_run(suite, shared, options)
@@ -325,6 +329,8 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
     if child:
         child.close()
     seconds, workers = estimate(plan, device=device, workers=options["workers"], sources=paths, trust=trust)
+    for note in plan.data_notes:
+        _print(note)
     _print(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
     for what, count in plan.counts().items():
         _print(f"{count:5d}  {what}")
@@ -358,11 +364,14 @@ def _progress() -> Any:
 def _report(folder: Path, form: str) -> int:
     """Write the reports of a run, print its leaderboard, and return how many samples are unknown."""
     from robench.reports.leaderboard import leaderboard, main_threats
+    from robench.reports.text import label_doubts
     from robench.reports.write import write_reports
     from robench.store import Store
 
     table, header = _table(folder), Store(folder).read_run()
     write_reports(table, folder, {k: v for k, v in header.items() if k != "cells"})
+    for line in label_doubts(table):
+        _print(f"WARNING: {line}", err=True)
     _echo(leaderboard(table, threats=main_threats(header)), form)
     return int(table["n_unknown"].fillna(0).sum()) if len(table) else 0
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from robench import catalog
 from robench.children import isolated
+from robench.data.classes import fits, mapping_line, require_logits
+from robench.data.names import parse_data
 from robench.data.overlap import NATURAL, image_hashes
 from robench.errors import ConfigError, DataError, ModelError, must, suggestion
 from robench.models.load import is_code, require_trust
@@ -106,8 +108,9 @@ def resolve_sources(
     models = listed(models)
     built = _built(models, trust)
     identities = {}
-    label, spec = Ref.parse(data).name, read_split(data, "test").spec
-    splits, shape = _versions(data, spec), spec.shape
+    test = read_split(data, "test")
+    label, spec = parse_data(data).name, test.spec
+    (splits, notes), shape = _versions(data, spec), spec.shape
     fitting = [name for name, entry in ZOO.items() if entry.spec.shape[0] == shape[0]]
     artifacts = {name: _zoo(name) for name in fitting}
     classes = {name: ZOO[name].spec.num_classes for name in fitting}
@@ -119,7 +122,7 @@ def resolve_sources(
             raise ConfigError(must("the models' names", "different", name, "name them: --model NAME=SOURCE"))
         taken.add(name)
         if user.source in ZOO:
-            _require_shape(user.source, data, shape)
+            _require_fit(user.source, data, spec)
             artifacts[name] = replace(_zoo(user.source), label=name)
             classes[name] = ZOO[user.source].spec.num_classes
         elif user.source.startswith("trained("):
@@ -134,10 +137,12 @@ def resolve_sources(
                 identities[name] = built[user.source].facts()
     _require_different({name: artifacts[name] for name in taken})
     further = {name: _further(name, data, spec) for name in dict.fromkeys(files)}
+    notes += tuple(note for other, _ in further.values() for note in other.notes)
     names = {data: spec.classes, **{name: other.classes for name, (other, _) in further.items()}}
     hashes = {name: version for name, (_, version) in further.items()}
     code = {path: content for model in built.values() for _, path, content in model.files} | _plug_ins()
     more: dict[str, Any] = {"identities": identities, "code": tuple(sorted(code.items()))}
+    more |= {"ids": frozenset(test.ids.tolist()), "notes": notes}
     return Sources(data, label, splits, artifacts, classes, shape, hashes, names, **more), tuple(paths)
 
 
@@ -196,35 +201,39 @@ def _further(source: str, data: str, own: DatasetSpec) -> tuple[DatasetSpec, str
         if shared > NATURAL * len(other):
             got = f"{shared} of {len(other)} that are also in the train split of {data}"
             raise DataError(must(f"the images of {source}", "such as no model was trained on", got, "leave those out"))
-    return other.spec, f"{catalog.DATA[Ref.parse(name).name].version}|{other.spec.sha256}"
+    return other.spec, f"{catalog.DATA[parse_data(name).name].version}|{other.spec.sha256}"
 
 
-def _require_shape(name: str, data: str, shape: tuple[int, int, int]) -> None:
-    """Refuse a zoo net on images of other channels than those it was trained on.
+def _require_fit(name: str, data: str, spec: DatasetSpec) -> None:
+    """Refuse a zoo net on images of other channels, or of another number of classes, than those it was trained on.
 
     Raises:
         ConfigError: Names the net's data set.
+        ModelError: Another number of classes.
     """
     own = ZOO[name]
-    if own.spec.shape[0] != shape[0]:
+    if own.spec.shape[0] != spec.shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
-        raise ConfigError(must(f"the images for {name}", expected, shape[0], f"use --data {own.data}"))
+        raise ConfigError(must(f"the images for {name}", expected, spec.shape[0], f"use --data {own.data}"))
+    require_logits(spec, own.spec.num_classes, model=name)
 
 
 def fitting_models(data: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Models of a suite that can be run on other data, and notes on the rest.
 
-    A zoo net fits images with the number of channels it was trained on. Where none of the names fits, the zoo's nets for
-    this data set take their place.
+    A zoo net fits images with the channels and the number of classes that it was trained on. Where none of the names fits,
+    the zoo's nets for this data set take their place.
 
     Raises:
         ConfigError: No model fits, and the zoo has none for this data set.
     """
-    label, channels = Ref.parse(data).name, read_split(data, "test").spec.shape[0]
-    wanted = list(names)
-    kept = [name for name in wanted if name not in ZOO or ZOO[name].spec.shape[0] == channels]
-    notes = [f"{name}: it takes images of {ZOO[name].spec.shape[0]} channel(s), as {ZOO[name].data}" for name in wanted
-             if name not in kept]  # fmt: skip
+    label, spec, wanted = parse_data(data).name, read_split(data, "test").spec, list(names)
+    fit = {name: ZOO[name].spec.shape[0] == spec.shape[0] and fits(spec, ZOO[name].spec.num_classes) for name in ZOO}
+    kept = [name for name in wanted if fit.get(name, True)]
+    notes = [
+        f"{name}: it takes images of {ZOO[name].spec.shape[0]} channel(s) and {ZOO[name].spec.num_classes} classes, "
+        f"as {ZOO[name].data}" for name in wanted if name not in kept
+    ]  # fmt: skip
     if kept or not wanted:
         return kept, notes
     kept = [name for name, entry in ZOO.items() if entry.data == label]
@@ -233,8 +242,8 @@ def fitting_models(data: str, names: Iterable[str]) -> tuple[list[str], list[str
     return kept, [*notes, f"the suite's models do not fit; the zoo's nets for {label} are run: {', '.join(kept)}"]
 
 
-def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
-    """Further data sets that are to hold none of the classes of ``data``: as they are read → content hash.
+def other_data(data: str, named: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Further data sets that are to hold none of the classes of ``data``: as they are read → content hash; and their notes.
 
     Args:
         data: The data set whose images are in distribution.
@@ -245,7 +254,8 @@ def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
         DataError: Missing or damaged data, images of another shape, or a class that ``data`` has too.
     """
     own = read_split(data, "test").spec
-    found = {}
+    found: dict[str, str] = {}
+    notes: list[str] = []
     for text in named:
         read = read_as(text, own.shape)
         other = read_split(read, "test").spec
@@ -254,21 +264,25 @@ def other_data(data: str, named: Iterable[str]) -> dict[str, str]:
             remedy = "images of a class that the model knows are not out of distribution; leave those folders out"
             raise DataError(must(f"the classes of {text}", f"none of those of {data}", common, remedy))
         if other.shape != own.shape:
-            remedy = f"resize them, e.g. {Ref.parse(text).name}(size={own.shape[1]})"
+            remedy = f"resize them, e.g. {parse_data(text).name}(size={own.shape[1]})"
             raise DataError(must(f"images of {text}", f"of shape {own.shape}", other.shape, remedy))
-        found[read] = f"{catalog.DATA[Ref.parse(read).name].version}|{other.sha256}"
-    return found
+        found[read] = f"{catalog.DATA[parse_data(read).name].version}|{other.sha256}"
+        notes += other.notes
+    return found, tuple(notes)
 
 
-def _versions(data: str, test: DatasetSpec) -> dict[str, str]:
-    """Split → version; that of another split names the test split too, whose images are left out of it."""
-    reader = catalog.DATA[Ref.parse(data).name].version
+def _versions(data: str, test: DatasetSpec) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Split → version, and what reading says; that of another split names the test split too, whose images are left out."""
+    reader = catalog.DATA[parse_data(data).name].version
     found: dict[str, str] = {}
+    notes = [*test.notes]
     for split in ("train", "validation", "test"):
         if split in test.splits:
-            own = test.sha256 if split == "test" else f"{read_split(data, split).spec.sha256}|{test.sha256}"
-            found[split] = f"{reader}|{own}"
-    return found
+            spec = test if split == "test" else read_split(data, split).spec
+            found[split] = f"{reader}|{spec.sha256}" + ("" if split == "test" else f"|{test.sha256}")
+            notes += spec.notes
+    line = mapping_line(test)
+    return found, tuple(dict.fromkeys([*notes, *([line] if line else [])]))
 
 
 def _zoo(name: str) -> Artifact:

@@ -183,6 +183,14 @@ class DatasetSpec:
     citation: str = ""
     sha256: str = ""
     """Hash of the content as loaded (images and labels)."""
+    order: str = ""
+    """Where the indices of the classes come from, for people; empty where they are the data set's own by definition."""
+    used: tuple[int, ...] = ()
+    """Indices of the classes that the data set has images of, where ``classes`` are a model's; else empty."""
+    open_classes: bool = False
+    """Whether a model may have more outputs than ``classes``, since a class map names only some."""
+    notes: tuple[str, ...] = ()
+    """What reading the data set has to say: what was left out, turned or cut."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from robench.data.classes import ClassList, ClassMap, in_classes
 from robench.errors import ConfigError, must, suggestion
 
 PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
@@ -167,6 +168,10 @@ class Suite(_Strict):
     version: int = 1
     summary: str = ""
     data: str = "digits"
+    classes: str | list[str] = ""
+    """The models' classes in the order of their outputs: a file (see ``robench.data.classes.agree``), or the names."""
+    class_map: str | dict[str, int] = ""
+    """Index of the models' output per class of the data: a file, ``numbers``, or the pairs."""
     limit: int | None = Field(default=None, ge=1)
     """Test images that the suite's protocol is declared on; all of them by default. It is part of the suite, shown as ``n``,
     and marks nothing; only ``--limit``, which departs from the suite, marks results ``limited``, which never rank. Models
@@ -253,8 +258,10 @@ class Suite(_Strict):
         shifts: Mapping[str, Shift] | None = None,
         groups: str | None = None,
         ood: Iterable[str] = (),
+        classes: ClassList | None = None,
+        class_map: ClassMap | None = None,
     ) -> Suite:
-        """The suite with parts replaced (data, limit, threats, attacks, groups) or added (the rest).
+        """The suite with parts replaced (data, limit, threats, attacks, groups, classes) or added (the rest).
 
         Given threats or attacks also leave out the security curves: the user has said which numbers he wants.
 
@@ -268,7 +275,11 @@ class Suite(_Strict):
             shifts: Name -> shifted test set.
             groups: A CSV file ``sample,group``.
             ood: Images of other kinds, drawn or ``NAME=DATA``.
+            classes: Names of the models' classes in the order of their outputs, or a file; or the suite's own.
+            class_map: Index of the models' output per class of the data; or the suite's own.
         """
+        given = (classes, class_map) if classes or class_map else (self.classes, self.class_map)
+        agreed = in_classes(data or self.data, *given)
         threats, attacks, defenses, chains = list(threats), list(attacks), list(defenses), list(chains)
         update: dict[str, Any] = {
             "defenses": [*self.defenses, *(Defended(defense=text) for text in defenses)],
@@ -278,6 +289,7 @@ class Suite(_Strict):
         }
         replaced = {"data": data, "limit": limit, "threats": threats, "attacks": attacks, "groups": groups}
         update |= {key: value for key, value in replaced.items() if value}
+        update |= {"data": agreed, "classes": "", "class_map": ""}
         notes = ()
         if (threats or attacks) and self.curves:
             update["curves"] = []

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from robench.children import Child
+from robench.data.classes import require_logits
 from robench.errors import ModelError, must
+from robench.metrics.label_checks import label_warnings
 from robench.plan import Plan
 from robench.runner import PRELOAD
 from robench.spec import Artifact, Cell, Context
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
     from robench.admission import Admitted
 
 
-def try_out(
-    plan: Plan, context: Context, say: Callable[[str], None], *, timeout_s: float | None = None
-) -> Child | None:
+def try_out(plan: Plan, context: Context, say: Callable[[str], None], *, timeout_s: float | None = None) -> Child | None:
     """Say what each user model is like on images spread over its data; the child that tried them out, for the run.
 
     A model that cannot be asked ends the run here. One that ends its process, or takes longer than ``timeout_s``
@@ -85,23 +85,21 @@ def _look(cell: Cell, context: Context) -> list[str]:
     """What a model is like on images spread over its data, in words.
 
     Raises:
-        ModelError: Fewer logits than classes, or a model that robench cannot ask.
+        ModelError: Another number of logits than of classes, or a model that robench cannot ask.
     """
     from robench.workshop import load as load_artifact
     from robench.workshop import load_model
 
     data, name = load_artifact(cell.data, context), cell.model.label
     admitted = _admitted(cell.model, cell, context)
-    least, found = len(data.spec.classes), int(admitted.logits.shape[1])
-    if found < least:
-        remedy = "choose a model that was trained on this data's classes"
-        raise ModelError(must(f"the outputs of {name}", f"{least} logits per image, or more", (found,), remedy))
+    require_logits(data.spec, int(admitted.logits.shape[1]), model=name)
     predicted, labels = admitted.logits.argmax(1).cpu(), data.labels[_spread(len(data), cell.settings.width)]
     count, right = len(labels), int((predicted == labels).sum())
     which = f"all {count} images" if count == len(data) else f"{count} of {len(data)} images"
     said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
     notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
-    return [*(f"{name} {note}" for note in notes), said]
+    doubts = label_warnings(labels.numpy(), predicted.numpy())
+    return [*(f"{name} {note}" for note in notes), said, *(f"WARNING: {name}: {line}" for line in doubts)]
 
 
 def _spread(count: int, width: int) -> list[int]:

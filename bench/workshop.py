@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from robench import catalog
-from robench.data.dataset import Dataset
+from robench.data.classes import AGREEMENT
+from robench.data.dataset import Dataset, in_model_classes
+from robench.data.names import parse_data
 from robench.devices import kept_settings
 from robench.spec import Artifact, Context, Ref
 from robench.task import CLASSIFICATION, Task
@@ -63,9 +65,19 @@ def load_model(artifact: Artifact, context: Context) -> Model:
 
 
 def read_split(source: str, split: str) -> Dataset:
-    """One split of a data set named as on the command line: ``digits``, ``cifar10(root='...')``, ``folder:PATH``."""
-    ref = Ref.parse(source)
-    entry = catalog.DATA[ref.name]
-    reader: Callable[..., Dataset] = entry.load()
+    """One split of a data set named as on the command line: ``digits``, ``cifar10(root='...')``, ``folder:PATH``.
+
+    Every data set takes ``classes`` or ``class_map`` too, by which labels become indices of a model's outputs (see
+    ``robench.data.classes.agree``).
+
+    Raises:
+        ConfigError: An unknown name or argument, or classes that do not agree.
+        DataError: Missing or damaged data.
+    """
+    ref = parse_data(source)
+    reader: Callable[..., Dataset] = catalog.DATA[ref.name].load()
     path = [ref.name.partition(":")[2]] if ":" in ref.name else []
-    return reader(*path, **{**ref.kwargs, "split": split})
+    agreement = {k: v for k, v in ref.kwargs.items() if k in AGREEMENT}
+    args = catalog.DATA.resolve(Ref.of(ref.name, **{k: v for k, v in ref.kwargs.items() if k not in AGREEMENT})).kwargs
+    data = reader(*path, **{**args, "split": split})
+    return in_model_classes(data, **agreement) if agreement else data

@@ -16,11 +16,14 @@ from robench.registry import facts
 from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by
 from robench.reports.pictures import Picture, pictures
 from robench.reports.sections import sections
-from robench.reports.text import escalations, exclusions, interval, leaderboard_cells, tidy_cells
+from robench.reports.text import escalations, exclusions, interval, label_doubts, leaderboard_cells, tidy_cells
 from robench.reports.transfers import transfer_matrix
 
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 """What of the suite is said openly; its other keys are folded away."""
+
+_APART = ("left_out", "data_notes")
+"""Lists of the header that have a heading of their own."""
 
 _PLAIN = "(as it is)"
 _POINTS = ("accuracy_in_bin", "risk_at_coverage")
@@ -57,12 +60,18 @@ def page(
     environment = Environment(loader=PackageLoader("robench.reports"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,
-        header={k: v for k, v in facts_of_run.items() if k != "left_out" and (not k.startswith("suite.") or k in _SUITE)},
+        header={
+            k: v
+            for k, v in facts_of_run.items()
+            if k not in ("left_out", "data_notes") and (not k.startswith("suite.") or k in _SUITE)
+        },
         suite={k: v for k, v in facts_of_run.items() if k.startswith("suite.") and k not in _SUITE},
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
         suspects=suspects(table),
         pending=waiting(table),
+        label_doubts=label_doubts(table),
+        data_notes=list((header or {}).get("data_notes", ())),
         skipped=unfinished(table, SKIPPED),
         failed=unfinished(table, FAILED),
         board=_rows(_arranged(board, ranked)),

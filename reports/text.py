@@ -14,6 +14,7 @@ from rich.text import Text
 from robench.errors import ConfigError, must, suggestion
 from robench.escape import for_csv, for_markdown, visible
 from robench.metrics.ranks import RANK
+from robench.metrics.table import LABELS
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 
@@ -99,6 +100,13 @@ def escalations(table: pd.DataFrame) -> list[str]:
 def exclusions(table: pd.DataFrame) -> list[str]:
     """``model [condition] threat: what`` the checks behind a verdict exclude, though they found nothing."""
     return _told(table[table["attack"] == "worst"], "excludes")
+
+
+def label_doubts(table: pd.DataFrame) -> list[str]:
+    """``model: what`` speaks against the labels or the preparation of clean images, from the line of clean accuracy."""
+    clean = table[(table["scenario"] == "clean") & (table["metric"] == "accuracy")]
+    told = _told(clean, "excludes")
+    return [line.replace(LABELS, "") for line in told if LABELS in line]
 
 
 def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:

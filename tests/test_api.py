@@ -346,12 +346,20 @@ def user_models(tmp_path) -> str:
 @pytest.mark.parametrize(
     ("factory", "attacks", "text"),
     [
-        ("few", ["fgsm"], r"the outputs of mine.py:few must be 10 logits per image, or more, got \(3,\)"),
-        ("many", ["transfer(source='digits-mlp')"], r"the source digits-mlp must be those of mine.py:many, \(12,\), got"),
+        ("few", ["fgsm"], "the outputs of mine.py:few must be 10 per image, one for each class of digits, got 3"),
+        ("many", ["fgsm"], "the outputs of mine.py:many must be 10 per image, one for each class of digits, got 12"),
     ],
 )
 def test_a_model_of_other_classes_than_data_or_surrogate_ends_the_run(user_models, tmp_path, factory, attacks, text):
     suite = parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}").override(attacks=attacks, limit=8)
     with pytest.raises(ModelError, match=text):
         api.run(suite, models=[f"{user_models}:{factory}"], data="digits", out=tmp_path / "run", trust=True)
+    assert not list((tmp_path / "run").glob("cells/*"))
+
+
+def test_a_surrogate_of_other_classes_ends_the_run(user_models, tmp_path):
+    suite = parse_suite("{name: t, threats: [linf(0.1)], attacks: [\"transfer(source='digits-mlp')\"], limit: 8}")
+    told = {"models": [f"{user_models}:many"], "data": "digits", "class_map": "numbers", "trust": True}
+    with pytest.raises(ModelError, match=r"the source digits-mlp must be those of mine.py:many, \(12,\), got"):
+        api.run(suite, out=tmp_path / "run", **told)
     assert not list((tmp_path / "run").glob("cells/*"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robench.data.checks import check_images, check_labels
+from robench.data.classes import agree, agreed
 from robench.errors import ConfigError, DataError, must
 from robench.ops.random import permutation
 from robench.spec import DatasetSpec
@@ -131,6 +133,22 @@ def from_arrays(spec: DatasetSpec, array: Tensor, labels: Tensor, *, ids: Tensor
     _, channels, height, width = array.shape
     known = replace(spec, shape=(channels, height, width), sha256=content_hash(array, labels))
     return Dataset(known, torch.arange(len(labels)) if ids is None else ids, labels, ArrayReader(array))
+
+
+def in_model_classes(dataset: Dataset, **given: Any) -> Dataset:
+    """The same images with labels that are indices of a model's outputs.
+
+    Args:
+        dataset: The data set in its own classes.
+        given: ``classes`` or ``class_map``, as for ``robench.data.classes.agree``.
+
+    Raises:
+        ConfigError: As ``agree``.
+    """
+    agreement = agree(dataset.spec.classes, **given)
+    index = torch.tensor(agreement.index, dtype=torch.int64)
+    true = None if dataset.true_labels is None else index[dataset.true_labels]
+    return replace(dataset, spec=agreed(dataset.spec, agreement), labels=index[dataset.labels], true_labels=true)
 
 
 def content_hash(array: Tensor, labels: Tensor) -> str:

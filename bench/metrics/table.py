@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ from robench.metrics import (
     twins,
 )
 from robench.metrics.alike import is_transfer
+from robench.metrics.label_checks import label_warnings
 from robench.metrics.pending import withheld
 from robench.metrics.rows import Metric, each, same_model
 from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
@@ -94,6 +96,9 @@ UNFINISHED = "unfinished"
 """Name of the frame of cells without a result."""
 SKIPPED, FAILED = "skipped", "failed"
 """Metric and status of what was not measured: for want of an optional library, or since it failed; ``validity`` says why."""
+
+LABELS = "labels: "
+"""What a note on labels and predictions of clean images that do not belong together begins with."""
 
 _NAMED = ["model", "dataset", "condition"]
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
@@ -221,7 +226,15 @@ _EXPLAINED: dict[str, Metric] = {
 
 def _clean(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     correct = int((clean.split(rows, "test")["score"] > 0).sum())
-    yield from each(_CLEAN, rows, n_clean_correct=correct)
+    yield from each(_CLEAN, rows, n_clean_correct=correct, excludes="; ".join(_label_doubts(rows)))
+
+
+def _label_doubts(rows: pd.DataFrame | None) -> list[str]:
+    """What labels and predictions of a model as it is say against each other; changed models may well be at chance."""
+    if rows is None or rows.empty or rows["condition"].iloc[0] or "pred" not in rows:
+        return []
+    test = clean.split(rows, "test")
+    return [f"{LABELS}{line}" for line in label_warnings(test["label"].to_numpy(), test["pred"].to_numpy())]
 
 
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -246,12 +259,13 @@ def _where(rows: pd.DataFrame) -> str:
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    sentinel = same_model(frames.get("sentinel"), rows)
+    sentinel, doubts = same_model(frames.get("sentinel"), rows), _label_doubts(same_model(frames.get("clean"), rows))
     norms = rows["threat"].str.partition("(")[0]
     for norm, same in rows.groupby(norms):
         verdicts = []
         for (eps, threat), part in same.groupby(["eps", "threat"]):
             found = verdict(part, sentinel, siblings=same[same["eps"] < eps])
+            found = replace(found, notes=(*doubts, *found.notes))
             verdicts.append(found)
             yield from _threat(part, found, threat=threat, eps=float(eps))
         finite = same.loc[np.isfinite(same["eps"]) & (same["eps"] > 0), "eps"].nunique()

@@ -34,7 +34,7 @@ def expand(suite: Suite, sources: Sources, *, seed: int = 0, settings: Settings 
         section.section(draft)
     cells = tuple(draft.cells.values())
     _require_one_model_per_name(cells)
-    return Plan(suite, levels(cells), cells, tuple(draft.notes), sources.identities, sources.code)
+    return Plan(suite, levels(cells), cells, tuple(draft.notes), sources.identities, sources.code, sources.notes)
 
 
 def _require_one_model_per_name(cells: Iterable[Cell]) -> None:

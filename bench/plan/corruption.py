@@ -9,6 +9,7 @@ from robench import catalog
 from robench.corrupt.perturbations import PERTURBATIONS
 from robench.corrupt.tables import BENCHMARK, EXTRA, level_of, table_for, table_of
 from robench.data.listing import listed
+from robench.data.names import parse_data
 from robench.errors import ConfigError, UnfitError, must, suggestion
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
@@ -57,7 +58,7 @@ def table(draft: Draft) -> str:
     named = draft.suite.corruption.table
     if named != "auto":
         return named
-    if Ref.parse(draft.sources.data).name == "digits":
+    if parse_data(draft.sources.data).name == "digits":
         return DIGITS
     return table_for(max(draft.sources.shape[1:])) if draft.sources.shape else table_for(32)
 
@@ -116,7 +117,7 @@ def names_of(draft: Draft, asked_for: Iterable[str]) -> Iterator[str]:
 def _unfit(draft: Draft, name: str) -> tuple[str, str] | None:
     """Why a corruption does not apply to the data's images: (what it needs, what they are); None where it does."""
     needed, shape = catalog.CORRUPTIONS[name].facts.get("channels"), draft.sources.shape
-    channels = shape[0] if shape else 1 if Ref.parse(draft.sources.data).name == "digits" else None
+    channels = shape[0] if shape else 1 if parse_data(draft.sources.data).name == "digits" else None
     if needed is None or channels is None or channels == needed:
         return None
     return f"of {needed} channels", f"of {channels}"

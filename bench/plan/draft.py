@@ -39,6 +39,10 @@ class Sources:
     """Name → what is known of the content of a model that code makes."""
     code: tuple[tuple[str, str], ...] = ()
     """Files of the user's code and of plug-ins that the run rests on: (path, sha256)."""
+    ids: frozenset[int] | None = None
+    """Ids of the data set's test samples, where they are known."""
+    notes: tuple[str, ...] = ()
+    """What reading the data set has to say, and which output is which class."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Plan:
     """Name → what is known of the content of a model that code makes."""
     code: tuple[tuple[str, str], ...] = ()
     """Files of code that must not change until the run is done: (path, sha256)."""
+    data_notes: tuple[str, ...] = ()
+    """What reading the data set has to say, and which output is which class."""
 
     def counts(self) -> dict[str, int]:
         """Number of cells per scenario and of artifacts per builder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robench import catalog
+from robench.data.names import parse_data
 from robench.errors import ConfigError, UnfitError, must
 from robench.plan.draft import Draft
 from robench.plan.plain import measured
@@ -63,7 +64,7 @@ def named_data(text: str) -> tuple[str, str]:
 
 def read_as(data: str, shape: tuple[int, int, int] | None) -> str:
     """A data set's reference with size and channels of the ID images filled in, where its loader takes them."""
-    ref = Ref.parse(data)
+    ref = parse_data(data)
     taken = catalog.DATA[ref.name].parameters
     known = {"channels": shape[0], "size": shape[1]} if shape else {}
     return str(ref.with_defaults({k: v for k, v in known.items() if k in taken}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robench import catalog
+from robench.data.names import parse_data
 from robench.errors import ConfigError, UnfitError, must, suggestion
 from robench.plan.attacks import attacked, require_norms
 from robench.plan.corruption import corruption_cell, names_of
@@ -157,7 +158,7 @@ def checked(data: str, augment: str) -> Ref:
         ConfigError: An unknown one, or one that mirrors images of which a mirrored one may be another class.
     """
     ref = catalog.AUGMENTATIONS.resolve(augment)
-    name = Ref.parse(data).name
+    name = parse_data(data).name
     if catalog.AUGMENTATIONS[ref.name].facts.get("flips") and not catalog.DATA[name].facts.get("flips"):
         known = ", ".join(n for n in catalog.DATA if catalog.DATA[n].facts.get("flips"))
         remedy = f"use 'crop', which never mirrors (digits and text change their meaning; known to keep it: {known})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robench import catalog
 from robench.data.subsets import positions, read_groups, read_reference
+from robench.errors import DataError, must
 from robench.plan.attacks import attacked, require_norms
 from robench.plan.draft import Draft
 from robench.plan.ood import read_as
@@ -30,7 +31,7 @@ def section(draft: Draft) -> None:
             grid = {"angles": suite.spatial.angles, "shifts": suite.spatial.shifts, "padding": suite.spatial.padding}
             draft.add(Ref.of("spatial", **grid), model)
         if suite.groups:
-            extra = (draft.predictions(model, draft.test()), grouped(suite.groups))
+            extra = (draft.predictions(model, draft.test()), grouped(suite.groups, draft.sources.ids))
             draft.add(Ref.of("groups"), model, extra=extra)
     _robust_gap(draft)
 
@@ -68,13 +69,21 @@ def shifted_images(draft: Draft, name: str, shift: Shift) -> Artifact:
     return Artifact("data", ref, sources.files[shift.data], label=name)
 
 
-def grouped(path: str) -> Artifact:
+def grouped(path: str, ids: frozenset[int] | None = None) -> Artifact:
     """The groups of the test samples in a file.
 
+    Args:
+        path: The file.
+        ids: Ids of the test samples, where they are known.
+
     Raises:
-        DataError: The file cannot be read as groups.
+        DataError: The file cannot be read as groups, or names samples that do not exist.
     """
-    read_groups(path)
+    unknown = sorted(set(read_groups(path)) - ids) if ids is not None else []
+    if ids is not None and unknown:
+        got = ", ".join(str(i) for i in unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        known = f"ids of the {len(ids)} test samples ({min(ids)}..{max(ids)})"
+        raise DataError(must(f"the column sample of {path}", known, got, "see the column sample of the run's rows"))
     content = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     version = f"{catalog.BUILDERS['groups'].version}|{content}"
     return Artifact("groups", catalog.BUILDERS.resolve(Ref.of("groups", path=path)), version, label=Path(path).name)

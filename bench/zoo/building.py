@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from robench.data import PREFIXES, TABLE
 from robench.data.dataset import Dataset, fractions
+from robench.data.names import parse_data
 from robench.defenses.training import Progress, TrainReport, train
 from robench.errors import ConfigError, must
 from robench.files import write_atomically
 from robench.models.weights import fresh, weights_sha256
 from robench.registry import Table
-from robench.spec import Ref
 from robench.zoo.entries import ZooEntry
 from robench.zoo.loading import entry, load
 
@@ -68,7 +68,7 @@ def _images(found: ZooEntry, data: str, split: str) -> Dataset:
     Raises:
         ConfigError: Another data set than the entry's.
     """
-    ref = Ref.parse(data or found.data)
+    ref = parse_data(data or found.data)
     if ref.name != found.data:
         raise ConfigError(must("--data", f"{found.data}, which the net was trained on", data, "name that data set"))
     reader: Callable[..., Dataset] = DATA[ref.name].load()

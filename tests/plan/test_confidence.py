@@ -142,7 +142,9 @@ def folder(tmp_path):
 
 def test_a_folder_of_other_classes_is_hashed_in_the_shape_of_the_data(folder):
     text = folder("cat", "dog")
-    ((read, content),) = other_data("digits", [text]).items()
+    found, notes = other_data("digits", [text])
+    ((read, content),) = found.items()
+    assert notes == (f"read 6 of 6 files of {text}",)
     assert read == read_as(text, (1, 32, 32)) and len(content) > 60
 
 

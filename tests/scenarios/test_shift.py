@@ -252,11 +252,19 @@ def test_content_of_shifted_images_and_groups_is_part_of_the_identity(folder, tm
         return {c.digest for c in cells if c.scenario.name in ("shift", "groups")}
 
     path = tmp_path / "groups.csv"
-    path.write_text("sample,group\n1,a\n")
+    path.write_text("sample,group\n7,a\n")
     first = digests(f"shifts: {{dark: 'folder:{folder}/dark'}}\ngroups: {path}")
     assert first == digests(f"shifts: {{dark: 'folder:{folder}/dark'}}\ngroups: {path}") and len(first) == 3 + 2
-    path.write_text("sample,group\n1,b\n")
+    path.write_text("sample,group\n7,b\n")
     assert len(first & digests(f"shifts: {{dark: 'folder:{folder}/dark'}}\ngroups: {path}")) == 3
+
+
+def test_groups_of_samples_that_do_not_exist_are_refused(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("sample,group\n7,a\n-1,a\n1795,b\n90000,b\n90001,b\n")
+    expected = r"ids of the 500 test samples \(7\.\.1794\), got '-1, 1795, 90000 and 1 more'"
+    with pytest.raises(DataError, match=expected):
+        plan(f"groups: {path}")
 
 
 def command(*args: object) -> tuple[int, str]:

@@ -203,3 +203,18 @@ def test_distillation_refuses_what_it_cannot_use() -> None:
             distilled(Student(linear(), linear()), X, Y, draws=DRAWS, step=0, **change)
     with pytest.raises(ModelError, match="with a teacher"):
         distilled(linear(), X, Y, draws=DRAWS, step=0)
+
+
+def test_an_l2_ascent_follows_a_linear_loss_to_the_sphere():
+    weight = torch.randn(X.shape[1:], generator=torch.Generator().manual_seed(2))
+    x = torch.full_like(X, 0.5)
+    got = ascend(lambda z: (z * weight).sum(), x, x, eps=0.4, steps=10, norm="l2")
+    assert torch.allclose(got, x + 0.4 * weight / weight.norm(), atol=1e-5)
+
+
+def test_l2_training_looks_within_its_radius():
+    model = linear()
+    weak, strong = (pgd_at(model, X, Y, draws=DRAWS, step=0, eps=e, norm="l2").item() for e in (0.2, 1.0))
+    assert F.cross_entropy(model(X), Y).item() < weak < strong
+    with pytest.raises(ConfigError, match="norm"):
+        pgd_at(model, X, Y, draws=DRAWS, step=0, norm="l1")

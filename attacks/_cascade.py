@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from robench.attacks._climb import Phase, climb, cosine
 from robench.attacks._engine import Attack
+from robench.ops.norms import Ball
 from robench.ops.random import Draws
 from robench.victim import Victim
 
 GUIDES = ("scaled_ce", "margin")
 """Losses of the diversified turns, in turn."""
+
+
+WIDEST, SHRINKING = 3.0, 0.7
+"""Radius, in units of eps, that an ascent from outside begins with, and the share of its steps in which it shrinks to 1.
+
+Three is where the l1 attack of Croce & Hein, ICML 2021, begins; on an MNIST net trained in linf, twice eps left half as
+many again, five times eps a quarter more (l2(2.0), 200 images).
+"""
 
 
 def radius(victim: Victim) -> float:
@@ -34,7 +44,7 @@ def sieve(steps: int = 20, *, loss: str = "scaled_ce") -> Attack:
     def attack(victim: Victim, draws: Draws) -> None:
         rows = victim.alive()
         own, ball = draws[rows], victim.ball[rows]
-        climb(victim, rows, lambda k: ball[k].random(own[k], "sieve"), [Phase(cosine(steps, radius(victim)), [loss])])
+        climb(victim, rows, lambda k: ball[k].start(own[k], "sieve"), [Phase(cosine(steps, radius(victim)), [loss])])
 
     return attack
 
@@ -55,7 +65,32 @@ def diversified(*turns: int, before: int = 3, steps: int = 25) -> Attack:
         turn = torch.tensor(turns, device=rows.device).repeat(len(rows))
         weights, choice = _directions(part, own, turn, turn - 1), _guides(victim, turn)
         phases = [Phase([eps] * before, weights=weights), Phase(cosine(steps, eps), GUIDES, choice)]
-        climb(part, every, lambda k: part.ball[k].random(own[k], "odi.start", step=turn[k]), phases)
+        climb(part, every, lambda k: part.ball[k].start(own[k], "odi.start", step=turn[k]), phases)
+        victim.absorb(part)
+
+    return attack
+
+
+def shrinking(*turns: int, steps: int = 40) -> Attack:
+    """Ascent (l2) that begins on a sphere of three times eps, whose ball shrinks to eps on the way: one run per turn.
+
+    Within a small ball around the image, nets that were trained in linf are flat and their gradients lead nowhere; further
+    out they lead to the classes' near sides. Even turns ascend the scaled cross-entropy and odd ones the margin.
+
+    Source: Croce & Hein, ICML 2021 (Mind the box), section 4.1: wider balls first, there in l1.
+    """
+    shrunk = max(1, round(SHRINKING * steps))
+    widths = [max(1.0, WIDEST + (1 - WIDEST) * (k + 1) / shrunk) for k in range(steps)]
+
+    def attack(victim: Victim, draws: Draws) -> None:
+        rows, eps = victim.alive(), radius(victim)
+        copies = rows.repeat_interleave(len(turns))
+        part, own, every = victim.part(copies), draws[copies], torch.arange(len(copies), device=rows.device)
+        turn = torch.tensor(turns, device=rows.device).repeat(len(rows))
+        sizes = [width * size for width, size in zip(widths, cosine(steps, eps), strict=True)]
+        outer = Ball(part.x, replace(victim.threat, eps=widths[0] * eps, text=f"{widths[0]}*{victim.threat.text}"))
+        phase = Phase(sizes, GUIDES, turn % len(GUIDES), widths=widths)
+        climb(part, every, lambda k: outer[k].start(own[k], "shrinking.start", step=turn[k]), [phase])
         victim.absorb(part)
 
     return attack
@@ -112,7 +147,7 @@ def ladder(ranks: int, steps: int = 40, *, diverse: bool) -> Attack:
         phases, own = [Phase(cosine(steps, eps))], draws[copies]
         if diverse:
             phases.insert(0, Phase([eps] * 5, weights=_directions(part, own, rank + 100, rank)))
-            climb(part, every, lambda k: part.ball[k].random(own[k], "ladder.start", step=rank[k]), phases)
+            climb(part, every, lambda k: part.ball[k].start(own[k], "ladder.start", step=rank[k]), phases)
         else:
             climb(part, every, lambda k: part.best[k], phases)
         victim.absorb(part)

@@ -31,6 +31,8 @@ class Phase:
     """Which of the losses each sample climbs, int64 (n,); None where there is one."""
     weights: Tensor | None = None
     """Output weights (n, K) instead of a loss (output-diversified steps)."""
+    widths: Sequence[float] = ()
+    """Radius of the ball that each step ends in, in units of eps (l2); empty: 1 throughout. A start lies in the first."""
 
 
 def cosine(steps: int, eps: float) -> list[float]:
@@ -59,6 +61,10 @@ class _Slots:
         self.victim, self.rows, self.begin, self.phases = victim, rows, begin, phases
         device, width = rows.device, victim.width
         self.sizes = torch.tensor([s for p in phases for s in p.sizes] + [0.0], device=device, dtype=victim.x.dtype)
+        widths = [w for p in phases for w in (p.widths or [1.0] * len(p.sizes))]
+        self.wide = max(widths, default=1.0) > 1
+        self.widths = torch.tensor([*widths, 1.0], device=device, dtype=torch.float64)
+        """Radius that the step from each point leads into; the last point's does not count."""
         self.ends = [sum(len(p.sizes) for p in phases[: k + 1]) for k in range(len(phases))]
         self.place = torch.zeros(0, dtype=torch.int64, device=device)
         self.step = torch.zeros(0, dtype=torch.int64, device=device)
@@ -110,12 +116,18 @@ class _Slots:
     def advance(self) -> None:
         """One pass over the batch, its books, and one step of every sample."""
         rows, count = self.rows[self.place], len(self.place)
-        gradient = self.victim.pull(self.points, rows, self._weigh)
+        gradient = self.victim.pull(self.points, rows, self._weigh, inside=self._inside())
         ended = self.step == self.last
         if bool(ended.any()):
             self.victim.slope[rows[ended]] = dual_size(gradient[:count][ended], self.victim.threat.norm)
         self._move(gradient, count)
         self.step += 1
+
+    def _inside(self) -> Tensor | None:
+        """Which slots' points lie within eps, bool (n,); None where all do."""
+        if not self.wide:
+            return None
+        return self.widths[(self.step - 1).clamp_min(0)] <= 1
 
     def _weigh(self, outputs: Tensor) -> Tensor:
         """Weights of the outputs whose gradient each slot climbs, (n, K); a last look takes the margin's."""
@@ -153,15 +165,25 @@ class _Slots:
         else:
             norms = torch.linalg.vector_norm(gradient.flatten(1), 2, dim=1)
             size = torch.where(norms > 0, size / norms, 0.0)
-        moved = self._project(gradient.mul_(size.view(shape)).add_(points))
+        radius = self._radius(count)
+        moved = self._project(gradient.mul_(size.view(shape)).add_(points), radius)
         first = torch.ones(len(points), device=points.device, dtype=torch.bool)
         first[:count] = self.step == 0
         moved.mul_(torch.where(first, 1.0, MOMENTUM).view(shape))
         moved.addcmul_(points, torch.where(first, 0.0, 2 * (1 - MOMENTUM)).view(shape))
         moved.addcmul_(before, torch.where(first, 0.0, MOMENTUM - 1).view(shape))
-        self.points, self.before = self._project(moved), points
+        self.points, self.before = self._project(moved, radius), points
 
-    def _project(self, points: Tensor) -> Tensor:
+    def _radius(self, count: int) -> Tensor | float:
+        """Radius of every slot's ball after this step."""
+        eps = self.victim.threat.eps
+        if not self.wide:
+            return eps
+        radius = torch.full((len(self.points),), eps, device=self.points.device, dtype=torch.float64)
+        radius[:count] *= self.widths[self.step]
+        return radius
+
+    def _project(self, points: Tensor, radius: Tensor | float) -> Tensor:
         if self.centre is None:
             return torch.clamp(points, self.low, self.high, out=points)
-        return confine_l2(points, self.centre, self.victim.threat.eps)
+        return confine_l2(points, self.centre, radius)

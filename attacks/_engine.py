@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 Attack = Callable[[Victim, Draws], None]
 """What a stage does to a victim's unbroken samples."""
 
+WIDTHS = (8, 16, 24, 32, 48)
+"""Batches narrower than the run's, for stages that few samples meet: a pass over a deep net costs what it is wide."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -93,6 +96,8 @@ class Engine:
     def forget(self) -> None:
         """Begin anew, with every sample unbroken; passes and the waterfall stay."""
         count = len(self.x)
+        self.narrow = self.width
+        """Width of the batches of the stage under way."""
         self.best = self.x.clone()
         self.best_margin = torch.full((count,), torch.inf)
         self.slope = torch.ones(count)
@@ -125,18 +130,27 @@ class Engine:
         rows = self.survivors()
         return rows if positions is None else rows[~torch.isin(rows, positions)]
 
-    def run(self, name: str, attack: Attack, rows: Tensor | None = None, *, access: str = "white") -> int:
-        """Run a stage on survivors (all of them by default); returns how many it broke, confirmed by the judge."""
+    def run(self, name: str, attack: Attack, rows: Tensor | None = None, *, access: str = "white", copies: int = 0) -> int:
+        """Run a stage on survivors (all of them by default); returns how many it broke, confirmed by the judge.
+
+        With ``copies``, how many of each sample share a batch in this stage, batches are no wider than they need to be.
+        """
         start, before = time.perf_counter(), {k: int(v.sum()) for k, v in self.books.items()}
         rows = self.survivors() if rows is None else rows
+        self.narrow = self._fitting(len(rows) * copies)
         for part in rows.split(self.hold) if len(rows) else ():
             self._search(attack, part, access)
+        self.narrow = self.width
         fallen = rows[self.broken[rows]]
         self.stage[fallen] = len(self.waterfall)
         spent = {k: int(v.sum()) - before[k] for k, v in self.books.items()}
         told = (len(rows), len(fallen), int((~self.broken).sum()), time.perf_counter() - start)
         self.waterfall.append(Stage(self.prefix + name, access, *told, spent["forwards"], spent["backwards"]))
         return len(fallen)
+
+    def _fitting(self, count: int) -> int:
+        """The least of the widths that a batch of ``count`` fits; it follows from the whole stage, not from what is held."""
+        return min((w for w in WIDTHS if count and count <= w < self.width), default=self.width)
 
     @contextmanager
     def searching(self, source: nn.Module, prefix: str) -> Iterator[None]:
@@ -192,7 +206,7 @@ class Engine:
     def _victim(self, rows: Tensor, access: str, source: nn.Module | None = None) -> Victim:
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
         model = self.model if source is None else source
-        victim = Victim(model, x, y, threat=self.threat, task=self.task, width=self.width, access=access)
+        victim = Victim(model, x, y, threat=self.threat, task=self.task, width=self.narrow, access=access)
         victim.best, victim.best_margin = self.best[rows].to(x), self.best_margin[rows].to(x)
         if source is not None:
             victim.best_margin.fill_(torch.inf)

@@ -49,6 +49,11 @@ class Thresholds:
     """Samples that short ascents are taken to have met where they met fewer, so that chance is no evidence."""
     floor: int = 2
     """Samples that an advantage or a rise must comprise; one sample of a small set is no evidence."""
+    unended: float = 0.01
+    """Largest share of the samples that the last stage of a kind may break which a protocol extends as long as it wins."""
 
 
 DEFAULTS = Thresholds()
+
+UNENDED = "the search had not come to an end"
+"""What a protocol's reason to escalate begins with where its last stage of a kind still broke more than ``unended``."""

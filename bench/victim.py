@@ -200,13 +200,16 @@ class Victim:
         self._inspect(result.gradient, rows)
         return result
 
-    def pull(self, points: Tensor, rows: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    def pull(
+        self, points: Tensor, rows: Tensor, weigh: Callable[[Tensor], Tensor], *, inside: Tensor | None = None
+    ) -> Tensor:
         """Gradient (width, ...) of the outputs, weighted as ``weigh`` has it, for one full batch (white-box access).
 
         Args:
             points: (width, ...), from the ball's own projection; the first n count, the others fill the batch.
             rows: Samples of the first n, (n,).
             weigh: Outputs (n, K) → their weights (n, K).
+            inside: Which of the first n lie in the ball, bool (n,), where some are looked at outside; None is all.
 
         Raises:
             NoGradientError: The model returned no gradient for its input.
@@ -222,7 +225,9 @@ class Victim:
         with torch.enable_grad():
             pulled = outputs * weights
         gradient = _gradient(pulled, leaf)
-        self._record(points[:count], rows, self.task.margin(seen, self.y[rows]), inside=True)
+        margin = self.task.margin(seen, self.y[rows])
+        self._count(rows, margin)
+        self._keep(points[:count], rows, margin if inside is None else margin.masked_fill(~inside, torch.inf))
         self._inspect(gradient[:count], rows)
         return gradient
 

@@ -16,7 +16,7 @@ import pandas as pd
 from robench.metrics.alike import is_transfer
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
-from robench.thresholds import DEFAULTS, Thresholds
+from robench.thresholds import DEFAULTS, UNENDED, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
 
@@ -78,7 +78,7 @@ def verdict(
     """
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
     for _, rows in evasion_rows.groupby("threat", sort=True):
-        reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds)]
+        reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds), *_unended(rows)]
         reasons += _incomplete(rows) if _lent(sentinel_rows) else ()
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
@@ -330,6 +330,12 @@ def _blind(rows: pd.DataFrame) -> pd.Series:
     stages = rows["stage"] if "stage" in rows else pd.Series("", index=rows.index)
     older = stages.fillna("").astype(str).str.startswith(("square", "sparse-rs"))
     return rows["stage_access"].isin(BLIND) | older if "stage_access" in rows else older
+
+
+def _unended(rows: pd.DataFrame) -> Iterator[str]:
+    """What a protocol says of a kind of search that still broke samples when its budget ended."""
+    told = set(rows["escalated"].dropna()) if "escalated" in rows else set()
+    yield from sorted({why for text in told for why in str(text).split("; ") if why.startswith(UNENDED)})
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robench.ops.random import Draws
+from robench.ops.sums import row_sums
 from robench.spec import ThreatModel
 
 
@@ -104,6 +105,13 @@ class Ball:
             return torch.clamp(points, low, high, out=points)
         return confine_l2(points, self.x, self.threat.eps)
 
+    def start(self, draws: Draws, stage: str, *, step: int | Tensor = 0) -> Tensor:
+        """A random point to search from, (N, ...): in l2 on the sphere within the box, else as ``random`` has it."""
+        if self.threat.norm != "l2":
+            return self.random(draws, stage, step=step)
+        direction = draws.normal(stage, self.x.shape[1:], step=step)
+        return self.confine(sphere(self.x, direction, self.threat.eps))
+
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest values in the ball and in the box (linf), (N, ...) each."""
         return self._bounds
@@ -131,8 +139,36 @@ class Ball:
         return self.project(self.x + direction * per_sample(radius, direction))
 
 
-def confine_l2(points: Tensor, centre: Tensor, eps: float) -> Tensor:
-    """Pull points (N, ...) in place to within eps of the centre, less some units of rounding, then into the box.
+def sphere(centre: Tensor, direction: Tensor, eps: float) -> Tensor:
+    """The point where a ray from the centre, cut off feature by feature at the box's faces, is ``eps`` away in l2, (N, ...).
+
+    A random point of the sphere that is clipped to the box loses about half of its distance where most pixels are black
+    or white. Where the box ends before the sphere, the ray's last corner is returned.
+
+    Args:
+        centre: (N, ...), in [0, 1].
+        direction: (N, ...), of any length; zero entries are not moved.
+        eps: Distance, may be infinite.
+    """
+    steep = direction.double().flatten(1)
+    flat = centre.double().flatten(1)
+    rate, room = steep.square(), torch.where(steep > 0, 1 - flat, flat).square().masked_fill(steep == 0, 0)
+    square, free = torch.zeros(len(flat), dtype=torch.float64, device=flat.device), room > 0
+    while bool(free.any()):
+        # Newton's method on a concave, piecewise linear sum: it passes no solution, and ends on the right piece
+        used = row_sums(room.masked_fill(free, 0))
+        reached = ((eps**2 - used) / row_sums(rate.masked_fill(~free, 0))).nan_to_num(torch.inf, torch.inf)
+        square = torch.where(free.any(1), reached.maximum(square), square)
+        left = free & (room > rate * square[:, None])
+        if bool((left == free).all()):
+            break
+        free = left
+    length = torch.minimum(rate * square[:, None], room).where(room > 0, 0).sqrt()
+    return (flat + steep.sign() * length).view_as(centre).to(centre.dtype).clamp(0, 1)
+
+
+def confine_l2(points: Tensor, centre: Tensor, eps: float | Tensor) -> Tensor:
+    """Pull points (N, ...) in place to within eps, one or (N,), of the centre, less some rounding, then into the box.
 
     Adding the centre rounds every feature by up to half a unit of 1, at random, and so the distance by that much at the
     most and by its share of the distance on average.

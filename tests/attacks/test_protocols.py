@@ -119,6 +119,8 @@ def short(monkeypatch):
     monkeypatch.setattr(
         _protocols, "diversified", lambda *turns, **m: diversified(*turns[:4], **{**m, "before": 2, "steps": 3})
     )
+    shrinking = _protocols.shrinking
+    monkeypatch.setattr(_protocols, "shrinking", lambda *turns, **m: shrinking(*turns[:4], steps=4))
 
 
 # --- stages

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from robench.attacks._engine import Engine
 from robench.attacks._pgd import pgd
 from robench.children import keep_memory
 from robench.devices import exact_arithmetic
+from robench.errors import ConfigError, must
 from robench.files import write_atomically
 from robench.inference import predict, untouched
 from robench.ops.random import Draws
@@ -38,6 +40,16 @@ PEERS = {"pyautoattack": "pyautoattack", "foolbox-pgd": "foolbox", "art-pgd": "a
 """Tool → module it needs."""
 STEPS = 40
 """Steps of the plain PGDs, which all take 2.5·eps/steps a step from the clean image and return their last point."""
+
+
+GRID: dict[str, dict[str, tuple[str, ...]]] = {
+    "digits": {"linf": ("0.1", "0.05", "0.2"), "l2": ("1.0", "0.5", "1.5"), "l1": ("10", "5", "15")},
+    "mnist": {"linf": ("0.2", "0.1", "0.3"), "l2": ("1.5", "1.0", "2.0"), "l1": ("10", "5", "20")},
+    "cifar10": {"linf": ("8/255", "4/255", "16/255"), "l2": ("0.5", "0.25", "1.0"), "l1": ("12", "6", "20")},
+}
+"""Data set → attack norm → radii of a grid, the first of which a net is trained at; they lie where some images hold."""
+TRAINED = ("linf", "l2")
+"""Norms of the adversarial trainings of a grid."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +271,49 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, An
     }
 
 
+def grid(data: str) -> tuple[dict[str, str], list[str]]:
+    """Trainings (model → training norm) and threats of the grid of a data set: no attack is tuned on one kind of net alone.
+
+    Raises:
+        ConfigError: A data set that has no radii.
+    """
+    name = Ref.parse(data).name
+    if name not in GRID:
+        expected = "one of " + ", ".join(GRID)
+        raise ConfigError(must("the data of a grid", expected, name, "name models and threats with --model and --threat"))
+    models = {"trained(arch='small_cnn', recipe='standard', steps=1000)": "none"}
+    for norm in TRAINED:
+        recipe = f'pgd_at(eps={GRID[name][norm][0]}, steps=5, norm="{norm}")'
+        models[f"trained(arch='small_cnn', recipe='{recipe}', steps=1000)"] = norm
+    return models, [f"{norm}({eps})" for norm, radii in GRID[name].items() for eps in radii]
+
+
+def pooled(table: pd.DataFrame, trainings: dict[str, str], reference: str = "pyautoattack") -> pd.DataFrame:
+    """One row per tool, training norm and attack norm: images that one of the two broke alone, worst row, ratios of times.
+
+    Args:
+        table: What ``compare`` returns; rows of the reference itself are left out.
+        trainings: Model → norm it was trained in.
+    """
+    rows = table[table["only_this"].notna() & table["tool"].ne(reference)].copy()
+    rows["trained in"], rows["attacked in"] = (
+        rows["model"].map(trainings),
+        rows["threat"].str.replace(r"\(.*", "", regex=True),
+    )
+    rows["worst row"] = rows["only_reference"] - rows["only_this"]
+    rows["log"] = np.log(rows["ratio"].astype(float))
+    found = rows.groupby(["tool", "trained in", "attacked in"], sort=False).agg(
+        rows=("n", "size"), images=("n", "sum"), only_this=("only_this", "sum"), only_reference=("only_reference", "sum"),
+        worst_row=("worst row", "max"), ratio=("log", "mean"), lowest=("ratio", "min"),
+    )  # fmt: skip
+    return found.assign(ratio=np.exp(found["ratio"])).reset_index()
+
+
 @click.command()
 @click.option("--model", "models", multiple=True, help="A model of the zoo or a factory (path.py:function, with --trust).")
 @click.option("--data", default="digits", show_default=True)
-@click.option("--threat", "threats", multiple=True, default=("linf(0.1)",), show_default=True)
+@click.option("--threat", "threats", multiple=True, help="linf(0.1) where none is given and no grid.")
+@click.option("--grid", "wants_grid", is_flag=True, help="Nets trained in each norm, attacked in each norm at three radii.")
 @click.option("--tool", "tools", multiple=True, help="Tools to run; by default all that are installed.")
 @click.option("--n", default=200, show_default=True, help="Test images.")
 @click.option("--threads", default=1, show_default=True)
@@ -271,20 +322,25 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], masks: dict[Any, An
 @click.option("--store", default="runs/bench", show_default=True, help="Folder that keeps networks named as trained(...).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-attacks.csv"), show_default=True)
 def main(
-    models: tuple[str, ...], data: str, threats: tuple[str, ...], tools: tuple[str, ...], n: int, threads: int, trust: bool,
-    reuse: bool, store: str, out: Path,
+    models: tuple[str, ...], data: str, threats: tuple[str, ...], wants_grid: bool, tools: tuple[str, ...], n: int,
+    threads: int, trust: bool, reuse: bool, store: str, out: Path,
 ) -> None:  # fmt: skip
     """Compare attacks across libraries on the same images."""
     missing = {t for t, module in PEERS.items() if importlib.util.find_spec(module) is None}
     chosen = [t for t in tools or TOOLS if t not in missing]
     for tool in sorted(missing & set(tools or TOOLS)):
         click.echo(f"{tool} left out: its package is not installed (pip install 'robench[peers]')", err=True)
-    named = models or ("digits-pgd-at", "digits-trades", "digits-standard", "digits-vit")
-    jobs = [Job(tool, m, data, threat, n, threads, trust, store) for m in named for threat in threats for tool in chosen]
+    trainings, radii = grid(data) if wants_grid else ({}, ["linf(0.1)"])
+    named = (*models, *trainings) or ("digits-pgd-at", "digits-trades", "digits-standard", "digits-vit")
+    met = threats or radii
+    jobs = [Job(tool, m, data, threat, n, threads, trust, store) for m in named for threat in met for tool in chosen]
     table = compare(jobs, reuse=reuse)
     out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(out, index=False)
     click.echo(table.to_markdown(index=False, floatfmt=".3f"))
+    if wants_grid:
+        told = pooled(table, {**dict.fromkeys(models, "given"), **trainings})
+        click.echo(told.to_markdown(index=False, floatfmt=".2f"))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _threshold(size: Tensor, free: Tensor, eps: float) -> Tensor:
         moving = count - still
         over = total - rest - moving * at - eps
         low, high = torch.where(over > 0, at, low), torch.where(over > 0, high, at)
-        there = (over.abs() <= _CLOSE * eps) | (high - low <= _CLOSE * high)
+        there = (over.abs() <= 100 * _CLOSE * eps) | (high - low <= _CLOSE * high)
         if bool(there.all()):
             break
         exact = (total - rest - eps) / moving.clamp_min(1)
@@ -64,8 +64,8 @@ def _threshold(size: Tensor, free: Tensor, eps: float) -> Tensor:
     return at
 
 
-_MOST_STEPS, _CLOSE = 64, 1e-12
-"""Steps in which bisection alone reaches the rounding of float64, and the relative error that ends them."""
+_MOST_STEPS, _CLOSE = 64, 1e-15
+"""Steps in which bisection alone reaches the rounding of float64, and the relative distance that ends them."""
 
 
 class _Above:

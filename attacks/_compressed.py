@@ -21,7 +21,7 @@ STEPS, QUERIES = 50, 1000
 """Steps of each Auto-PGD on the parent; queries without gradients for every survivor."""
 
 
-@facts(version=2, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
+@facts(version=3, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True, surrogate=True)
 def compressed_union(engine: Engine, *, source: str = "") -> None:
     """Per image the worst of three: gradients (its own, else its twin's), transfer from the parent, and Square.
 

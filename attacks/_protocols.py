@@ -15,7 +15,7 @@ from robench.attacks._ddn import ddn
 from robench.attacks._deepfool import deepfool
 from robench.attacks._ead import ead
 from robench.attacks._engine import Attack, Engine
-from robench.attacks._escalation import Flags, Smoothed, begin, substitutes
+from robench.attacks._escalation import Flags, Smoothed, begin, substitutes, survey
 from robench.attacks._fab import fab, fab_t
 from robench.attacks._fmn import fmn
 from robench.attacks._minimal import Closest
@@ -180,6 +180,7 @@ def _escalating(engine: Engine, search: Callable[[Engine], None], hedge: Callabl
         engine.lower()
     if not flags.missing:
         search(engine)
+        survey(engine, flags)
     if flags.troubles:
         _elsewhere(engine, flags, search)
     if not flags.missing:

@@ -437,7 +437,10 @@ def _table(folder: Path) -> Any:
 @click.option("--require", "requirements", multiple=True, required=True, help="'robust_accuracy[linf(8/255)]>=0.4'")
 @click.option("--model", "models", multiple=True, help="Only these models.")
 def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
-    """Pass or fail a release: each bound is compared with the interval's worse end; suspicious or unknown fails."""
+    """Pass or fail a release: each bound is compared with the interval's worse end; suspicious or unknown fails.
+
+    Exit 3: nothing failed, and results are pending, or a randomised model or too few samples left a bound undecided.
+    """
     from robench.errors import suggestion
     from robench.reports.audit import audit as check
     from robench.reports.audit import parse_requirement, require_measured
@@ -457,7 +460,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     _echo(result.frame(), "md")
     for name in missing:
         _print(f"{name}: missing: not measured")
-    _print("failed" if missing or not result.passed else "passed")
+    _print("failed" if missing else result.outcome)
     _end(1 if missing else result.exit_code)
 
 

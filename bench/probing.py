@@ -77,3 +77,92 @@ def _evenness(victim: Victim, points: Tensor) -> Tensor:
     sizes = gradients.flatten(2).double().norm(dim=2)
     even = sizes.amin(1) / sizes.amax(1).clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(sizes.amax(1) > 0, even, 1.0)
+
+
+REACH = 5e-4
+"""Change of a pixel in the differences that are taken in the threat's own geometry: hundreds of float32 units of a logit,
+and short beside the distance to the next kink of nets with max-pooling, which have the most."""
+
+GROUPS = (0.5, 0.8, 1.0)
+"""Where the groups of pixels end, which are ordered by the size of their claimed gradient: under linf the lower half, which
+holds a few percent of the squared gradient, moves the loss as far as a quarter of all pixels do."""
+
+DIRECTIONS = 2
+"""Random sign vectors that each group is stepped along; what is told are sums over groups, and verdicts are over samples."""
+
+TOP = 0.05
+"""Share of the coordinates, those of the largest claimed gradient, that a step of l1 or l0 is taken along."""
+
+
+def geometry(victim: Victim, points: Tensor, rows: Tensor, draws: Draws, stage: str) -> dict[str, Tensor]:
+    """How far the gradient of the margin is true at points of the samples ``rows``, as the threat's norm counts.
+
+    Returns:
+        ``mass_error``: the slopes' error along random signs of pixel groups, as a share of the gradient's dual norm (linf:
+        l1 mass; else length): 0 for a true gradient, about 1 where it is lost, up to 2 where its sign is wrong.
+        ``steep``: the slope along the claimed steepest direction as measured over what is claimed: 1 for a true gradient.
+        Both (n,), from 14 forward passes and one backward pass.
+    """
+    points = points.clamp(REACH, 1 - REACH)
+    gradient = victim.gradient(points, rows, "margin").gradient
+    flat, norm = gradient.flatten(1).double().nan_to_num(), victim.threat.norm
+    place = flat.abs().argsort(dim=1, stable=True).argsort(dim=1, stable=True) / flat.shape[1]
+    wrong, whole = (torch.zeros(len(points), dtype=torch.float64, device=points.device) for _ in range(2))
+    start, number = 0.0, 0
+    for end in GROUPS:
+        inside = (place >= start) & (place < end)
+        error, power = (torch.zeros_like(wrong) for _ in range(2))
+        for _ in range(DIRECTIONS):
+            signs = draws.normal(stage, tuple(points.shape[1:]), step=number).flatten(1).to(points).sign() * inside
+            claimed = (flat * signs).sum(1)
+            measured = _difference(victim, points, rows, signs.view_as(points)).double().nan_to_num()
+            error += (measured - claimed) ** 2 / DIRECTIONS
+            power += torch.maximum(measured**2, claimed**2) / DIRECTIONS
+            number += 1
+        size = inside.sum(1) if norm == "linf" else torch.ones_like(wrong)
+        grow = (lambda v: v.sqrt()) if norm == "linf" else (lambda v: v)
+        wrong, whole, start = wrong + grow(error * size), whole + grow(power * size), end
+    told = wrong / whole.clamp_min(1e-30) if norm == "linf" else (wrong / whole.clamp_min(1e-30)).sqrt()
+    direction = flat.sign() if norm == "linf" else flat
+    if norm in ("l1", "l0"):
+        direction = flat.sign() * (place >= 1 - TOP)
+    unit = direction / direction.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    claimed = (flat * unit).sum(1)
+    measured = _difference(victim, points, rows, unit.to(points).view_as(points)).double().nan_to_num()
+    steep = torch.where(claimed > 0, measured / claimed.clamp_min(1e-30), torch.where(measured.abs() > 0, 0.0, 1.0))
+    return {"mass_error": told, "steep": steep}
+
+
+def _difference(victim: Victim, points: Tensor, rows: Tensor, step: Tensor) -> Tensor:
+    """Slope of the loss (minus the margin) along a step of at most 1 per pixel, from differences to either side, (n,)."""
+    ahead, behind = (victim.margins(points + sign * REACH * step, rows) for sign in (1, -1))
+    return (behind - ahead) / (2 * REACH)
+
+
+SEGMENTS = 16
+"""Parts of a line from the image to where an attack ended; its gradients must add up to what the margin changed in each."""
+
+
+def along(victim: Victim, ends: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Whether the gradients on the line from each image to a point account for the margin's changes along it.
+
+    Returns:
+        ``line_error``: how far claimed and actual changes of the segments differ, over the sum of both, in [0, 1];
+        ``line_turns``: claimed changes, all counted upwards, over the actual change of the whole line: 1 where the margin
+        falls steadily, large where the search goes up and down and gets nowhere. (n,) each, NaN for lines without length;
+        17 passes.
+    """
+    x = victim.x[rows]
+    step = ends - x
+    margins, slopes_ = [], []
+    for k in range(SEGMENTS + 1):
+        found = victim.gradient((x + step * (k / SEGMENTS)).clamp(0, 1), rows, "margin")
+        margins.append(found.margin.double())
+        slopes_.append((found.gradient * step).flatten(1).sum(1).double().nan_to_num() / SEGMENTS)
+    margin, slope = torch.stack(margins).nan_to_num(), torch.stack(slopes_)
+    actual, claimed = margin[:-1] - margin[1:], (slope[:-1] + slope[1:]) / 2
+    size = (actual.abs().sum(0) + claimed.abs().sum(0)).clamp_min(1e-30)
+    moved = step.flatten(1).abs().amax(1) > 0
+    error = (actual - claimed).abs().sum(0) / size
+    turns = claimed.abs().sum(0) / (margin[0] - margin[-1]).abs().clamp_min(1e-30)
+    return {"line_error": error.masked_fill(~moved, torch.nan), "line_turns": turns.masked_fill(~moved, torch.nan)}

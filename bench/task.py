@@ -65,6 +65,7 @@ CLASSIFICATION = Task(
         "dlr": losses.dlr,
         "scaled_ce": losses.scaled_cross_entropy,
         "probability_margin": losses.probability_margin,
+        "relative_margin": losses.relative_margin,
     },
     targeted={
         "ce": losses.targeted_cross_entropy,

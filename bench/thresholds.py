@@ -35,7 +35,7 @@ class Thresholds:
     """Largest share of samples that gradient-free stages may break after the gradient stages, all of them searched."""
     missed: float = 0.05
     """Largest share of samples that a short ascent of the sentinel may break and the attacks judged did not."""
-    disagreement: float = 0.1
+    disagreement: float = 0.2
     """Largest share of samples that only one of two losses breaks."""
     unconfirmed: float = 0.2
     """Largest share of samples that a search in lower precision may break and the model itself, at that point, does not."""
@@ -43,6 +43,24 @@ class Thresholds:
     """Largest share of an ascent's survivors whose margin still falls in the last steps by ``late`` of all it fell."""
     late: float = 0.05
     """See ``unfinished``; the constant of Pintor et al. (I4)."""
+    mass: float = 0.15
+    """Largest median share of the gradient, as the norm counts it, that differences of pixel groups may contradict."""
+    steep: float = 0.93
+    """Smallest median slope along the claimed steepest direction, as measured over what the gradient claims."""
+    line: float = 0.05
+    """Largest median share of the margin's changes along an ascent's line that its gradients may miss."""
+    turns: float = 1.2
+    """Largest median of what the margin goes up and down along an ascent's line, over what it falls."""
+    mass_of_one: float = 0.5
+    """From where on the gradient of one sample counts as wrong at a place."""
+    line_of_one: float = 0.2
+    """From where on the gradients along the line of one sample count as wrong."""
+    turns_of_one: float = 3.0
+    """From where on the margin of one sample counts as a rippled one."""
+    resting: float = 0.02
+    """Largest share of samples whose gradients lead astray and that stayed robust: what the number may be too high by."""
+    power: float = 0.2
+    """Largest share of samples that a fault may have without being met: fewer samples vouch for nothing."""
     twins: float = 0.05
     """Largest share of samples on which a model without gradients and the twin that lends it one may differ in class."""
     few: int = 40

@@ -13,7 +13,7 @@ import pandas as pd
 from robench.errors import ConfigError, must, suggestion
 from robench.metrics.known import facts_of
 from robench.metrics.pending import PENDING
-from robench.metrics.validity import DOUBTED
+from robench.metrics.validity import DOUBTED, UNDECIDED
 from robench.registry import facts
 from robench.spec import ThreatModel, number
 
@@ -48,6 +48,8 @@ class Finding:
     reason: str
     judged_at: str = ""
     """Threat, corruption or explainer of the judged number; of several without a selector, the least favourable."""
+    undecided: bool = False
+    """Whether it did not pass because nothing can be said: a randomised model's estimate, or too few samples."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,14 @@ class AuditResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when passed, 1 when something failed, 3 when nothing failed but results are pending."""
-        failed = [f for f in self.findings if not f.passed and not f.reason.startswith(PENDING)]
+        """0 when passed, 1 when something failed, 3 when nothing failed but results are pending or undecided."""
+        failed = [f for f in self.findings if not (f.passed or f.undecided or f.reason.startswith(PENDING))]
         return 0 if self.passed else 1 if failed or not self.findings else 3
+
+    @property
+    def outcome(self) -> str:
+        """``passed``, ``failed`` or ``undecided``."""
+        return {0: "passed", 1: "failed", 3: "undecided"}[self.exit_code]
 
     def frame(self) -> pd.DataFrame:
         """Findings as a table."""
@@ -126,7 +133,8 @@ def audit(table: pd.DataFrame, requirements: Sequence[str | Requirement], *, con
     """Whether every model keeps every requirement.
 
     A lower bound is held against the lower end of the interval, an upper bound against the upper end. Missing, limited,
-    suspicious and unknown results fail.
+    suspicious and unknown results fail. A bound that a randomised model's estimate keeps, or one measured on too few
+    samples, is undecided, and one that they do not keep fails.
 
     Args:
         table: A tidy table.
@@ -149,18 +157,21 @@ def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str) ->
         return Finding(model, dataset, wanted.text, False, math.nan, math.nan, "missing: not measured")
     findings = [_one(row, wanted, model, dataset) for row in found.to_dict("records")]
     sign = 1 if wanted.relation.startswith(">") else -1
-    return min(findings, key=lambda f: (f.passed, math.isfinite(f.judged), sign * f.judged))
+    return min(findings, key=lambda f: (f.passed, f.undecided, math.isfinite(f.judged), sign * f.judged))
 
 
 def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) -> Finding:
     value = float(row["value"])  # type: ignore[arg-type]
     end = float(row["ci_low" if wanted.relation.startswith(">") else "ci_high"])  # type: ignore[arg-type]
     judged = value if math.isnan(end) else end
-    reason = _obstacle(row) or (
+    broken = (
         "" if _COMPARE[wanted.relation](judged, wanted.bound) else f"{judged:.4g} is not {wanted.relation} {wanted.bound:g}"
     )
+    doubt = str(row["validity"]) if str(row["validity"]).startswith(UNDECIDED) else ""
+    reason = _obstacle(row) or broken or doubt
     where = ", ".join(str(row[c]) for c in ("threat", "attack") if row[c] and row[c] != "worst")
-    return Finding(model, dataset, wanted.text, not reason, value, judged, reason, where)
+    undecided = bool(doubt) and reason == doubt
+    return Finding(model, dataset, wanted.text, not reason, value, judged, reason, where, undecided)
 
 
 def _obstacle(row: dict[str, object]) -> str:
@@ -169,7 +180,7 @@ def _obstacle(row: dict[str, object]) -> str:
         return str(row["validity"])
     if row["status"] == "limited":
         return "limited: not all samples were measured"
-    if str(row["validity"]).startswith(DOUBTED):
+    if str(row["validity"]).startswith(tuple(status for status in DOUBTED if status not in UNDECIDED)):
         return str(row["validity"])
     unknown = row["n_unknown"]
     if row["status"] == "unknown" or (not pd.isna(unknown) and int(unknown) > 0):  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from robench.metrics.stats import wilson
-from robench.metrics.validity import DOUBTED
+from robench.metrics.validity import DOUBTED, worst_of
 from robench.registry import facts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -129,7 +129,7 @@ def _draw(
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith(DOUBTED).any())
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         style: dict[str, Any] = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
-        name = f"{model} (suspicious)" if bad else model
+        name = f"{model} ({worst_of(points['validity'])})" if bad else model
         axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, label=name, **style)
         axes.fill_between(x, points["ci_low"], points["ci_high"], color=colour, alpha=0.07 if bad else 0.15, linewidth=0)
         ends.append((float(points["value"].iloc[-1]), name, colour, float(x[-1])))

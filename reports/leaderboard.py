@@ -89,7 +89,7 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Models side by side, best first, with intervals; rank ``-`` for what must not be ranked.
 
-    The order of the tables does not matter. Not ranked are suspicious and limited results, models without the ranking
+    The order of the tables does not matter. Not ranked are results that are limited or not sound, models without the ranking
     number, models measured on fewer samples than the largest n of their data set, and models that lack an attack which
     a model otherwise fit to be ranked met at the ranking threat (a transfer from the model itself is not missed, nor what
     an ensemble stands for, see ``robench.metrics.alike``; for ``corrupted_accuracy``: that lack a corruption).

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from robench.metrics.scarcity import TARGETS
-from robench.metrics.validity import DOUBTED
+from robench.metrics.validity import DOUBTED, worst_of
 from robench.registry import facts
 from robench.reports.curves import COLOURS, MARKERS
 from robench.reports.sections import Section
@@ -187,7 +187,9 @@ def _dots(ax: Axes, rows: pd.DataFrame, arms: list[str], title: str) -> None:
         ax.errorbar(x, y, xerr=np.nan_to_num(sides), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
         ax.plot(x[~doubted], y[~doubted], marker, color=colour, label=at)
         if doubted.any():
-            ax.plot(x[doubted], y[doubted], marker, color=colour, fillstyle="none", label="hollow: suspicious")
+            ax.plot(
+                x[doubted], y[doubted], marker, color=colour, fillstyle="none", label=f"hollow: {worst_of(part['validity'])}"
+            )
     ax.set_xlabel("percentage points")
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right"]].set_visible(False)
@@ -257,7 +259,7 @@ def _line(ax: Axes, rows: pd.DataFrame, place: int, name: str, *, style: str = "
     bad = bool(points["validity"].str.startswith(DOUBTED).any())
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     fill: Any = "none" if bad else "full"
-    label = f"{name} (suspicious)" if bad else name
+    label = f"{name} ({worst_of(points['validity'])})" if bad else name
     ax.plot(points["eps"], points["value"], style, color=colour, marker=marker, fillstyle=fill, clip_on=False, label=label)
     ax.fill_between(points["eps"], points["ci_low"], points["ci_high"], color=colour, alpha=0.13, linewidth=0)
 

@@ -16,7 +16,7 @@ TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.chil
 LAYERS = [
     ("errors", "escape", "spec", "registry", "lineage", "user_code"),
     (
-        *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "probing", "bpda"),
+        *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "masking", "probing", "bpda"),
         *("children", "gate", "admission", "resident", "scripted", "tables"),
     ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),

@@ -21,6 +21,7 @@ from robench.metrics.corrupted import failed
 from robench.metrics.robust import worst_case
 from robench.metrics.rows import row
 from robench.metrics.stats import Floats
+from robench.metrics.validity import worst_of
 from robench.registry import facts
 from robench.spec import Estimate, Ref
 
@@ -336,7 +337,7 @@ def _validity(points: Points, measure: str, conditions: list[str]) -> dict[str, 
         return {"n_unknown": int(points.of(measure, conditions)["unknown"].sum())} if measure == CORRUPTED else {}
     told = [text for condition in conditions for text in points.doubts.get((condition, measure), ())]
     reasons = dict.fromkeys(r for text in told for r in text.partition(": ")[2].split("; ") if r)
-    status = "invalid" if any(t.startswith("invalid") for t in told) else "suspicious"
+    status = worst_of(told)
     unknown = int(points.of(measure, conditions)["unknown"].sum())
     return {"validity": f"{status}: {'; '.join(reasons)}" if told else "sound", "n_unknown": unknown}
 

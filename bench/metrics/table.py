@@ -74,7 +74,7 @@ from robench.metrics.alike import is_transfer
 from robench.metrics.label_checks import label_warnings
 from robench.metrics.pending import withheld
 from robench.metrics.rows import Metric, each, same_model
-from robench.metrics.validity import ESCALATED, INVALID, SUSPICIOUS, Verdict, verdict
+from robench.metrics.validity import ESCALATED, Verdict, verdict, worst_status
 
 COLUMNS = (
     "model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "value", "ci_low", "ci_high", "n",
@@ -308,8 +308,7 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
 
 def _joined(verdicts: list[Verdict]) -> str:
     reasons = tuple(dict.fromkeys(r for v in verdicts for r in v.reasons))
-    status = INVALID if any(v.status == INVALID for v in verdicts) else SUSPICIOUS
-    return str(Verdict(status, reasons)) if reasons else "sound"
+    return str(Verdict(worst_status(v.status for v in verdicts), reasons))
 
 
 _MAKERS: dict[str, Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Iterator[dict[str, Any]]]] = {

@@ -6,22 +6,25 @@ attack failures); Croce & Hein, ICML 2020 (black-box beating white-box).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
+from robench.masking import diagnose, many, percent, visible
 from robench.metrics.alike import is_transfer
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
 from robench.thresholds import DEFAULTS, UNENDED, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
+RANDOMISED, FEW = "randomised", "not enough samples"
 
-DOUBTED = (SUSPICIOUS, INVALID)
-"""What the text of a verdict that is not sound begins with."""
+UNDECIDED = (RANDOMISED, FEW)
+"""Verdicts on numbers against which nothing was found, and for which less speaks than for a sound one."""
+DOUBTED = (SUSPICIOUS, INVALID, *UNDECIDED)
+"""What the text of a verdict that is not sound begins with: none of these is ranked, and none passes an audit."""
 ESCALATED = "escalated: "
 """What a note on a protocol's escalation begins with."""
 
@@ -37,11 +40,27 @@ HEDGED = {"robench-standard": 48}
 """Random survivors, at least, on which a protocol searches without gradients before it ends."""
 
 
+def worst_status(statuses: Iterable[str]) -> str:
+    """The status of several numbers together: the worst one's; ``sound`` where there is none."""
+    order = (INVALID, SUSPICIOUS, FEW, RANDOMISED)
+    met = set(statuses)
+    return next((status for status in order if status in met), SOUND)
+
+
+def worst_of(texts: Iterable[object]) -> str:
+    """The worst status of verdicts given as texts."""
+    return worst_status(str(text).partition(":")[0] for text in texts)
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """``sound``, or ``suspicious`` or ``invalid`` with every reason found; neither of the two is ever ranked.
+    """``sound``, or another status with every reason found; only what is sound is ever ranked.
 
-    A number is ``invalid`` where there was hardly a measurement: the attacks failed on most of what they should have broken.
+    ``invalid``: there was hardly a measurement, the attacks failed on most of what they should have broken.
+    ``suspicious``: there are signs that the number is too high.
+    ``randomised``: no such sign, but the outputs are random: attacked through the randomness and judged by many draws, the
+    number is an estimate over draws, which is shown beside the others and not ranked among them.
+    ``not enough samples``: no such sign, but so few samples that a fault on a fifth of them might not have been met.
     """
 
     status: str
@@ -77,15 +96,46 @@ def verdict(
         ``sound`` only when no reason was found.
     """
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
+    through = _random(sentinel_rows) and bool(_drawn(evasion_rows).any())
     for _, rows in evasion_rows.groupby("threat", sort=True):
         reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds), *_unended(rows)]
         reasons += _incomplete(rows) if _lent(sentinel_rows) else ()
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
-    notes = tuple(dict.fromkeys(_notes(sentinel_rows, evasion_rows)))
-    status = INVALID if _unmeasured(evasion_rows) else SUSPICIOUS if unique else SOUND
-    return Verdict(status, unique, notes)
+    notes = tuple(dict.fromkeys(_notes(sentinel_rows, evasion_rows, thresholds)))
+    if _unmeasured(evasion_rows):
+        return Verdict(INVALID, unique, notes)
+    if unique:
+        return Verdict(SUSPICIOUS, unique, notes)
+    if through:
+        draws = int(_drawn(evasion_rows).max())
+        return Verdict(RANDOMISED, (f"the output is random; attacked through it and judged by {draws} draws",), notes)
+    few = _powerless(evasion_rows, thresholds)
+    return Verdict(FEW if few else SOUND, (few,) if few else (), notes)
+
+
+def _powerless(evasion: pd.DataFrame, limits: Thresholds) -> str:
+    """Why the samples are too few for their silence to mean anything; empty where they are enough."""
+    count = _correct(evasion)
+    share = visible(count, limits)
+    attacked = bool((evasion["eps"] > 0).any()) and count
+    if not attacked or share <= limits.power:
+        return ""
+    return f"a fault on fewer than {percent(share)} of {count} correct samples might not be met"
+
+
+def _correct(evasion: pd.DataFrame) -> int:
+    return int(evasion.loc[evasion["score_clean"] > 0, "sample"].nunique())
+
+
+def _random(sentinel: pd.DataFrame | None) -> bool:
+    return sentinel is not None and "random" in sentinel and bool(_truth(sentinel["random"]).gt(0).any())
+
+
+def _drawn(evasion: pd.DataFrame) -> pd.Series:
+    """By how many draws each row was judged; 0 for the two looks that a deterministic model gets."""
+    return _truth(evasion["draws"]) if "draws" in evasion else pd.Series(0.0, index=evasion.index)
 
 
 def _unmeasured(rows: pd.DataFrame) -> bool:
@@ -103,10 +153,6 @@ def access_of(rows: pd.DataFrame) -> dict[str, str]:
     graded = _truth(rows["backwards"]).groupby(rows["attack"]).sum() > 0
     declared = rows.groupby("attack")["access"].first()
     return {str(a): "score" if d in GRADED and not graded[a] else str(d) for a, d in declared.items()}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _truth(column: pd.Series) -> pd.Series:
@@ -127,38 +173,37 @@ def _sentinel(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thre
         yield f"no sentinel looked at {absent} of {len(correct)} correct samples"
     rows = sentinel[~failed]
     if not rows.empty:
-        yield from _gradients(rows, limits)
-        yield from _outputs(rows, correct, limits)
+        yield from _gradients(rows, evasion, limits)
+        yield from _outputs(rows, correct, evasion, limits)
         yield from _ascents(rows[rows["sample"].isin(correct)], evasion, limits)
 
 
-def _gradients(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
-    zero = float(_truth(rows["zero_gradient"]).mean())
-    if zero > limits.zero_gradient:
-        yield f"zero gradients on {_percent(zero)} of samples"
-    if _truth(rows["nonfinite_gradient"]).gt(0).any():
-        yield "non-finite gradients"
+_MEASURED = ("zero_gradient", "nonfinite_gradient", "gradient_error", "slope", "slope_claimed", "hidden", "evenness",
+             "mass_error", "steep", "end_mass_error", "end_steep", "wide_mass_error", "wide_steep", "line_error",
+             "line_turns")  # fmt: skip
+"""Columns of the sentinel that are judged as an attack judges them that escalates."""
+
+
+def _gradients(rows: pd.DataFrame, evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
+    """What ``diagnose`` finds, and whether a twin that lends its gradient predicts as the model does."""
     if _lent(rows):
         known = rows["twin_agrees"].dropna()
         apart = float(known.lt(1).mean()) if len(known) else 0.0
         if apart > limits.twins:
-            yield f"the twin that lends its gradient predicts differently on {_percent(apart)} of samples"
+            yield f"the twin that lends its gradient predicts differently on {percent(apart)} of samples"
         if known.empty:
             yield "the twin that lends its gradient was not held against the model"
-    wrong = float(_truth(rows["gradient_error"]).gt(0.5).mean())
-    if wrong > limits.misleading:
-        yield f"gradients disagree with finite differences on {_percent(wrong)} of samples"
-    measured, claimed = _truth(rows["slope"]), _truth(rows["slope_claimed"])
-    norms = float(np.sqrt((measured**2).sum() * (claimed**2).sum()))
-    cosine = float((measured * claimed).sum()) / norms if norms else float(not (measured.any() or claimed.any()))
-    if cosine < (limits.lent if _lent(rows) else limits.agreement):
-        yield f"slopes along random directions agree with the gradient by a cosine of {cosine:.2f} only"
-    hidden = float(_truth(rows["hidden"]).mean()) if "hidden" in rows else 0.0
-    if hidden > limits.hidden:
-        yield f"{_percent(hidden)} of the squared gradient lie on pixels where it is said to be zero"
-    uneven = float(_truth(rows["evenness"].lt(limits.even)).mean()) if "evenness" in rows else 0.0
-    if uneven > limits.uneven:
-        yield f"the gradients of some classes are lost beside those of others on {_percent(uneven)} of samples"
+    columns = {name: pd.to_numeric(rows[name], errors="coerce").to_numpy(float) for name in _MEASURED if name in rows}
+    yield from diagnose(columns, lent=_lent(rows), limits=limits, survived=_left(evasion, rows["sample"]).to_numpy())
+
+
+def _left(evasion: pd.DataFrame, samples: pd.Series) -> pd.Series:
+    """Whether each sample is one that the attacks left robust under some threat, bool."""
+    left = set()
+    for _, same in evasion.groupby("threat"):
+        worst = worst_case(same)["score"]
+        left |= set(worst.index[worst > 0])
+    return samples.isin(left)
 
 
 def _lent(sentinel: pd.DataFrame | None) -> bool:
@@ -183,15 +228,15 @@ def _incomplete(rows: pd.DataFrame) -> Iterator[str]:
         yield f"the model has no gradient of its own and was not attacked by {', '.join(absent)}"
 
 
-def _outputs(rows: pd.DataFrame, correct: set[int], limits: Thresholds) -> Iterator[str]:
+def _outputs(rows: pd.DataFrame, correct: set[int], evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     judged = rows[rows["sample"].isin(correct)]
     broken = _truth(judged["unbounded_broken"])
     if len(judged) and broken.min() < 1:
-        yield f"an unbounded attack breaks only {_percent(float(broken.mean()))} of correct samples"
+        yield f"an unbounded attack breaks only {percent(float(broken.mean()))} of correct samples"
     if _truth(rows["probabilities"]).mean() > limits.probabilities:
         yield "the model returns probabilities, not logits"
-    if _truth(rows["random"]).gt(0).any():
-        yield "the model's output is random"
+    if _random(rows) and not _drawn(evasion).any():
+        yield "the model's output is random, and no attack went through its randomness"
     if _truth(rows["batch_dependent"]).gt(0).any():
         yield "the output depends on the other images of the batch"
     if _truth(rows.get("gradient_dependent", pd.Series(dtype=float))).gt(0).any():
@@ -205,50 +250,54 @@ def _ascents(rows: pd.DataFrame, evasion: pd.DataFrame, limits: Thresholds) -> I
         return
     margin, ce = rows["broken_margin"].gt(0), rows["broken_ce"].gt(0)
     for name, count in (("margin", int((margin & ~ce).sum())), ("cross-entropy", int((ce & ~margin).sum()))):
-        if _many(count, len(rows), limits.disagreement, limits, limits.few):
+        if many(count, len(rows), limits.disagreement, limits, limits.few):
             yield f"of two losses only {name} breaks {count} of {len(rows)} samples"
     late = rows["rising"].dropna().gt(limits.late)
-    if len(late) and _many(int(late.sum()), len(late), limits.unfinished, limits, limits.few):
+    if len(late) and many(int(late.sum()), len(late), limits.unfinished, limits, limits.few):
         yield f"the margin still falls at the end of a short ascent on {int(late.sum())} of {len(late)} survivors"
+    stuck = int((_truth(rows["stuck"]).gt(0) & _left(evasion, rows["sample"])).sum()) if "stuck" in rows else 0
+    if many(stuck, len(rows), limits.resting, limits):
+        yield f"four times eps hardly lowers the margin of {stuck} of {len(rows)} samples, which stayed robust"
     silent = int(_truth(rows["silent"]).gt(0).sum())
-    if _many(silent, len(rows), limits.advantage, limits):
+    if many(silent, len(rows), limits.advantage, limits):
         yield f"{silent} of {len(rows)} samples were broken on the way and not when judged"
     yield from _wider(rows, limits)
     yield from _missed(rows, evasion, limits)
 
 
-def _many(count: int, total: int, share: float, limits: Thresholds, least: int = 0) -> bool:
-    return count >= limits.floor and count > share * max(total, least)
-
-
 def _wider(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
-    """The same short ascent breaks no fewer samples at 2 and 4 times eps, and more where it broke some and left some."""
+    """The same short ascent breaks no fewer samples at 2 and 4 times eps, and more where it broke some and left some.
+
+    Distances to the boundary are spread: where 4 of 60 images fall within eps, about 12 lie between eps and 4 eps, and where
+    all but 2 fall, those 2 are hardly beyond 4 eps. None there is no chance.
+    """
     counts = [int(rows[name].gt(0).sum()) for name in ("broken_margin", "broken_2x", "broken_4x")]
     told = f"{counts[0]}, {counts[1]} and {counts[2]} of {len(rows)} samples at eps, 2 eps and 4 eps"
-    if any(_many(a - b, len(rows), limits.rise, limits) for a, b in pairwise(counts)):
+    if any(many(a - b, len(rows), limits.rise, limits) for a, b in pairwise(counts)):
         yield f"a larger eps breaks less: {told}"
-    elif counts[2] <= counts[0] and 0.1 * len(rows) < counts[0] < 0.9 * len(rows):
+    elif counts[2] <= counts[0] and max(2 * limits.floor, 0.05 * len(rows)) <= counts[0] <= len(rows) - limits.floor:
         yield f"a larger eps breaks no more: {told}"
 
 
 def _missed(rows: pd.DataFrame, evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     """The sentinel's short ascents break samples that the attacks at the same eps left robust."""
-    broken = rows.loc[rows["broken_margin"].gt(0) | rows["broken_ce"].gt(0), "sample"]
+    losses = [name for name in ("broken_margin", "broken_ce", "broken_relative") if name in rows]
+    broken = rows.loc[rows[losses].gt(0).any(axis=1), "sample"]
     for threat, same in evasion.groupby("threat"):
         if threat in set(rows["threat"]):
             worst = worst_case(same)["score"].reindex(broken)
             count = int(worst.gt(0).sum())
-            if _many(count, len(rows), limits.missed, limits, limits.few):
+            if many(count, len(rows), limits.missed, limits, limits.few):
                 yield f"short ascents break {count} of {len(rows)} samples that the attacks left robust"
 
 
-def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame) -> Iterator[str]:
+def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     correct = set(evasion.loc[evasion["score_clean"] > 0, "sample"])
     if sentinel is not None and not sentinel.empty:
         judged = sentinel[sentinel["sample"].isin(correct) & (sentinel["status"] == "ok")]
         watched = judged["broken_margin"].notna() if "broken_margin" in judged else judged["sample"].isna()
-        yield from _excluded("gradients and outputs were looked at", len(judged), "correct samples")
-        yield from _excluded("short ascents met", int(watched.sum()), "correct samples")
+        yield from _power("gradients and outputs were looked at", len(judged), limits)
+        yield from _power("short ascents and the gradients on their way met", int(watched.sum()), limits)
     if "escalated" in evasion:
         yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
     for protocol, most in HEDGED.items():
@@ -259,27 +308,34 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame) -> Iterator[str
                 yield from _excluded("a search without gradients met", most, "random survivors")
 
 
+def _power(what: str, count: int, limits: Thresholds) -> Iterator[str]:
+    """What checks that say nothing exclude: a planted fault on so many samples would have been told."""
+    if count:
+        told = f"a fault on {percent(visible(count, limits))} of samples would have been told with a probability of 95 %"
+        yield f"{what} on {count} correct samples: {told}"
+
+
 def _excluded(what: str, count: int, whom: str) -> Iterator[str]:
     """What 0 findings on ``count`` samples exclude at 95 %: a share above 1 - 0.05^(1/count), about 3/count."""
     if count:
-        yield f"{what} on {count} {whom}: finding nothing bounds a fault to {_percent(1 - 0.05 ** (1 / count))} at 95 %"
+        yield f"{what} on {count} {whom}: finding nothing bounds a fault to {percent(1 - 0.05 ** (1 / count))} at 95 %"
 
 
 def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     failed = rows["status"] != "ok"
     if failed.any():
         yield f"{int(failed.sum())} of {len(rows)} attack rows failed ({', '.join(sorted(set(rows.loc[failed, 'attack'])))})"
-    unstable = float(_truth(rows["unstable"]).mean())
+    unstable = float(_truth(rows["unstable"])[_drawn(rows).eq(0) & ~_drawn(rows).gt(0).any()].mean())
     if unstable > limits.unstable:
-        yield f"{_percent(unstable)} of rows are judged differently in another batch"
+        yield f"{percent(unstable)} of rows are judged differently in another batch"
     graded = rows[rows["attack"].map(access_of(rows)).isin(GRADED) & (rows["score_clean"] > 0)]
     passes = float(_truth(graded["backwards"]).sum())
     zero = float(_truth(graded["zero_gradients"]).sum()) / passes if passes else 0.0
     if zero > limits.zero_gradient:
-        yield f"attacks met zero gradients in {_percent(zero)} of their passes"
+        yield f"attacks met zero gradients in {percent(zero)} of their passes"
     if "unconfirmed" in rows:
         rough = int(_truth(rows["unconfirmed"]).gt(0).groupby(rows["sample"]).any().sum())
-        if _many(rough, rows["sample"].nunique(), limits.unconfirmed, limits):
+        if many(rough, rows["sample"].nunique(), limits.unconfirmed, limits):
             yield f"a search in lower precision broke {rough} samples that the model itself did not confirm at once"
     if _truth(rows["nonfinite_gradients"]).gt(0).any():
         yield "attacks met non-finite gradients"
@@ -311,11 +367,11 @@ def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         rival = _broken(rows[rows["attack"] == attack], correct)
         weak = kinds[attack] in ("transfer", "noise")
         count = int((rival & ~gradient).sum()) if weak else int(rival.sum() - gradient.sum())
-        if _many(count, len(correct), limits.advantage, limits):
+        if many(count, len(correct), limits.advantage, limits):
             how = "that gradient attacks did not" if weak else "more than the gradient attacks"
             yield f"{attack} breaks {count} of {len(correct)} correct samples {how}"
     count = int((_broken(rows[blind], correct) & ~gradient).sum())
-    if _many(count, len(correct), limits.remainder, limits):
+    if many(count, len(correct), limits.remainder, limits):
         stages = ", ".join(sorted(set(rows.loc[blind, "stage"])))
         yield f"{stages} broke {count} of {len(correct)} correct samples that gradient stages did not"
 
@@ -348,4 +404,4 @@ def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterat
                 common = larger.index.intersection(smaller.index)
                 rise = float(larger[common].sum() - smaller[common].sum())
                 if rise >= limits.floor and rise > limits.rise * len(common):
-                    yield f"robust accuracy rises from {other} to {threat} by {_percent(rise / len(common))}"
+                    yield f"robust accuracy rises from {other} to {threat} by {percent(rise / len(common))}"

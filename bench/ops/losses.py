@@ -87,6 +87,15 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     return negative_margin(logits.softmax(1), y)
 
 
+def relative_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The negative margin over the standard deviation of the sample's logits, (N,): it ranks, whatever scales all logits.
+
+    Waves and temperatures that multiply the logits of an image leave it as it is, so an ascent of it does not follow them.
+    """
+    spread = logits.std(dim=1, correction=0).clamp_min(torch.finfo(logits.dtype).tiny)
+    return negative_margin(logits, y) / spread
+
+
 def _require_classes(logits: Tensor, least: int, name: str) -> None:
     if logits.shape[1] < least:
         remedy = "use loss='margin'"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robench.attacks._apgd import apgd
 from robench.attacks._cascade import radius
 from robench.attacks._climb import cosine
+from robench.attacks._escalation import Still
+from robench.attacks._pgd_l0 import pgd_l0
 from robench.bpda import differentiable
 from robench.errors import NoGradientError
 from robench.inference import predict, second_look, untouched
 from robench.judge import judge
 from robench.ops.norms import Ball, steepest
 from robench.ops.random import Draws
-from robench.probing import FORWARDS, differ, slopes
+from robench.probing import FORWARDS, along, differ, geometry, slopes
 from robench.registry import facts
 from robench.scenarios.evasion import attack_hold
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -36,10 +39,16 @@ SUBSTITUTE = "substitute"
 """What the column ``gradient`` says where the model has none of its own."""
 
 ASCENDED = ("linf", "l2")
-"""Norms whose steepest direction the ascents take."""
+"""Norms whose steepest direction the ascents take; in l1 and l0 attacks of the table ascend."""
+
+FARTHER = 1.5
+"""How much more the margin must fall within four times eps than within eps: on honest nets that hold there, 2 to 4 times."""
+
+LEAST = 1 / 255
+"""Radius of the random starts at eps = 0, where an image would be compared with itself."""
 
 
-@facts(version=4)
+@facts(version=5)
 def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample: what its gradients are worth, what kind of outputs it gets, and whether eps = 1 breaks it.
 
@@ -47,6 +56,9 @@ def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str,
 
     Source: Croce & Hein, ICML 2020 (checks of AutoAttack); Pintor et al., NeurIPS 2022 (I1, I3, I4, I6); Athalye et
     al., ICML 2018, section 3 (shattered gradients are those that finite differences contradict).
+
+    A model whose outputs are random is looked at with its draws held still, and meets no ascents: an attack through its
+    randomness, judged by many draws, must.
 
     A model that says it has no gradient is looked at through its substitute, and the rows say so: ``gradient`` is then
     ``substitute``, and ``twin_agrees`` whether model and substitute predict the same at the image and at a random point.
@@ -57,13 +69,16 @@ def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str,
     objects = replace(objects, model=replace(objects.model, net=net)) if substituted else objects
 
     def measure(hold: Hold) -> list[dict[str, Any]]:
-        found, error = _gradients(objects, hold, parsed)
+        outputs = _outputs(objects, hold, parsed)
+        random = bool(outputs["random"].any())
+        still = Still(objects.net, objects.cell.seed) if random else objects.net
+        seen = replace(objects, model=replace(objects.model, net=still)) if random else objects
+        found, error = _gradients(seen, hold, parsed)
         if substituted:
             found |= _substitute(original, hold, _start(objects, hold, parsed), error)
-        outputs = _outputs(objects, hold, parsed)
         found["gradient_dependent"] &= ~outputs["random"]
         told = {"status": "failed" if error else "ok", "error": error, "threat": str(parsed), **found, **outputs}
-        ascents = _ascents(objects, hold, parsed, hold.ids[:0] if error else watched)
+        ascents = _ascents(objects, hold, parsed, hold.ids[:0] if error or random else watched)
         return columns(sample=hold.ids, label=hold.y, **told, **ascents)
 
     with untouched(original):
@@ -90,31 +105,90 @@ def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor)
     """What short ascents on the watched samples found, (N,) each, NaN for the others.
 
     Returns:
-        ``broken_margin`` and ``broken_ce`` (by either loss at eps), ``broken_2x`` and ``broken_4x`` (by the margin at
-        multiples of eps), 0 or 1; ``rising``, the share of the whole gain in margin that came in the last steps, in
-        [0, 1], of unbroken samples; ``silent``, 1 where a visited point of the ball broke a sample and the judge does
-        not confirm it.
+        ``broken_margin``, ``broken_ce`` and ``broken_relative`` (by a loss at eps), ``broken_2x`` and ``broken_4x`` (by the
+        margin at multiples of eps), 0 or 1; ``rising``, the share of the whole gain in margin that came in the last steps,
+        in [0, 1], of unbroken samples that as many steps again would break at this pace, 0 of others; ``stuck``, 1 where four
+        times eps does not lower the margin by half as much again as eps does, and breaks nothing; ``silent``, 1 where a
+        visited point of the ball broke a sample and the judge does not confirm it; and what ``geometry`` and ``along`` tell
+        of the points where the ascents at eps (``end_``) and at 2 eps (``wide_``) ended, of two lines the worse.
     """
-    names = ("broken_margin", "broken_ce", "broken_2x", "broken_4x", "rising", "silent")
-    told = {name: torch.full((len(hold.y),), torch.nan, device=hold.x.device) for name in names}
+    told = {name: torch.full((len(hold.y),), torch.nan, device=hold.x.device) for name in _ASCENTS}
     chosen = torch.isin(hold.ids, watched).nonzero()[:, 0]
-    if not len(chosen) or threat.norm not in ASCENDED or threat.eps == 0:
+    if not len(chosen) or threat.eps == 0:
         return told
     part = Hold(hold.x[chosen], hold.y[chosen], hold.ids[chosen], hold.width)
     draws = Draws(objects.cell.seed, part.ids)
-    told["broken_margin"][chosen], told["rising"][chosen], silent = _ascend(objects.net, part, threat, draws, "margin")
-    told["broken_ce"][chosen], _, also = _ascend(objects.net, part, threat, draws, "ce")
-    told["silent"][chosen] = torch.maximum(silent, also)
-    for factor in (2, 4):
-        wide = ThreatModel(threat.norm, factor * threat.eps, f"{factor} * {threat.text}")
-        told[f"broken_{factor}x"][chosen] = _ascend(objects.net, part, wide, draws, "margin")[0]
+    wider = {k: ThreatModel(threat.norm, k * threat.eps, f"{k} * {threat.text}") for k in (2, 4)}
+    ends = _ascend(objects.net, part, threat, draws, "margin")
+    others = {loss: _ascend(objects.net, part, threat, draws, loss) for loss in ("ce", "relative_margin")}
+    wide, widest = (_ascend(objects.net, part, wider[k], draws, "margin") for k in (2, 4))
+    told["broken_margin"][chosen], told["rising"][chosen] = ends.broken, ends.rising
+    told["broken_ce"][chosen], told["broken_relative"][chosen] = (found.broken for found in others.values())
+    told["broken_2x"][chosen], told["broken_4x"][chosen] = wide.broken, widest.broken
+    held = (ends.broken < 1) & (widest.broken < 1)
+    told["stuck"][chosen] = (held & (widest.fall < FARTHER * ends.fall)).to(told["stuck"])
+    told["silent"][chosen] = torch.stack([found.silent for found in (ends, *others.values())]).amax(0)
+    for name, column in _along_ascents(objects.net, part, threat, draws, ends.points, wide.points).items():
+        told[name][chosen] = column.to(told[name])
     return told
 
 
-def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether an ascent of the loss broke each sample, its late gain, and whether it lost a success, float (N,) each."""
+_PLACES = tuple(f"{place}_{what}" for place in ("end", "wide") for what in ("mass_error", "steep"))
+_ASCENTS = ("broken_margin", "broken_ce", "broken_relative", "broken_2x", "broken_4x", "rising", "stuck", "silent", *_PLACES,
+            "line_error", "line_turns")  # fmt: skip
+"""Columns that only watched samples have."""
+
+
+def _along_ascents(
+    net: nn.Module, part: Hold, threat: ThreatModel, draws: Draws, near: Tensor, far: Tensor
+) -> dict[str, Tensor]:
+    """What gradients are worth where ascents ended and on the lines to there, (n,) each."""
+    victim = Victim(net, part.x, part.y, threat=threat, width=part.width)
+    rows, found, lines = torch.arange(len(part.y), device=part.x.device), {}, []
+    for place, points in (("end", near), ("wide", far)):
+        told = geometry(victim, points, rows, draws, f"sentinel.{place}")
+        found |= {f"{place}_{name}": column for name, column in told.items()}
+        lines.append(along(victim, points, rows))
+    return found | {name: torch.stack([line[name] for line in lines]).nan_to_num(0).amax(0) for name in lines[0]}
+
+
+class _Ascent(NamedTuple):
+    """What one short ascent found, (n,) or (n, ...) each."""
+
+    points: Tensor
+    """The first success, else the point of the lowest margin."""
+    broken: Tensor
+    """Whether the judge confirms a success, 0 or 1."""
+    rising: Tensor
+    fall: Tensor
+    """By how much the margin fell, at least 0."""
+    silent: Tensor
+    """1 where a success was met and the judge does not confirm it."""
+
+
+def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss: str) -> _Ascent:
+    """A short ascent of the loss: fixed steps along the steepest direction, or in l1 and l0 an attack of the table."""
     victim = Victim(net, hold.x, hold.y, threat=threat, width=hold.width)
     clean = victim.margins(hold.x, victim.alive())
+    rising = torch.full_like(clean, torch.nan)
+    if threat.norm in ASCENDED:
+        low = _steps(victim, draws, loss)
+        left = victim.best_margin
+        gain = (low - left) / (clean - left).clamp_min(torch.finfo(clean.dtype).tiny)
+        soon = (low - left) * (STEPS // LAST) >= left
+        rising = torch.where(soon, gain.clamp(0, 1), 0.0)
+    else:
+        attack, told = (apgd, {}) if threat.norm == "l1" else (pgd_l0, {"restarts": 1})
+        attack(victim, hold.x, hold.y, threat=threat, seeds=draws, steps=STEPS, loss=loss, **told)
+    broken = judge(net, hold.x, hold.y, x_adv=victim.result(), threat=threat, width=hold.width).broken()
+    silent = (victim.broken & ~broken).to(clean.dtype)
+    fall = (clean - victim.best_margin).clamp_min(0)
+    rising = rising.masked_fill(victim.broken, torch.nan)
+    return _Ascent(victim.result(), broken.to(clean.dtype), rising, fall, silent)
+
+
+def _steps(victim: Victim, draws: Draws, loss: str) -> Tensor:
+    """Ascend from random starts; returns the lowest margins as they were before the last steps, (n,)."""
     rows = victim.alive()
     points = before = victim.ball[rows].random(draws[rows], "sentinel.ascent")
     low = victim.best_margin
@@ -123,20 +197,19 @@ def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss:
             break
         low = victim.best_margin.clone() if step == STEPS - LAST else low
         found, ball = victim.gradient(points, rows, loss), victim.ball[rows]
-        moved = ball.project(points + size * steepest(found.gradient, threat.norm))
+        moved = ball.project(points + size * steepest(found.gradient, victim.threat.norm))
         before, points = points, ball.project(points + MOMENTUM * (moved - points) + (1 - MOMENTUM) * (points - before))
         keep = ~victim.broken[rows]
         rows, points, before = rows[keep], points[keep], before[keep]
     if len(rows):
         victim.margins(points, rows)
-    gain = (low - victim.best_margin) / (clean - victim.best_margin).clamp_min(torch.finfo(clean.dtype).tiny)
-    broken = judge(net, hold.x, hold.y, x_adv=victim.result(), threat=threat, width=hold.width).broken()
-    rising = gain.clamp(0, 1).masked_fill(victim.broken, torch.nan)
-    return broken.float(), rising, (victim.broken & ~broken).float()
+    return low
 
 
 def _start(objects: Objects, hold: Hold, threat: ThreatModel) -> Tensor:
-    return Ball(hold.x, threat).random(Draws(objects.cell.seed, hold.ids), "sentinel")
+    """Random points of the balls; at eps = 0 of the least ones, since an image beside itself tells nothing."""
+    around = threat if threat.eps > 0 else ThreatModel("linf", LEAST, "1/255")
+    return Ball(hold.x, around).random(Draws(objects.cell.seed, hold.ids), "sentinel")
 
 
 def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[str, Tensor], str]:
@@ -147,11 +220,12 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
     try:
         outputs = victim.gradient(hold.x, rows, "ce").outputs
         victim.gradient(start, rows, "ce")
-        measured = slopes(victim, start, Draws(objects.cell.seed, hold.ids))
+        draws = Draws(objects.cell.seed, hold.ids)
+        measured = slopes(victim, start, draws) | geometry(victim, start, rows, draws, "sentinel.start")
     except NoGradientError as error:
         nothing = torch.zeros_like(hold.y, dtype=torch.float32)
         measured = dict.fromkeys(("slope", "slope_claimed", "hidden"), nothing)
-        measured |= {"gradient_error": nothing + 1, "evenness": nothing + 1}
+        measured |= dict.fromkeys(("gradient_error", "evenness", "mass_error", "steep"), nothing + 1)
         flags = {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, "gradient_dependent": nothing > 0}
         return {**flags, **measured}, str(error)
     flags = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import robench
 from robench.attacks import _protocols, _rand
 from robench.attacks._engine import Engine
-from robench.attacks._escalation import COPIES, PROBED, Flags, Smoothed, agreement, begin
+from robench.attacks._escalation import COPIES, PROBED, Flags, Smoothed, begin
 from robench.errors import NoGradientError
 from robench.inference import predict
 from robench.judge import judge
@@ -131,7 +131,7 @@ def test_an_honest_model_is_searched_as_if_there_were_no_probe(threat, monkeypat
     probe = found.waterfall[stages(found).index("probe")]
     charged = {name: found.books[name] - plain.books[name] for name in BOOKS}
     looked = min(PROBED, int(predict(net(), images(), width=64).argmax(1).eq(found.y).sum()))
-    assert (probe.forwards, probe.backwards, probe.broken) == (18 * looked, 5 * looked, 0)
+    assert (probe.forwards, probe.backwards, probe.broken) == (33 * looked, 6 * looked, 0)
     assert int(charged["forwards"].sum()) == probe.forwards and int(charged["backwards"].sum()) == probe.backwards
     assert all(not charged[name].any() for name in ("zero_gradients", "nonfinite_gradients", "nonfinite_outputs"))
 
@@ -233,10 +233,18 @@ class Decoy(Around):
         return 10 * hard + 1e-2 * x.flatten(1)[:, :CLASSES]
 
 
-def test_survivors_that_only_square_breaks_ask_for_substitutes_too():
+def test_survivors_that_only_square_breaks_ask_for_substitutes_too(monkeypatch):
+    monkeypatch.setattr(_protocols, "survey", lambda engine, flags: None)
     found = run(Decoy(net()), "linf(0.15)")
     assert found.escalated[0] == _protocols.SQUARE_BROKE and any("argmax" in why for why in found.escalated)
     assert {"square-2000", "bpda-thorough-sieve"} <= set(stages(found))
+    assert found.broken.sum() >= run(net(), "linf(0.15)").broken.sum() - 1
+
+
+def test_gradients_that_lead_astray_where_the_search_ended_ask_for_substitutes_too():
+    found = run(Decoy(net()), "linf(0.15)")
+    assert "gradients lead astray on 2 of 16 samples" in found.escalated and any("argmax" in why for why in found.escalated)
+    assert {"survey", "bpda-thorough-sieve", "square-all"} <= set(stages(found))
     assert found.broken.sum() >= run(net(), "linf(0.15)").broken.sum() - 1
 
 
@@ -282,12 +290,6 @@ def test_random_outputs_and_no_gradient_need_both_answers():
 
 
 # --- the probe
-
-
-def test_the_cosine_of_slopes():
-    slope = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    assert agreement(slope, 4 * slope) == pytest.approx(1) and agreement(slope, -slope) == pytest.approx(-1)
-    assert agreement(0 * slope, 0 * slope) == 1 and agreement(slope, 0 * slope) == 0
 
 
 def test_the_probe_looks_at_the_same_samples_in_every_company():

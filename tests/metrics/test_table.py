@@ -30,7 +30,7 @@ def test_columns_stand_in_the_promised_order(table):
 def test_a_verdict_says_what_its_checks_exclude_and_only_a_verdict_does(table):
     told = table["excludes"] != ""
     assert set(table.loc[told, "attack"]) == {"worst"} and told.any()
-    assert table.loc[told, "excludes"].str.contains("finding nothing bounds a fault to").all()
+    assert table.loc[told, "excludes"].str.contains("of samples would have been told with a probability of 95 %").all()
 
 
 def test_a_randomised_models_mean_and_worst_draw_stand_beside_its_robust_accuracy(synthetic):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robench.metrics.validity import DOUBTED, HEDGED, access_of, verdict
+from robench.metrics.validity import DOUBTED, FEW, HEDGED, RANDOMISED, access_of, verdict, worst_of, worst_status
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_notes_say_what_the_samples_looked_at_can_exclude(synthetic):
     rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
     notes = verdict(rows, sentinel).notes
     assert notes[0].startswith("gradients and outputs were looked at on 57 correct samples") and len(notes) == 2
-    assert "5.1 % at 95 %" in notes[0]
+    assert "a fault on 8.1 % of samples would have been told" in notes[0]
     many = pd.concat([rows.assign(sample=rows["sample"] + 100 * k) for k in range(8)], ignore_index=True)
     assert "met on 48 random survivors: finding nothing bounds a fault to 6.1 %" in verdict(many, sentinel).notes[-1]
 
@@ -240,3 +240,48 @@ def test_finds_of_a_rough_search_that_the_model_denies_are_told(synthetic):
     few, many = (rows.assign(unconfirmed=(rows["sample"] < share * synthetic.N).astype(int)) for share in (0.1, 0.5))
     assert verdict(few, sentinel).sound
     assert any("a search in lower precision broke" in reason for reason in verdict(many, sentinel).reasons)
+
+
+def first(rows, sentinel, count: int):
+    """The first samples that are right when clean, and what the sentinel says of them."""
+    right = sorted(set(rows.loc[rows["score_clean"] > 0, "sample"]))[:count]
+    return rows[rows["sample"].isin(right)], sentinel[sentinel["sample"].isin(right)]
+
+
+@pytest.mark.parametrize(("count", "status"), [(5, FEW), (21, FEW), (22, "sound"), (57, "sound")])
+def test_sound_needs_enough_samples_to_have_met_a_fault(synthetic, count, status):
+    rows, sentinel = first(synthetic.protocol("trained"), synthetic.sentinel("trained"), count)
+    found = verdict(rows, sentinel)
+    assert found.status == status
+    assert str(found).startswith(DOUBTED) == (status != "sound")
+    if status == FEW:
+        assert str(found) == f"{FEW}: {found.reasons[0]}" and f"of {count} correct samples" in found.reasons[0]
+
+
+def test_few_samples_do_not_excuse_what_is_suspicious(synthetic):
+    rows, sentinel = first(synthetic.protocol("trained"), synthetic.sentinel("trained"), 5)
+    assert verdict(rows, sentinel.assign(zero_gradient=True)).status == "suspicious"
+
+
+def test_a_random_model_attacked_through_its_randomness_has_a_verdict_of_its_own(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained").assign(random=True)
+    found = verdict(rows.assign(draws=32), sentinel)
+    assert found.status == RANDOMISED and "judged by 32 draws" in str(found) and not found.sound
+    unseen = verdict(rows.assign(draws=0), sentinel)
+    assert unseen.status == "suspicious" and "no attack went through its randomness" in unseen.reasons[0]
+    assert verdict(rows.assign(draws=32), sentinel.assign(nonfinite_gradient=True)).status == "suspicious"
+
+
+def test_the_status_of_several_numbers_is_the_worst_one():
+    assert worst_status([]) == "sound" and worst_status(["sound", RANDOMISED]) == RANDOMISED
+    assert worst_status([RANDOMISED, FEW, "suspicious"]) == "suspicious" and worst_of(["sound", "invalid: x"]) == "invalid"
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, False), (3, False), (4, True), (55, True), (56, False), (57, False)])
+def test_a_larger_eps_is_asked_wherever_some_broke_and_some_are_left(synthetic, count, asked):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    right = sorted(set(rows.loc[rows["score_clean"] > 0, "sample"]))
+    broken = sentinel["sample"].isin(right[:count]).astype(float)
+    told = dict.fromkeys(("broken_margin", "broken_ce", "broken_2x", "broken_4x"), broken)
+    reasons = [r for r in verdict(rows, sentinel.assign(**told)).reasons if r.startswith("a larger eps breaks no more")]
+    assert bool(reasons) == asked

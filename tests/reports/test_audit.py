@@ -61,6 +61,16 @@ def test_suspicious_and_missing_fail_with_their_reason(table):
     assert [f.reason for f in result.findings if f.model == "trained"] == ["", "missing: not measured"]
 
 
+@pytest.mark.parametrize("verdict", ["randomised: judged by 32 draws", "not enough samples: 5 are too few"])
+def test_what_nothing_speaks_against_and_too_little_for_is_undecided(table, verdict):
+    trained = table[table["model"] == "trained"].assign(validity=verdict)
+    kept = audit(trained, ["robust_accuracy[linf(8/255)]>=0.3"])
+    assert (kept.exit_code, kept.outcome, kept.passed) == (3, "undecided", False)
+    assert only(kept, "trained").reason == verdict
+    missed = audit(trained, ["robust_accuracy[linf(8/255)]>=0.3", "robust_accuracy[linf(8/255)]>=0.9"])
+    assert (missed.exit_code, missed.outcome) == (1, "failed")
+
+
 def test_limited_unknown_and_empty_fail(synthetic, table):
     limited = audit(tidy(synthetic.frames(), limited=True), ["accuracy>=0"])
     assert {f.reason.partition(":")[0] for f in limited.findings} == {"limited"} and not limited.passed

@@ -41,7 +41,7 @@ LEFT, EVERY = 0.6, 8.0
 """Share of the samples that attacks leave where that cannot be tried, and passes of a sample that they break at once."""
 TRIED, TRIAL = 32, 5
 """Samples and steps of the short attack that tells how many of a model's samples an attack will have to work on."""
-SENTINEL = (30.0, 64, 350.0)
+SENTINEL = (46.0, 64, 540.0)
 """Passes' worth of the sentinel's cheap looks at each sample, and the few samples that get this many more."""
 TURN = 2.0
 """Passes' worth of one rotated image: to turn it takes about as long as to look at it."""

@@ -107,7 +107,7 @@ def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor)
     Returns:
         ``broken_margin``, ``broken_ce`` and ``broken_relative`` (by a loss at eps), ``broken_2x`` and ``broken_4x`` (by the
         margin at multiples of eps), 0 or 1; ``rising``, the share of the whole gain in margin that came in the last steps,
-        in [0, 1], of unbroken samples that as many steps again would break at this pace, 0 of others; ``stuck``, 1 where four
+        in [0, 1], of unbroken samples that as many steps again would break at this pace, 0 of others; ``stuck``, 1 where 4
         times eps does not lower the margin by half as much again as eps does, and breaks nothing; ``silent``, 1 where a
         visited point of the ball broke a sample and the judge does not confirm it; and what ``geometry`` and ``along`` tell
         of the points where the ascents at eps (``end_``) and at 2 eps (``wide_``) ended, of two lines the worse.

@@ -35,8 +35,11 @@ def for_markdown(text: str) -> str:
 
 
 def for_csv(text: str) -> str:
-    """One text cell of a CSV file: an apostrophe before what a spreadsheet would take for a formula; numbers stay."""
-    if text.startswith(_SIGNS) and not _NUMBER.fullmatch(text):
+    """One text cell of a CSV file: an apostrophe before what a spreadsheet would take for a formula.
+
+    Numbers stay, and so does a sign alone (the rank of a model that has none).
+    """
+    if len(text) > 1 and text.startswith(_SIGNS) and not _NUMBER.fullmatch(text):
         return "'" + visible(text)
     return visible(text)
 

@@ -41,7 +41,7 @@ def test_ordinary_names_stay_as_they_are() -> None:
 
 def test_numbers_stay_numbers_in_csv() -> None:
     assert [for_csv(text) for text in ("-0.5", "+3", "1e-05", "-inf", "-.5")] == ["-0.5", "+3", "1e-05", "-inf", "-.5"]
-    assert for_csv("-cmd") == "'-cmd" and for_csv("=1") == "'=1" and for_csv("") == ""
+    assert for_csv("-cmd") == "'-cmd" and for_csv("=1") == "'=1" and for_csv("") == "" and for_csv("-") == "-"
     table = pd.DataFrame({"model": ["=1+1", "plain"], "value": [-0.5, 1e-7], "n": [-1, 2]})
     assert render(table, format="csv") == "model,value,n\n'=1+1,-0.5,-1\nplain,1e-07,2\n"
 

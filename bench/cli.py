@@ -529,8 +529,13 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
         return list(summaries().items())
     table = TABLES[kind]
+    derived: dict[str, Any] = {}
+    if kind == "metrics":
+        from robench.metrics.known import DERIVED
+
+        derived = {name: about["summary"] for name, about in DERIVED.items()}
     families = [(f"{p}:{_PREFIXED[kind]}", table.described(p).facts["summary"]) for p in table.prefixes]
-    return sorted([*((name, entry.facts["summary"]) for name, entry in table.items()), *families])
+    return sorted([*((name, entry.facts["summary"]) for name, entry in table.items()), *families, *derived.items()])
 
 
 @main.command()
@@ -552,6 +557,12 @@ def show(kind: str, name: str) -> None:
     table = TABLES.get(kind) or TABLES.get(f"{kind}s")
     if table is None:
         raise ConfigError(must("a kind", "a known one", kind, suggestion(kind, [*TABLES, *_NAMED])))
+    if table.kind == "metrics" and name not in table:
+        from robench.metrics.known import facts_of
+
+        for key, value in {"": name, **facts_of(name)}.items():
+            click.echo(f"  {key}: {value}" if key else value)
+        return
     entry = table.described(name)
     usage = f"{name}:{_PREFIXED[table.kind]}" if name in table.prefixes else name
     _print(f"{usage}: {entry.description or entry.facts['summary']}")

@@ -110,7 +110,7 @@ def _name(axes: Axes, best: pd.DataFrame, *, several: bool) -> None:
             (f"{m}: " if several else "") + (c or "as it is") for m, c in zip(rows["model"], rows["condition"], strict=True)
         ]
         lines.append(f"{number}  " + ", ".join(names))
-    axes.text(1.01, 0.0, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, va="bottom")
+    axes.text(1.01, 0.0, "\n".join(lines), transform=axes.transAxes, fontsize=8, va="bottom")
 
 
 def _note(front: bool) -> str:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from robench.data._tree import FORMATS, Part, Tree, left_out, pairs, suffixes, survey
+from robench.data._tree import Part, Tree, decoders, left_out, pairs, suffixes, survey
 from robench.data.checks import check_split
 from robench.data.classes import MOST_CLASSES, natural, printable
 from robench.data.dataset import Dataset
@@ -114,7 +114,7 @@ class FileReader:
     def _pixels(self, path: Path) -> np.ndarray:
         channels, height, width = self.shape
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=decoders()) as image:
                 plain = _turned(image, self.upright).convert(_MODES[channels])
         except _DAMAGED as error:
             raise _unreadable(path, str(error)) from error
@@ -167,12 +167,12 @@ def _looked_at(file: Path) -> _Look:
 def _decoded(path: str, digest: str) -> _Look:
     """One file decoded once per process and content: only so is a cut image found before a run; JPEGs at an eighth."""
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=decoders()) as image:
             warnings.simplefilter("ignore")
             mode, (width, height), orientation = image.mode, image.size, _orientation(image)
             frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # MPO: a JPEG with its preview
             transparent = image.has_transparency_data
-            image.draft("RGB" if mode == "RGB" else "L", (width // 8, height // 8))
+            image.draft("RGB" if mode == "RGB" else "L", (max(1, width // 8), max(1, height // 8)))
             image.load()
     except _DAMAGED as error:
         return _Look(digest, error=str(error) or type(error).__name__)

@@ -18,7 +18,7 @@ from robench.data.names import SPLITS, is_system, split_of
 from robench.errors import ConfigError, DataError, must
 
 FORMATS = (
-    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "QOI", "ICO",
+    "PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "QOI", "ICO",
     "XBM",
 )  # fmt: skip
 """Pillow's decoders of raster images; none that starts a program (EPS) or is no picture of pixels (WMF, HDF5)."""
@@ -68,10 +68,17 @@ def normal(name: str) -> str:
 
 
 @lru_cache(maxsize=1)
+def decoders() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@lru_cache(maxsize=1)
 def suffixes() -> frozenset[str]:
     """Suffixes of the images that the installed Pillow decodes."""
-    Image.init()
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS and kind in Image.OPEN)
+    known = decoders()
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in known)
 
 
 def survey(path: str, *, layout: str = "auto") -> Tree:

@@ -64,8 +64,8 @@ def test_splits_share_their_classes(tmp_path: Path) -> None:
     assert len(test) == 2
     assert test.spec.classes == ("0", "1", "2", "3", "4", "5")
     assert set(test.spec.splits) == {"train", "test"}
-    with pytest.raises(DataError, match="x_val, y_val"):
-        npz(path, split="val")
+    with pytest.raises(DataError, match="x_extra, y_extra"):
+        npz(path, split="extra")
 
 
 def test_class_names_and_numbers(tmp_path: Path) -> None:
@@ -84,9 +84,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"x": BYTES.reshape(4, -1), "y": Y}, "clear from their shape"),
     "no images": ({"x": BYTES[:0], "y": Y[:0]}, "at least one"),
     "lengths": ({"x": BYTES[:3], "y": Y}, "as many, got (3, 4)"),
-    "float labels": ({"x": BYTES, "y": Y / 1}, "labels must be integers"),
+    "float labels": ({"x": BYTES, "y": Y / 4}, "labels must be integers"),
+    "nan labels": ({"x": BYTES, "y": np.array([0, 1, np.nan, 2])}, "labels must be integers"),
+    "one-based": ({"x": BYTES, "y": Y + 1}, "counted from 0, got 'exactly 1..3'; say first_label=1, or num_classes=4"),
+    "one-based with names": ({"x": BYTES, "y": Y + 1, "classes": np.array(["a", "b", "c"])}, "say first_label=1"),
+    "huge": ({"x": BYTES, "y": Y + 2**62}, "labels must be in 0..262143"),
+    "huge unsigned": ({"x": BYTES, "y": np.array([2**64 - 1, 0, 1, 2], dtype=np.uint64)}, "labels must be in 0..262143"),
+    "very negative": ({"x": BYTES, "y": Y - 2**62}, "labels must be in"),
+    "twice": ({"x": BYTES, "y": Y, "classes": np.array(["a", "b", "a"])}, "'a' twice"),
+    "names in rows": ({"x": BYTES, "y": Y, "classes": np.array([["a"], ["b"], ["c"]])}, "one row of"),
+    "two validation sets": ({"x_val": BYTES, "y_val": Y, "x_valid": BYTES, "y_valid": Y}, "x_val and x_valid"),
     "one-hot": ({"x": BYTES, "y": np.eye(3, dtype=int)[Y]}, "labels must be integers of shape (N,)"),
-    "negative": ({"x": BYTES, "y": Y - 1}, "-1 at row 1"),
+    "negative": ({"x": BYTES, "y": Y - 1}, "at least 0, got '-1 at row 1"),
     "beyond names": ({"x": BYTES, "y": Y, "classes": np.array(["a", "b"])}, "2 at row 0"),
     "objects": ({"x": BYTES, "y": np.array([0, 1, "a", None], dtype=object)}, "without pickled objects"),
     "other names": ({"images": BYTES, "labels": Y}, "an archive with images, labels"),
@@ -114,3 +123,37 @@ def test_files_that_are_no_archive_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match="npz file without pickled objects"):
             npz(str(path))
+
+
+def test_labels_may_count_from_one_and_be_whole_floats(tmp_path: Path) -> None:
+    path = save(tmp_path, x=BYTES, y=Y + 1)
+    assert npz(path, first_label=1).labels.tolist() == Y.tolist()
+    assert npz(path, first_label=1).spec.classes == ("0", "1", "2")
+    assert npz(path, num_classes=4).labels.tolist() == (Y + 1).tolist()
+    named = save(tmp_path, x=BYTES, y=(Y + 1).astype("f4"), classes=np.array([b"a", b"b", b"c"]))
+    assert npz(named, first_label=1).spec.classes == ("a", "b", "c")
+    with_background = save(tmp_path, x=BYTES, y=Y + 1, classes=np.array(["none", "a", "b", "c"]))
+    assert npz(with_background).labels.tolist() == (Y + 1).tolist()
+
+
+def test_splits_are_named_as_people_write_them(tmp_path: Path) -> None:
+    path = save(tmp_path, x_Train=BYTES, y_Train=Y, x_val=BYTES[:2], y_val=Y[:2], eval_x=BYTES, eval_y=Y)
+    assert set(npz(path).spec.splits) == {"train", "validation", "test"}
+    assert len(npz(path, split="validation")) == 2
+
+
+def test_names_of_classes_are_part_of_the_hash(tmp_path: Path) -> None:
+    one = npz(save(tmp_path, x=BYTES, y=Y, classes=np.array(["a", "b", "c"]))).spec.sha256
+    assert one != npz(save(tmp_path, x=BYTES, y=Y, classes=np.array(["b", "a", "c"]))).spec.sha256
+
+
+def test_enormous_headers_are_refused_without_memory(tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "own.npz"
+    header = repr({"descr": "<f8", "fortran_order": False, "shape": (2**47,)}).encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        archive.writestr("y", b"no array")
+    with pytest.raises(DataError, match="npz file without pickled objects"):
+        npz(str(path))

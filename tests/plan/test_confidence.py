@@ -163,7 +163,7 @@ def test_a_folder_on_the_command_line_is_measured_and_an_overlap_ends_the_run(fo
 
     from robench.cli import main
 
-    base = ["run", "--suite", "smoke", "--scenario", "ood", "--model", "digits-mlp", "--dry-run", "--ood"]
+    base = ["run", "--suite", "smoke", "--scenario", "ood", "--model", "digits-mlp", "--dry-run", "-v", "--ood"]
     text = folder("cat", "dog")
     told = CliRunner().invoke(main, [*base, f"pets={text}", "--ood", "noise"])
     assert told.exit_code == 0, told.output

@@ -122,8 +122,8 @@ class Gate(nn.Module):
     """A model behind the gate: takes images (N, C, H, W), hands it a copy of them, returns float32 logits (N, K).
 
     Args:
-        model: A module, or a function of images; modules that a function refers to are held, so that their mode and state
-            are looked after.
+        model: A module, or a function of images; modules and tensors that a function refers to are held, so that their
+            mode and state are looked after, and count in the model's identity.
         dtype: Floating-point type in which the model takes images; None is float32.
         least: Fewest images that it takes at once; smaller batches are filled with their last image.
         most: Most images that it takes at once; None is any number. Larger batches are asked in parts.
@@ -144,7 +144,11 @@ class Gate(nn.Module):
             self.train(getattr(model, "training", False))
         else:
             self._function = (model,)
-            self.held = nn.ModuleList(dict.fromkeys(_modules_of(model)))
+            referred = list(_referred(model))
+            self.held = nn.ModuleList(dict.fromkeys(value for value in referred if isinstance(value, nn.Module)))
+            for tensor in referred:
+                if isinstance(tensor, Tensor):
+                    self.register_buffer(f"tensor{len(self._buffers)}", tensor.detach(), persistent=True)
 
     @property
     def model(self) -> Callable[[Tensor], Any]:
@@ -170,20 +174,17 @@ class Gate(nn.Module):
         return logits_of(self.model(own if self.dtype is None else own.to(self.dtype)), x.shape[0])
 
 
-def _modules_of(function: Any) -> Iterator[nn.Module]:
-    """Modules that a function refers to: as its owner, in its closure, among its globals, arguments or attributes."""
+def _referred(function: Any) -> Iterator[Any]:
+    """What a function refers to: its owner, its closure, the globals it names, its arguments and attributes."""
     while isinstance(function, functools.partial):
-        yield from (value for value in [*function.args, *function.keywords.values()] if isinstance(value, nn.Module))
+        yield from [*function.args, *function.keywords.values()]
         function = function.func
-    if isinstance(function, nn.Module):
-        yield function
+    yield function
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
-        yield owner
-    holders = [function, owner] if hasattr(function, "__dict__") else [owner]
-    for holder in holders:
-        yield from (value for value in getattr(holder, "__dict__", {}).values() if isinstance(value, nn.Module))
+    yield owner
+    for holder in (function, owner):
+        yield from getattr(holder, "__dict__", {}).values()
     plain = inspect.unwrap(getattr(function, "__func__", function))
     if inspect.isfunction(plain):
         known = inspect.getclosurevars(plain)
-        yield from (v for v in [*known.nonlocals.values(), *known.globals.values()] if isinstance(v, nn.Module))
+        yield from [*known.nonlocals.values(), *known.globals.values()]

@@ -14,6 +14,8 @@ from robench.runner import PRELOAD
 from robench.spec import Artifact, Cell, Context
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robench.admission import Admitted
 
 
@@ -143,6 +145,24 @@ def _admitted(model: Artifact, cell: Cell, context: Context) -> Admitted:
     try:
         net = load_model(model, context).net
         with untouched(net):
-            return admit(net, images, width=width)
+            admitted = admit(net, images, width=width)
+        _require_found(net, admitted, width)
+        return admitted
     except ModelError as error:
         raise ModelError(f"{model.label}: {error}") from error
+
+
+def _require_found(net: nn.Module, admitted: Admitted, width: int) -> None:
+    """Refuse a model that needs more on the run's images, at its width, than its loader's own trial found.
+
+    Raises:
+        ModelError: Names the width that it takes, or what it does otherwise on these images.
+    """
+    if admitted.net is net:
+        return
+    most = getattr(admitted.net, "most", None)
+    if most:
+        raise ModelError(must("the model", f"able to take {width} images at once", f"at most {most}", f"add --width {most}"))
+    expected = "the same kind of logits for the data's images as for random ones"
+    remedy = "return plain float32 logits (N, K) for every image, and leave the images as they are"
+    raise ModelError(must("the model's outputs", expected, "others, e.g. masked with -inf", remedy))

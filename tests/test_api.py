@@ -10,7 +10,7 @@ from torch import nn
 import robench
 from robench import api, evaluation
 from robench.errors import ConfigError, DataError, ModelError, StoreError
-from robench.spec import ThreatModel
+from robench.spec import Context, Settings, ThreatModel
 from robench.suite import parse_suite
 
 EPS = 0.03
@@ -294,6 +294,37 @@ def test_run_and_load_round_trip(tmp_path):
     narrower = api.run(str(suite), out=tmp_path / "run", device="cpu", workers=1, limit=10)
     assert narrower.summary.kept == 1
     assert len(api.load(tmp_path / "run")["evasion"]) == 10
+
+
+NARROW = """
+from torch import nn
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1024, 10)
+
+    def forward(self, x):
+        if len(x) > 64:
+            raise RuntimeError("too many")
+        return self.fc(x.flatten(1))
+
+def make():
+    return Narrow()
+"""
+
+
+def test_a_model_too_narrow_for_the_runs_width_is_told_which_width_it_takes(tmp_path):
+    from robench import tryout
+
+    (tmp_path / "narrow.py").write_text(NARROW)
+    source, suite = f"{tmp_path / 'narrow.py'}:make", parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}")
+    plan, paths = api.plan_run(suite, models=[source], data="digits", limit=70, trust=True, settings=Settings(width=128))
+    context = Context(str(tmp_path), "cpu", trust=True, sources=paths, code=plan.code)
+    with pytest.raises(ModelError, match=r"narrow\.py:make: the model must be able to take 128 images.*--width 64"):
+        tryout._look(plan.cells[0], context)
+    plan, _ = api.plan_run(suite, models=[source], data="digits", limit=70, trust=True)
+    assert "clean accuracy" in tryout._look(plan.cells[0], context)[-1]
 
 
 def test_load_of_no_run_is_told(tmp_path):

@@ -145,6 +145,18 @@ def test_modules_behind_a_function_are_held() -> None:
         assert net.training
 
 
+def test_tensors_behind_a_function_are_held_and_compared() -> None:
+    weight = torch.rand(16, 3)
+
+    def learning(x):
+        weight.add_(1e-3)
+        return x.flatten(1) @ weight
+
+    assert [b for b in as_module(learning).buffers() if torch.equal(b, weight)]
+    with pytest.raises(ModelError, match="changed by the first pass"):
+        admit(as_module(learning), torch.rand(2, 1, 4, 4), width=4)
+
+
 def test_a_plain_model_comes_back_as_it_is() -> None:
     net = fresh("small_cnn(width=4)", seed=0).eval()
     admitted = admit(net, torch.rand(5, 1, 32, 32), width=16)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -180,6 +181,7 @@ def _opened(
     with own_autograd(), exact_arithmetic():
         own = as_module(model)
         require_finite_weights(own)
+        unmet = _unmet(own)
         here = next((p.device for p in own.parameters()), torch.device("cpu"))
         where = str(here) if device is None else resolve_device(device)
         with _moved(own, here, where), untouched(own):
@@ -191,7 +193,38 @@ def _opened(
             if len(y) != len(x):
                 raise DataError(must("labels", f"as many as images ({len(x)})", len(y), "give one class index per image"))
             data = _in_memory(images.cpu(), labels.cpu(), admitted.logits.shape[1])
-            yield _objects(admitted.net, data, seed, Context("", where, batch_size or 256), settings)
+            context = Context("", where, batch_size or 256)
+            objects = _objects(admitted.net, data, seed, context, settings)
+            yield replace(objects, fresh=_fresh(unmet, images, where, settings.width))
+
+
+def _unmet(model: nn.Module) -> nn.Module | None:
+    """A copy of the model before it meets any image; None where it cannot be copied."""
+    from robench.devices import is_out_of_memory
+
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a user's own __deepcopy__ may raise anything
+        if is_out_of_memory(error):
+            raise
+        log.warning("the model cannot be copied, so it was not examined for a memory of earlier images: %s", error)
+        return None
+
+
+def _fresh(unmet: nn.Module | None, images: Tensor, where: str, width: int) -> Callable[[], nn.Module] | None:
+    """Makes copies of a model that has met no image, ready to be asked as the model itself is."""
+    import torch
+
+    from robench.admission import admit
+
+    if unmet is None:
+        return None
+
+    def make() -> nn.Module:
+        noise = torch.rand(images[:width].shape, generator=torch.Generator().manual_seed(0)).to(where)
+        return admit(copy.deepcopy(unmet).to(where).eval(), noise, width=width).net
+
+    return make
 
 
 def _in_memory(x: Tensor, y: Tensor, classes: int) -> Dataset:
@@ -240,6 +273,7 @@ def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -
     import torch
 
     from robench.scenarios.evasion import attack_hold, hold_size, is_protocol, protocol_rows
+    from robench.scenarios.fresh_copy import FreshCopy
 
     rows: list[dict[str, Any]] = []
     best = objects.data.images()
@@ -251,7 +285,11 @@ def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -
             images = engine.best
         else:
             holds = objects.holds(size=hold_size(name))
-            parts = [attack_hold(objects.net, h, attack=name, threat=threat, seed=seed) for h in holds]
+            again, parts = FreshCopy(objects.fresh, objects.net, threat), []
+            for hold in holds:
+                parts.append(attack_hold(objects.net, hold, attack=name, threat=threat, seed=seed))
+                again.add(hold, *parts[-1])
+            again.judge()
             found = [row for _, part in parts for row in part]
             images = torch.cat([x_adv for x_adv, _ in parts]).cpu()
         margin = torch.tensor([row["margin_adv"] for row in found])

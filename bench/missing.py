@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ def _failed_attack(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame
         "stage": "",
         "stage_access": "",
         "escalated": "",
+        "fresh_copy_agrees": math.nan,
     }
     passes = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
     quiet = dict.fromkeys(("draws", "unconfirmed", *passes), 0)

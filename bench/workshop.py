@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,11 +52,38 @@ def build(artifact: Artifact, context: Context) -> None:
             catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
 
 
-@lru_cache(maxsize=24)
 def load(artifact: Artifact, context: Context) -> Any:
     """The object an artifact names: a ``Model`` or a ``Dataset``; each worker keeps the last few."""
+    own = _own.get()
+    if own is None or artifact.kind != "model":
+        return _kept(artifact, context)
+    if artifact not in own:
+        own[artifact] = _made(artifact, context)
+    return own[artifact]
+
+
+_own: ContextVar[dict[Artifact, Any] | None] = ContextVar("own", default=None)
+"""Models of ``fresh_model``, which are shared with nobody; None outside it."""
+
+
+def _made(artifact: Artifact, context: Context) -> Any:
     with kept_settings():
         return catalog.BUILDERS[artifact.builder.name].load()(artifact, context, **artifact.builder.kwargs)
+
+
+_kept = lru_cache(maxsize=24)(_made)
+
+forget = _kept.cache_clear
+"""Forget all loaded objects."""
+
+
+def fresh_model(artifact: Artifact, context: Context) -> Model:
+    """A copy of a model that was built anew, with all that it is made from, and has met no image of the data set."""
+    token = _own.set({})
+    try:
+        return load_model(artifact, context)
+    finally:
+        _own.reset(token)
 
 
 def load_model(artifact: Artifact, context: Context) -> Model:

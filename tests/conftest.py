@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from robench.spec import Context
-from robench.workshop import load
+from robench.workshop import forget
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = ("slow", "gpu", "shared")
@@ -51,9 +51,9 @@ def published(shared_data: Path) -> Callable[[str], nn.Module]:
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[Context]:
     """Where artifacts of one test are kept; nothing loaded before or after is remembered."""
-    load.cache_clear()
+    forget()
     yield Context(str(tmp_path))
-    load.cache_clear()
+    forget()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -34,10 +34,10 @@ compression:
 
 @pytest.fixture
 def without(monkeypatch):
-    workshop.load.cache_clear()
+    workshop.forget()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     yield monkeypatch
-    workshop.load.cache_clear()
+    workshop.forget()
 
 
 def test_the_run_goes_on_and_the_rows_say_how_to_get_it(without, tmp_path):
@@ -74,7 +74,7 @@ def test_installed_later_the_same_command_measures_what_is_missing(without, tmp_
     suite = parse_suite(SUITE)
     first = api.run(suite, out=tmp_path, workers=1, device="cpu")
     without.undo()
-    workshop.load.cache_clear()
+    workshop.forget()
     again = api.run(suite, out=tmp_path, workers=1, device="cpu")
     assert again.summary.computed == len(first.summary.skipped) and again.summary.skipped == again.summary.failures == ()
     table = tidy(api.load(tmp_path))

@@ -45,7 +45,7 @@ def test_trained_model_is_stored_once_and_comes_back_bit_by_bit(context, monkeyp
     assert first.made["train_n"] == 60 and first.made["steps"] == 3 and first.made["fraction"] == 0.5
     assert not first.net.training
     monkeypatch.setattr(training, "_train", lambda *a, **k: pytest.fail("trained again"))
-    workshop.load.cache_clear()
+    workshop.forget()
     workshop.build(artifact, context)
     again = workshop.load_model(artifact, context)
     for key, value in first.net.state_dict().items():
@@ -75,7 +75,7 @@ def test_weights_without_header_are_not_built_and_built_anew(context):
     made = json.loads(header.read_text())
     header.unlink()
     assert not workshop.is_built(artifact, context)
-    workshop.load.cache_clear()
+    workshop.forget()
     workshop.build(artifact, context)
     assert json.loads(header.read_text()) == made
 
@@ -86,7 +86,7 @@ def test_damaged_weights_are_told(context, damage):
     workshop.build(artifact, context)
     path = workshop.folder(artifact, context) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(RobenchError):
         workshop.load_model(artifact, context)
 
@@ -97,7 +97,7 @@ def test_weights_of_another_training_are_told(context):
         workshop.build(artifact, context)
     source, target = (workshop.folder(a, context) / "model.safetensors" for a in (other, one))
     target.write_bytes(source.read_bytes())
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(RobenchError):
         workshop.load_model(one, context)
 
@@ -115,7 +115,7 @@ def test_corrupted_images_are_made_once_and_are_worse_each_time(context, monkeyp
         assert x.min() >= 0 and x.max() <= 1
         assert torch.equal((x * 255).round() / 255, x)
     monkeypatch.setattr(images, "_corrupt", lambda *a: pytest.fail("made again"))
-    workshop.load.cache_clear()
+    workshop.forget()
     again = workshop.load(corrupted(), context)
     assert all(torch.equal(a.images(rows), b.images(rows)) for a, b in zip(levels, again, strict=True))
 
@@ -125,7 +125,7 @@ def test_damaged_images_are_told(context, size):
     workshop.build(corrupted(), context)
     path = workshop.folder(corrupted(), context) / "images.npz"
     path.write_bytes(path.read_bytes()[:size])
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(RobenchError):
         workshop.load(corrupted(), context)
 
@@ -134,7 +134,7 @@ def test_images_of_other_count_or_type_cannot_be_taken_for_them(context):
     workshop.build(corrupted(), context)
     path = workshop.folder(corrupted(), context) / "images.npz"
     np.savez(path, other=np.zeros(3))
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(RobenchError):
         workshop.load(corrupted(), context)
 

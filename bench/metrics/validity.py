@@ -56,7 +56,8 @@ def worst_of(texts: Iterable[object]) -> str:
 class Verdict:
     """``sound``, or another status with every reason found; only what is sound is ever ranked.
 
-    ``invalid``: there was hardly a measurement, the attacks failed on most of what they should have broken.
+    ``invalid``: there was hardly a measurement, since the attacks failed on most of what they should have broken, or a new
+    copy of the model decides otherwise.
     ``suspicious``: there are signs that the number is too high.
     ``randomised``: no such sign, but the outputs are random: attacked through the randomness and judged by many draws, the
     number is an estimate over draws, which is shown beside the others and not ranked among them.
@@ -98,13 +99,13 @@ def verdict(
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
     through = _random(sentinel_rows) and bool(_drawn(evasion_rows).any())
     for _, rows in evasion_rows.groupby("threat", sort=True):
-        reasons += [*_rows(rows, thresholds), *_rivals(rows, thresholds), *_unended(rows)]
+        reasons += [*_remembering(rows), *_rows(rows, thresholds), *_rivals(rows, thresholds), *_unended(rows)]
         reasons += _incomplete(rows) if _lent(sentinel_rows) else ()
     everything = evasion_rows if siblings is None else pd.concat([siblings, evasion_rows], ignore_index=True)
     reasons += _rising(everything, set(evasion_rows["threat"]), thresholds)
     unique = tuple(dict.fromkeys(reasons))
     notes = tuple(dict.fromkeys(_notes(sentinel_rows, evasion_rows, thresholds)))
-    if _unmeasured(evasion_rows):
+    if _unmeasured(evasion_rows) or any(_remembering(evasion_rows)):
         return Verdict(INVALID, unique, notes)
     if unique:
         return Verdict(SUSPICIOUS, unique, notes)
@@ -341,6 +342,15 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
         yield "attacks met non-finite gradients"
     if _truth(rows["nonfinite_outputs"]).gt(0).any():
         yield "attacks met non-finite outputs"
+
+
+def _remembering(rows: pd.DataFrame) -> Iterator[str]:
+    """A copy of the model that met the attack's images first, and no clean ones, decides otherwise."""
+    known = rows.loc[rows["fresh_copy_agrees"].notna()] if "fresh_copy_agrees" in rows else rows.iloc[:0]
+    apart = int((known["fresh_copy_agrees"] == 0).groupby(known["sample"]).any().sum())
+    if apart:
+        total = known["sample"].nunique()
+        yield f"a new copy of the model, which has met no clean image, decides otherwise on {apart} of {total} samples"
 
 
 def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:

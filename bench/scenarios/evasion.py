@@ -20,6 +20,7 @@ from robench.inference import predict, untouched
 from robench.judge import Verdicts, decide
 from robench.ops.random import Draws
 from robench.registry import facts
+from robench.scenarios.fresh_copy import FreshCopy
 from robench.scenarios.objects import Hold, Objects, columns, walk
 from robench.spec import Ref, ThreatModel
 from robench.task import CLASSIFICATION, Task
@@ -48,7 +49,7 @@ class Protocol:
 NONE = Protocol([], [])
 
 
-@facts(version=6)
+@facts(version=7)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
     return _attacked(objects, attack, threat, keep=lambda x_adv: None)
@@ -73,18 +74,22 @@ def _attacked(objects: Objects, attack: str, threat: str, *, keep: Callable[[Ten
 
 def _searched(objects: Objects, told: dict[str, Any], keep: Callable[[Tensor], None]) -> list[dict[str, Any]]:
     if not is_protocol(told["attack"]):
-        return walk(objects.holds(size=hold_size(told["attack"])), _measure(objects, told, keep))
+        again = FreshCopy(objects.fresh, objects.net, told["threat"], objects.model.task)
+        rows = walk(objects.holds(size=hold_size(told["attack"])), _measure(objects, told, keep, again))
+        again.judge()
+        return rows
     engine, rows = protocol_rows(objects, **told)
     keep(engine.best)
     return rows
 
 
 def _measure(
-    objects: Objects, told: dict[str, Any], keep: Callable[[Tensor], None]
+    objects: Objects, told: dict[str, Any], keep: Callable[[Tensor], None], again: FreshCopy
 ) -> Callable[[Hold], list[dict[str, Any]]]:
     def measure(hold: Hold) -> list[dict[str, Any]]:
         x_adv, rows = attack_hold(objects.net, hold, task=objects.model.task, **told)
         keep(x_adv)
+        again.add(hold, x_adv, rows)
         return rows
 
     return measure
@@ -115,11 +120,15 @@ def protocol_rows(
         error = f"{type(raised).__name__}: {raised}"
     spent = (time.perf_counter() - start) / max(len(x), 1)
     size = CALL_HOLD if engine.draws else hold_size(attack)
-    rows = walk(objects.holds(size=size), lambda hold: _engine_rows(engine, hold, attack, error, spent))
+    again = FreshCopy(objects.fresh, objects.net, threat, objects.model.task)
+    rows = walk(objects.holds(size=size), lambda hold: _engine_rows(engine, hold, attack, error, spent, again))
+    again.judge()
     return engine, rows
 
 
-def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: float) -> list[dict[str, Any]]:
+def _engine_rows(
+    engine: Engine, hold: Hold, attack: str, error: str, seconds: float, again: FreshCopy
+) -> list[dict[str, Any]]:
     """The engine's images of a hold's samples, judged; every row says which stage broke it."""
     places = torch.isin(engine.ids, hold.ids.cpu()).nonzero()[:, 0]
     stages = [engine.waterfall[s] if s >= 0 else None for s in engine.stage[places].tolist()]
@@ -131,7 +140,9 @@ def _engine_rows(engine: Engine, hold: Hold, attack: str, error: str, seconds: f
     told: dict[str, Any] = {"attack": attack, "threat": engine.threat, "task": engine.task, "error": error}
     books = {name: book[places].to(hold.x.device) for name, book in engine.books.items()}
     x_adv = engine.best[places].to(hold.x)
-    return judged(engine.model, hold, x_adv, books=books, by=by, seconds=seconds, seed=engine.seed, **told)
+    rows = judged(engine.model, hold, x_adv, books=books, by=by, seconds=seconds, seed=engine.seed, **told)
+    again.add(hold, x_adv, rows)
+    return rows
 
 
 def attack_hold(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robench.data.dataset import Dataset
 from robench.devices import is_out_of_memory
 from robench.spec import Cell, Context
-from robench.workshop import Model, load
+from robench.workshop import Model, fresh_model, load
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class Objects:
     context: Context
     model: Model
     data: Dataset
+    fresh: Callable[[], nn.Module] | None = None
+    """Builds another copy of the network, which has met no image; None where there is no way to get one."""
 
     @property
     def net(self) -> nn.Module:
@@ -69,7 +71,13 @@ class Objects:
 
 def open_cell(cell: Cell, context: Context) -> Objects:
     """Load what a cell needs."""
-    return Objects(cell, context, load(cell.model, context), load(cell.data, context))
+    return Objects(
+        cell,
+        context,
+        load(cell.model, context),
+        load(cell.data, context),
+        fresh=lambda: fresh_model(cell.model, context).net,
+    )
 
 
 def walk(holds: Iterator[Hold], measure: Callable[[Hold], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def test_other_test_images_make_other_training_images(tmp_path):
 def test_stored_predictions_of_other_images_are_refused(context, tmp_path):
     artifact = predicted(leaking(tmp_path, shared=0))
     workshop.load(artifact, context)
-    workshop.load.cache_clear()
+    workshop.forget()
     leaking(tmp_path, shared=0, count=50)
     with pytest.raises(ModelError, match="on the images of their input, got 'other sample ids'"):
         workshop.load(artifact, context)

@@ -33,7 +33,7 @@ def test_images_stay_in_the_ball_and_outputs_are_the_model_s_own(context):
 
 def test_what_is_stored_is_read_back_and_does_not_depend_on_how_many_are_held(context, tmp_path):
     first = workshop.load(artifact("digits-standard"), context)
-    workshop.load.cache_clear()
+    workshop.forget()
     again = workshop.load(artifact("digits-standard"), context)
     other = workshop.load(artifact("digits-standard"), Context(str(tmp_path / "other"), batch_size=7))
     for found in (again, other):
@@ -51,7 +51,7 @@ def test_a_model_that_hides_its_gradient_is_unknown_not_robust(context):
 
 def test_damage_is_named(context):
     workshop.load(artifact("digits-mlp", attack="fgsm"), context)
-    workshop.load.cache_clear()
+    workshop.forget()
     stored = workshop.folder(artifact("digits-mlp", attack="fgsm"), context) / "attacked.npz"
     stored.write_bytes(stored.read_bytes()[:100])
     with pytest.raises(ModelError, match="remove its folder"):

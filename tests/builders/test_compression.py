@@ -45,7 +45,7 @@ def test_a_training_is_stored_once_and_comes_back_bit_by_bit(context, monkeypatc
                      tuned("distill(arch='mlp(hidden=8)', steps=3)")):  # fmt: skip
         workshop.build(artifact, context)
         first = workshop.load_model(artifact, context)
-        workshop.load.cache_clear()
+        workshop.forget()
         with monkeypatch.context() as patch:
             patch.setattr(tuning, "_tune", lambda *a: pytest.fail("trained again"))
             workshop.build(artifact, context)
@@ -62,7 +62,7 @@ def test_damaged_weights_of_a_training_are_refused(context):
     workshop.build(artifact, context)
     header = workshop.folder(artifact, context) / "header.json"
     header.write_text(json.dumps({**json.loads(header.read_text()), "weights_sha256": "0"}))
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(ModelError, match="remove that folder"):
         workshop.load_model(artifact, context)
 

@@ -30,7 +30,7 @@ def test_the_file_is_written_once_and_is_what_ships(context, monkeypatch):
     assert {path.name for path in place.iterdir()} == {"model.onnx", "header.json"}
     assert (place / "model.onnx").read_bytes() == first.net.files["model.onnx"]
     assert not first.simulated and not first.net.training
-    workshop.load.cache_clear()
+    workshop.forget()
     monkeypatch.setattr(_onnx, "_quantised", lambda *a: pytest.fail("quantised again"))
     again = workshop.load_model(artifact, context)
     x = workshop.load(TRAIN, context).images(torch.arange(8))
@@ -44,7 +44,7 @@ def test_a_damaged_or_missing_file_is_told(context):
     content = (place / "model.onnx").read_bytes()
     for damage, text in ((content[:-1] + b"x", "unchanged since it was written"), (None, "the compressed model in")):
         (place / "model.onnx").unlink() if damage is None else (place / "model.onnx").write_bytes(damage)
-        workshop.load.cache_clear()
+        workshop.forget()
         with pytest.raises(ModelError, match=text):
             workshop.load_model(artifact, context)
     (place / "model.onnx").write_bytes(content)

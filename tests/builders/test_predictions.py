@@ -79,7 +79,7 @@ def test_predictions_are_kept_and_read_back(context, monkeypatch):
     artifact = Artifact("predictions", Ref.of("predictions", width=64), inputs=(ZOO, IMAGES), stored=True)
     first = workshop.load(artifact, context)
     assert workshop.is_built(artifact, context) and first.features.shape[0] == 30 and first.features.shape[1] > 0
-    workshop.load.cache_clear()
+    workshop.forget()
     monkeypatch.setattr("robench.builders.predictions.forward_pass", lambda *a, **k: pytest.fail("predicted again"))
     again = workshop.load(artifact, context)
     assert torch.equal(first.logits, again.logits) and torch.equal(first.features, again.features)
@@ -100,6 +100,6 @@ def test_a_damaged_file_says_what_to_do(context):
     artifact = Artifact("predictions", Ref.of("predictions", width=64), inputs=(ZOO, IMAGES), stored=True)
     workshop.build(artifact, context)
     (workshop.folder(artifact, context) / "predictions.npz").write_bytes(b"no archive")
-    workshop.load.cache_clear()
+    workshop.forget()
     with pytest.raises(ModelError, match="remove its folder and run again"):
         workshop.load(artifact, context)

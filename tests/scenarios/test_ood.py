@@ -40,10 +40,10 @@ def cell(name: str = "digits-vit", *, sources=("noise",), shard=(0, 1), fitted=T
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    for cache in (workshop.load, module._fitted, module._known):
+    for cache in (workshop._kept, module._fitted, module._known):
         cache.cache_clear()
     yield Context(str(tmp_path))
-    for cache in (workshop.load, module._fitted, module._known):
+    for cache in (workshop._kept, module._fitted, module._known):
         cache.cache_clear()
 
 

@@ -346,7 +346,9 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
 
 def _remembering(rows: pd.DataFrame) -> Iterator[str]:
     """A copy of the model that met the attack's images first, and no clean ones, decides otherwise."""
-    known = rows.loc[rows["fresh_copy_agrees"].notna()] if "fresh_copy_agrees" in rows else rows.iloc[:0]
+    if "fresh_copy_agrees" not in rows:
+        return
+    known = rows[rows["fresh_copy_agrees"].notna()]
     apart = int((known["fresh_copy_agrees"] == 0).groupby(known["sample"]).any().sum())
     if apart:
         total = known["sample"].nunique()

@@ -13,6 +13,7 @@ _MOST_CELLS = 2 * 10**9
 """Most values of one table: 100 times the largest that a suite writes; a few bytes can declare more."""
 _DTYPES = {
     "bool", "object", "str", "string", "category", "Int64", "boolean", "Float64", "Float32", "empty", "unicode", "float16",
+    "list[float32]", "list[float64]",
     *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
 }  # fmt: skip
 """Names of types that pandas may be asked for by the metadata of a file."""
@@ -26,7 +27,7 @@ def to_parquet(rows: pd.DataFrame) -> bytes:
 
 
 def read_parquet(data: bytes) -> pd.DataFrame:
-    """The rows of a parquet file that has numbers, truth values and texts only.
+    """The rows of a parquet file that has numbers, truth values, texts and lists of floats only.
 
     Raises:
         ValueError: Damaged, columns of other types (extension types can carry code), or more values than memory holds.
@@ -52,6 +53,8 @@ def read_parquet(data: bytes) -> pd.DataFrame:
 def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_plain(kind.value_type) and not pa.types.is_dictionary(kind.value_type)
+    if pa.types.is_list(kind):  # the logits of a sample
+        return pa.types.is_floating(kind.value_type)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return any(check(kind) for check in (*numbers, pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
 

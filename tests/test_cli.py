@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -369,7 +370,10 @@ def test_doctor_names_what_is_there():
 @pytest.mark.slow
 def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
     robench("run", "--suite", "smoke", "--out", tmp_path, *HERE)
-    assert (tmp_path / "report.html").is_file()
+    page = (tmp_path / "report.html").read_text()
+    doubted = page.partition("Not to be believed:")[2].partition(".</strong>")[0]
+    assert "leads 2 ranked models" in page and "digits-pgd-at" not in doubted, "a page must not doubt the model that leads"
+    assert not re.search(r"digits-standard at linf", doubted)
     assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, *HERE).output
 
 

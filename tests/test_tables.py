@@ -33,6 +33,13 @@ def test_plain_columns_come_back() -> None:
     assert list(read_parquet(to_parquet(empty)).columns) == list(PLAIN.columns)
 
 
+def test_lists_of_floats_come_back() -> None:
+    """The logits of the calibration scenario."""
+    rows = pd.DataFrame({"sample": [0, 1], "logits": [[0.5, -1.0], [float("nan"), 2.0]]})
+    found = read_parquet(to_parquet(rows))
+    np.testing.assert_array_equal(np.array(found["logits"].tolist()), np.array(rows["logits"].tolist()))
+
+
 def parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -61,7 +68,14 @@ def test_columns_of_other_types_are_refused() -> None:
             read_parquet(extension)
     finally:
         pa.unregister_extension_type("odd.type")
-    for values in (pa.array([[1]]), pa.array([b"x"]), pa.array([{"a": 1}]), pa.array([0], pa.timestamp("s"))):
+    for values in (
+        pa.array([[1]]),
+        pa.array([[[1.0]]]),
+        pa.array([["x"]]),
+        pa.array([b"x"]),
+        pa.array([{"a": 1}]),
+        pa.array([0], pa.timestamp("s")),
+    ):
         with pytest.raises(ValueError, match="of type"):
             read_parquet(parquet(pa.table({"x": values})))
 

@@ -311,8 +311,12 @@ def _serve(told: dict[str, Any]) -> None:
     threading.Thread(target=_watch, args=(told["parent"],), daemon=True).start()
     if told["keep"]:
         keep_memory()
-    for module in told["preload"]:
-        importlib.import_module(module)
+    try:
+        for module in told["preload"]:
+            importlib.import_module(module)
+    except BaseException as error:  # noqa: BLE001  one line instead of a traceback
+        sys.stderr.write(f"robench: {one_line(described(error))}\n")
+        os._exit(1)
     connection.send_bytes(pickle.dumps(None))
     while True:
         try:

@@ -535,7 +535,11 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
         derived = {name: about["summary"] for name, about in DERIVED.items()}
     families = [(f"{p}:{_PREFIXED[kind]}", table.described(p).facts["summary"]) for p in table.prefixes]
-    return sorted([*((name, entry.facts["summary"]) for name, entry in table.items()), *families, *derived.items()])
+    return sorted([*((name, _summary(entry)) for name, entry in table.items()), *families, *derived.items()])
+
+
+def _summary(entry: Any) -> str:
+    return f"broken: {entry.broken}" if entry.broken else str(entry.facts["summary"])
 
 
 @main.command()

@@ -98,8 +98,13 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
+SHOWN = 12
+"""Most names that an error lists."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """A remedy for an unknown name: the closest known one, or the whole list."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names[:SHOWN]) + more

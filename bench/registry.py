@@ -17,10 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robench.errors import ConfigError, must, suggestion
+from robench import bounds
+from robench.errors import ConfigError, described, must, one_line, suggestion
 from robench.spec import Ref
 from robench.user_code import content_of_module, files_of_module
 
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What importing another distribution's module may raise in practice."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,10 +53,7 @@ class Entry:
     @cached_property
     def _node(self) -> ast.FunctionDef:
         module, _, function = self.target.partition(":")
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ConfigError(must(f"the module of {self.name!r}", "importable", module, "install what provides it"))
-        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        for node in _source(module, self.name).body:
             if isinstance(node, ast.FunctionDef) and node.name == function:
                 return node
         raise ConfigError(must(f"{self.name!r}", "a function of its module", self.target, "correct the table"))
@@ -76,6 +79,15 @@ class Entry:
         args = self._node.args
         pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
         return {a.arg: ast.literal_eval(d) for a, d in pairs if d is not None}
+
+    @cached_property
+    def broken(self) -> str:
+        """Why the entry cannot be used (of another distribution's plug-in), one line; empty where it can be read."""
+        try:
+            _ = self.facts, self.parameters
+        except (ConfigError, ValueError, TypeError) as error:
+            return one_line(described(error), 200)
+        return ""
 
     @property
     def version(self) -> str:
@@ -104,8 +116,9 @@ class Entry:
         module, _, function = self.target.partition(":")
         try:
             loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        except (ImportError, RuntimeError) as error:
-            raise ConfigError(must(f"{self.name!r}", "importable", str(error), "install its optional dependency")) from error
+        except _BROKEN as error:
+            got, remedy = one_line(described(error), 200), "install its optional dependency"
+            raise ConfigError(must(f"{self.name!r}", "importable", got, remedy)) from error
         return loaded
 
 
@@ -115,6 +128,48 @@ def _installed(distribution: str) -> str:
         return f"{distribution}=={importlib.metadata.version(distribution)}"
     except importlib.metadata.PackageNotFoundError:
         return f"{distribution} is not installed"
+
+
+def _source(module: str, name: str) -> ast.Module:
+    """The syntax tree of a module; packages above it are imported, as Python does to find it.
+
+    Raises:
+        ConfigError: It is not there, its package cannot be imported, or it is no Python.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except _BROKEN as error:
+        got = one_line(described(error), 200)
+        raise ConfigError(must(f"the package of {name!r}", "importable", got, "correct it, or install another")) from error
+    if spec is None or spec.origin is None:
+        raise ConfigError(must(f"the module of {name!r}", "importable", module, "install what provides it"))
+    try:
+        return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        got, remedy = one_line(described(error), 200), "correct it, or install another"
+        raise ConfigError(must(f"the module of {name!r}", "readable as Python", got, remedy)) from error
+
+
+def _require_member(name: str, package: str) -> None:
+    """Refuse ``art:NAME`` when the package imports no such name; the package is read, not imported.
+
+    Raises:
+        ConfigError: No such name, with the closest one.
+    """
+    top, *parts = package.split(".")
+    spec = importlib.util.find_spec(top)
+    places = spec.submodule_search_locations if spec else None
+    files = [file for place in places or () if (file := Path(place).joinpath(*parts, "__init__.py")).is_file()]
+    names = {a.asname or a.name for file in files for node in _imports(file) for a in node.names}
+    member = name.partition(":")[2]
+    if names and member not in names:
+        known = {n for n in names if n[:1].isupper()}
+        raise ConfigError(must(f"a name of {package}", "a known one", member, suggestion(member, known)))
+
+
+def _imports(file: Path) -> list[ast.ImportFrom]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.ImportFrom)]
 
 
 @dataclass(frozen=True)
@@ -163,13 +218,19 @@ class Table(Mapping[str, Entry]):
         """Check a reference's arguments against the entry and fill in its defaults.
 
         Raises:
-            ConfigError: Unknown name, or an argument the entry does not take.
+            ConfigError: Unknown name, an argument that the entry does not take, or a value of another type or out of range.
         """
         ref = Ref.parse(ref) if isinstance(ref, str) else ref
         entry = self[ref.name]
+        if entry.facts.get("family"):
+            _require_member(ref.name, entry.facts["family"])
         if entry.facts.get("open_arguments"):
             return ref
-        for key in ref.kwargs:
+        for key, value in ref.kwargs.items():
             if key not in entry.parameters:
                 raise ConfigError(must(f"an argument of {ref.name}", "a known one", key, suggestion(key, entry.parameters)))
+            expected = bounds.expected(key, value, default=entry.parameters[key], own=entry.facts.get("ranges", {}))
+            if expected:
+                remedy = f"the default is {entry.parameters[key]!r}"
+                raise ConfigError(must(f"{key} of {ref.name}", expected, value, remedy))
         return ref.with_defaults(entry.parameters)

@@ -149,7 +149,7 @@ def _admitted(model: Artifact, cell: Cell, context: Context) -> Admitted:
         _require_found(net, admitted, width)
         return admitted
     except ModelError as error:
-        raise ModelError(f"{model.label}: {error}") from error
+        raise type(error)(f"{model.label}: {error}") from error
 
 
 def _require_found(net: nn.Module, admitted: Admitted, width: int) -> None:

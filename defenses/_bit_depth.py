@@ -31,7 +31,7 @@ class BitDepth(nn.Module):
         return (t - torch.sin(2 * math.pi * t) / (4 * math.pi)) / self.steps
 
 
-@facts(version=1)
+@facts(version=1, ranges={"bits": "1..8"})
 def bit_depth(model: nn.Module, *, bits: int = 3) -> nn.Module:
     """The model behind a reduction of pixels in [0, 1] to ``bits`` bits; the given model is used, not copied.
 

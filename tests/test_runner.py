@@ -29,7 +29,7 @@ def plan(*models: Artifact) -> Plan:
 
 def run(plan: Plan, root, **more):
     told = []
-    summary = run_plan(plan, Store(root), Context(str(root)), workers=1, progress=lambda *a: told.append(a))
+    summary = run_plan(plan, Store(root), Context(str(root)), workers=1, progress=lambda *a: told.append(a), **more)
     return summary, told
 
 
@@ -89,6 +89,39 @@ def test_failed_cells_are_told_kept_aside_and_tried_again(planted, tmp_path):
     assert seen == [whole.cells[0]] and summary.failures == ()
 
 
+def test_what_ended_its_process_twice_is_left_out_until_retry(planted, tmp_path, monkeypatch):
+    seen, _ = planted
+    whole = plan(ZOO, BASE)
+
+    def ends(job):
+        if job.work != whole.cells[0]:
+            return good(job)
+        seen.append(job.work)
+        return Outcome(None, {}, "the worker process died: signal 9", ended=True)
+
+    good = runner.perform
+    monkeypatch.setattr(runner, "perform", ends)
+    for times in (1, 2):
+        summary, _ = run(whole, tmp_path)
+        assert [error for _, error in summary.failures] == ["the worker process died: signal 9"]
+        assert Store(tmp_path).endings(whole.cells[0].digest) == times
+    seen.clear()
+    summary, _ = run(whole, tmp_path)
+    ((what, error),) = summary.failures
+    assert seen == [] and "digits-mlp" in what and "2 times; not tried again without --retry" in error
+    assert (summary.computed, summary.kept) == (0, 1)
+    run(whole, tmp_path, retry=True)
+    assert seen == [whole.cells[0]]
+
+
+def test_an_artifact_that_ended_its_process_counts_for_its_cells(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "perform", lambda job: Outcome(None, {}, "died", ended=True))
+    whole = plan(BASE)
+    for _ in range(3):
+        summary, _ = run(whole, tmp_path)
+    assert len(summary.failures) == 1 and "without --retry" in summary.failures[0][1]
+
+
 def test_failed_artifacts_are_told(planted, tmp_path):
     planted[1].add(BASE.digest)
     summary, _ = run(plan(BASE), tmp_path)
@@ -116,6 +149,16 @@ def test_perform_runs_a_cell_of_the_zoo(tmp_path):
     outcome = perform(Job(Cell(Ref.of("clean"), "1", ZOO, data, extra=(seen,)), Context(str(tmp_path))))
     assert outcome.error == "" and len(outcome.rows) == 12
     assert set(outcome.header) == {"seconds", "device", "threads"}
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), type("Odd", (BaseException,), {})()])
+def test_whatever_a_model_raises_is_a_failed_cell(monkeypatch, error):
+    def stop(cell, context):
+        raise error
+
+    monkeypatch.setattr(runner, "run_cell", stop)
+    outcome = perform(Job(Cell(Ref("clean"), "1", ZOO, DATA), Context("")))
+    assert outcome.rows is None and (type(error).__name__ in outcome.error or "sys.exit(0)" in outcome.error)
 
 
 def test_interrupts_are_not_swallowed(monkeypatch):

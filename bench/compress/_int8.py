@@ -17,7 +17,7 @@ _TAIL = 1e-4
 _CHUNK = 64
 
 
-@facts(version=1, simulated=True, needs="calibration")
+@facts(version=1, simulated=True, needs="calibration", ranges={"bits": "2..8"})
 def int8(model: nn.Module, *, calibration: Tensor, bits: int = 8) -> nn.Module:
     """A deep copy, in eval mode, whose Conv2d and Linear layers compute on quantised weights and inputs.
 

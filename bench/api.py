@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -114,6 +115,8 @@ def run(
     from robench.devices import resolve_device, usable_cores
     from robench.tryout import try_out
 
+    if cell_timeout is not None and not 0 < cell_timeout < math.inf:
+        raise ConfigError(must("the cell timeout", "a finite number of seconds above 0", cell_timeout, "e.g. 600"))
     mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
     plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, **mapped)
     if out is not None and not str(out).strip():

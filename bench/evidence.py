@@ -283,7 +283,7 @@ def _cases(headers: dict[str, Path]) -> tuple[list[_Case], list[str]]:
     for digest, path in headers.items():
         try:
             cases.append(_case(digest, path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             damaged.append(f"{path.name}: the header was changed or is damaged ({error})")
     return cases, damaged
 

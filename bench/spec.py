@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 """Precisions in which protocols may search."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 """A decimal number; a longer exponent would make ``Fraction`` build a number of as many digits."""
-_UNREADABLE = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)
+_UNREADABLE = (TypeError, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)
 """What reading a text as a literal raises; ``ast`` tells of too deep a nesting by the last two."""
 
 

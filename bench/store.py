@@ -234,7 +234,7 @@ class Store:
             raise StoreError(must("a run directory", "a folder with run.json", str(self.root), "name a folder under runs/"))
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(must(str(path), "readable JSON", str(error), _ANEW)) from error
         header = _run_header(path, found)
         if not (changed or _is_whole(header)):
@@ -261,7 +261,7 @@ def _told(path: Path) -> dict[str, Any]:
     """What is kept of an attempt; nothing where the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -342,7 +342,7 @@ def _header(path: Path) -> dict[str, Any]:
     needed = {"schema", "digest", "content", *LEAD}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(must(f"the header {path}", "readable JSON", str(error), _AGAIN)) from error
     schema = found.get("schema") if isinstance(found, dict) else None
     needed |= {"lineage"} if schema == SCHEMA else set()
@@ -409,7 +409,7 @@ def _names_a_file(header: Path) -> bool:
     """Whether the header of images can be read and its file is there."""
     try:
         return (header.parent / str(json.loads(header.read_text(encoding="utf-8"))["file"])).is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

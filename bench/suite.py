@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from robench.data.classes import ClassList, ClassMap, in_classes
-from robench.errors import ConfigError, must, suggestion
+from robench.errors import ConfigError, must, one_line, suggestion
 
 PACKAGED = ("smoke", "quick", "standard", "full", "corruption", "scarcity", "scarcity-cifar10", "compression")
 """Suites inside the package."""
@@ -400,23 +400,31 @@ def parse_suite(text: str) -> Suite:
     try:
         values = yaml.safe_load(text)
         return Suite.model_validate(values)
-    except yaml.YAMLError as error:
-        raise ConfigError(must("a suite", "YAML", str(error).splitlines()[0], "correct the file")) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(must("a suite", "YAML", one_line(str(error), 200), "correct the file")) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _keys(first["loc"])
+            known = _keys(first["loc"][:-1])
             raise ConfigError(must("a suite's key", "a known one", key, suggestion(str(first["loc"][-1]), known))) from error
         raise ConfigError(must(f"the suite's {key}", first["msg"], first.get("input"), "correct the file")) from error
+    except ValueError as error:  # a number or date that Python cannot hold
+        raise ConfigError(must("a suite", "of values in their ranges", str(error), "correct the file")) from error
 
 
-def _keys(location: tuple[Any, ...]) -> list[str]:
+def _keys(sections: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at a place in a suite; positions in lists and names of shifts are passed over."""
     model: type[BaseModel] = Suite
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        inner = model.model_fields[str(part)].annotation
-        args = getattr(inner, "__args__", (inner,))
-        model = next(a for a in args if isinstance(a, type) and issubclass(a, BaseModel))
+    for part in sections:
+        if str(part) in model.model_fields:
+            model = next(_models(model.model_fields[str(part)].annotation), model)
     return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Sections that a type holds, at any depth: ``Shift`` of ``dict[str, Shift]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)

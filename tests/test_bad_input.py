@@ -117,29 +117,6 @@ OPTIONS = {
     "precision": ["run", "--search-precision", "float8"],
     "device": ["run", "--device", "tpu"],
     "device number": ["run", "--device", "cuda:x"],
-    "classes below 1": ["run", "--num-classes", "-3", "--model", "{weights}", "--arch", "small_cnn"],
-    "mean text": ["run", "--mean", "a,b", "--model", "{weights}", "--arch", "small_cnn"],
-    "mean nan": ["run", "--mean", "nan", "--model", "{weights}", "--arch", "small_cnn"],
-    "std 0": ["run", "--std", "0", "--model", "{weights}", "--arch", "small_cnn"],
-    "std negative": ["run", "--std", "-1", "--model", "{weights}", "--arch", "small_cnn"],
-    "range of one": ["run", "--input-range", "1", "--model", "{weights}"],
-    "range reversed": ["run", "--input-range", "1,0", "--model", "{weights}"],
-    "range infinite": ["run", "--input-range", "0,inf", "--model", "{weights}"],
-    "weights without arch": ["run", "--model", "{weights}"],
-    "weights of another arch": ["run", "--model", "{weights}", "--arch", "mlp"],
-    "unknown arch": ["run", "--model", "{weights}", "--arch", "nosuch"],
-    "arch without width": ["run", "--model", "{weights}", "--arch", "small_cnn(width=0)"],
-    "missing file": ["run", "--model", "nosuch.safetensors", "--arch", "small_cnn"],
-    "folder as model": ["run", "--model", "{folder}"],
-    "damaged safetensors": ["run", "--model", "{noise}.safetensors", "--arch", "small_cnn"],
-    "damaged pt": ["run", "--model", "{noise}.pt", "--arch", "small_cnn"],
-    "damaged pt2": ["run", "--model", "{noise}.pt2"],
-    "factory without trust": ["run", "--model", "{code}:fine"],
-    "missing factory": ["run", "--model", "{code}:nosuch", "--trust"],
-    "missing module": ["run", "--model", "no.such.module:make", "--trust"],
-    "untrained data": ["run", "--model", "trained(arch='nosuch')"],
-    "trained badly": ["run", "--model", "trained(arch='small_cnn', steps=-1)"],
-    "trained nowhere": ["run", "--model", "trained("],
     "unknown scenario": ["run", "--scenario", "nosuch"],
     "unknown defense": ["run", "--defense", "nosuch"],
     "unknown chain": ["run", "--chain", "nosuch"],
@@ -176,6 +153,31 @@ OPTIONS = {
     "verify nowhere": ["verify", "nosuch"],
     "audit nowhere": ["audit", "nosuch", "--require", "clean_accuracy>=0.5"],
 }
+MODELS = {
+    "classes below 1": ["run", "--num-classes", "-3", "--model", "{weights}", "--arch", "small_cnn"],
+    "mean text": ["run", "--mean", "a,b", "--model", "{weights}", "--arch", "small_cnn"],
+    "mean nan": ["run", "--mean", "nan", "--model", "{weights}", "--arch", "small_cnn"],
+    "std 0": ["run", "--std", "0", "--model", "{weights}", "--arch", "small_cnn"],
+    "std negative": ["run", "--std", "-1", "--model", "{weights}", "--arch", "small_cnn"],
+    "range of one": ["run", "--input-range", "1", "--model", "{weights}"],
+    "range reversed": ["run", "--input-range", "1,0", "--model", "{weights}"],
+    "range infinite": ["run", "--input-range", "0,inf", "--model", "{weights}"],
+    "weights without arch": ["run", "--model", "{weights}"],
+    "weights of another arch": ["run", "--model", "{weights}", "--arch", "mlp"],
+    "unknown arch": ["run", "--model", "{weights}", "--arch", "nosuch"],
+    "arch without width": ["run", "--model", "{weights}", "--arch", "small_cnn(width=0)"],
+    "missing file": ["run", "--model", "nosuch.safetensors", "--arch", "small_cnn"],
+    "folder as model": ["run", "--model", "{folder}"],
+    "damaged safetensors": ["run", "--model", "{noise}.safetensors", "--arch", "small_cnn"],
+    "damaged pt": ["run", "--model", "{noise}.pt", "--arch", "small_cnn"],
+    "damaged pt2": ["run", "--model", "{noise}.pt2"],
+    "factory without trust": ["run", "--model", "{code}:fine"],
+    "missing factory": ["run", "--model", "{code}:nosuch", "--trust"],
+    "missing module": ["run", "--model", "no.such.module:make", "--trust"],
+    "untrained data": ["run", "--model", "trained(arch='nosuch')"],
+    "trained badly": ["run", "--model", "trained(arch='small_cnn', steps=-1)"],
+    "trained nowhere": ["run", "--model", "trained("],
+}
 REQUIREMENTS = (
     "", "x", ">=0.5", "clean_accuracy", "clean_accuracy>=", "clean_accuracy>=x", "clean_accuracy>=nan",
     "clean_accuracy>=1e999", "clean_accuracy>=-inf", "clean_accuracy=0.5",
@@ -208,7 +210,7 @@ DAMAGES = {
     "rows empty": lambda run: rows(run).write_bytes(b""),
     "rows noise": lambda run: rows(run).write_bytes(b"\0" * 100),
     "rows missing": lambda run: rows(run).unlink(),
-    "rows a folder": lambda run: (rows(run).unlink(), rows(run).mkdir()),
+    "rows a folder": lambda run: (lambda path: (path.unlink(), path.mkdir()))(rows(run)),
 }
 CODE = {
     "raises": "def make():\n    raise ValueError('no')",
@@ -311,12 +313,21 @@ def test_attacks(text, places, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name, places, tmp_path, monkeypatch):
+    """User models are loaded in child processes, a few seconds each."""
+    monkeypatch.chdir(tmp_path)
+    told([*(argument.format(**places) for argument in MODELS[name]), "--suite", places["suite"]])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name, places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command, *rest = [argument.format(**places) for argument in OPTIONS[name]]
     if command == "run" and "--suite" not in rest:
-        rest += ["--suite", places["suite"]]
+        rest = ["--suite", places["suite"], *rest]
     told([command, *rest])
     assert list(tmp_path.iterdir()) == []
 

@@ -59,6 +59,8 @@ def plan_run(
     from robench.plan.ood import named_data
     from robench.sources import fitting_models, listed, other_data, resolve_sources
 
+    if data is not None and not data.strip():
+        raise ConfigError(must("--data", "the name of a data set", data, "leave it out for the suite's own"))
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     elsewhere = data is not None and data != chosen.data
     chosen = chosen.override(data=data, limit=limit, classes=classes, class_map=class_map)

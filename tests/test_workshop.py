@@ -6,11 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from robench import workshop
 from robench.builders import images, training
 from robench.errors import RobenchError, StoreError
+from robench.models import fresh
+from robench.sources import UserModel, resolve_sources
 from robench.spec import Artifact, Context, Ref
 
 TRAIN = Artifact("data", Ref.of("images", source="digits", split="train", limit=120), label="digits")
@@ -25,6 +28,18 @@ def trained(steps: int = 3, seed: int = 0) -> Artifact:
 
 def corrupted() -> Artifact:
     return Artifact("data", Ref.of("corrupted", corruption="gaussian_noise", table="digits-v1"), inputs=(TEST,), stored=True)
+
+
+def test_shape_and_classes_of_the_data_reach_a_users_architecture(tmp_path):
+    arrays = {"x_test": np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), "y_test": np.arange(6) % 3}
+    np.savez(tmp_path / "colour.npz", **arrays)
+    net = fresh("small_cnn(in_channels=3, num_classes=3, size=16, width=4)", seed=0)
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    user = UserModel(str(tmp_path / "net.safetensors"), arch="small_cnn(width=4)")
+    sources, paths = resolve_sources(f"npz:{tmp_path / 'colour.npz'}", [user])
+    found = workshop.load_model(sources.models["net.safetensors"], Context(str(tmp_path), "cpu", sources=paths)).net
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(found(x), net.eval()(x))
 
 
 def test_images_are_a_stratified_part_that_repeats(context):

@@ -285,7 +285,7 @@ def ran(factories, names: list[str], out):
 
 @pytest.mark.slow
 def test_a_run_of_odd_models_gives_the_numbers_of_the_plain_one(factories, tmp_path) -> None:
-    names = ["plain", *map(_word, WORKS)]
+    names = ["plain", *(_word(name) for name in WORKS if name != "masked classes")]  # a run wants as many logits as classes
     found = ran(factories, names, tmp_path / "run")
     assert found.exit_code == 0, found.output
     rows = robench.load(tmp_path / "run")["evasion"].sort_values(["model", "sample"])

@@ -17,7 +17,7 @@ _ONE_OR_MORE = (
 )  # fmt: skip
 _ZERO_OR_MORE = (
     "targets", "pad", "m", "detail", "ti", "mi", "momentum", "confidence", "overshoot", "threshold", "factor", "degrees",
-    "rotation", "shift", "noise", "weight", "eps", "beta", "smoothing",
+    "rotation", "shift", "noise", "weight", "eps", "beta", "smoothing", "alpha",
 )  # fmt: skip
 _ABOVE_ZERO = (
     "step_size", "rate", "sigma", "delta", "lr", "temperature", "init_norm", "constant", "eta", "alpha_max",
@@ -26,7 +26,7 @@ COMMON: dict[str, str] = {
     **dict.fromkeys(_ONE_OR_MORE, ">= 1"),
     **dict.fromkeys(_ZERO_OR_MORE, ">= 0"),
     **dict.fromkeys(_ABOVE_ZERO, "> 0"),
-    **dict.fromkeys(("amount", "share", "p", "p_init", "di", "rho", "shrinkage", "gamma"), "0..1"),
+    **dict.fromkeys(("amount", "share", "p", "p_init", "di", "rho", "shrinkage", "gamma", "shrink"), "0..1"),
     "quality": "1..100",
     "percentile": "0..100",
     "seed": ">= 0",

@@ -64,7 +64,7 @@ class Entry:
         found: dict[str, Any] = {"version": 1}
         for call in self._node.decorator_list:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "facts":
-                found.update({str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+                found.update({str(k.arg): self._literal(k.value) for k in call.keywords})
         found["summary"] = (ast.get_docstring(self._node) or "").partition("\n")[0]
         return found
 
@@ -78,15 +78,22 @@ class Entry:
         """Keyword-only parameters that have a literal default: what a reference may set."""
         args = self._node.args
         pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
-        return {a.arg: ast.literal_eval(d) for a, d in pairs if d is not None}
+        return {a.arg: self._literal(d) for a, d in pairs if d is not None}
+
+    def _literal(self, node: ast.expr) -> Any:
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+            got = ast.unparse(node)
+            raise ConfigError(must(f"facts and defaults of {self.name!r}", "literals", got, "write them out")) from error
 
     @cached_property
     def broken(self) -> str:
         """Why the entry cannot be used (of another distribution's plug-in), one line; empty where it can be read."""
         try:
             _ = self.facts, self.parameters
-        except (ConfigError, ValueError, TypeError) as error:
-            return one_line(described(error), 200)
+        except ConfigError as error:
+            return one_line(str(error), 200)
         return ""
 
     @property

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from robench import catalog, load
+from robench import catalog, cli, load
 from robench.cli import main
 from robench.metrics.table import tidy
 from robench.spec import Cell
@@ -447,3 +449,52 @@ def test_two_releases_under_one_name_are_two_lines_and_one_release_in_two_runs_i
     robench("run", *args, "--model", named[0], "--model", named[1], "--out", tmp_path / "runs" / "named")
     rows = json.loads(CliRunner().invoke(main, ["leaderboard", str(tmp_path / "runs" / "named"), "--format", "json"]).stdout)
     assert {row["model"] for row in rows} == {"v1", "v2"}
+
+
+def test_an_unexpected_error_is_one_line_a_log_and_exit_code_70(monkeypatch, tmp_path):
+    def wrong(name):
+        raise ZeroDivisionError("no\nway")
+
+    monkeypatch.setattr("robench.suite.read_suite", wrong)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = CliRunner().invoke(cli.main, ["run"])
+    assert done.exit_code == 70 and done.stdout == "" and done.stderr.count("\n") == 1
+    (log,) = tmp_path.glob("robench-*.log")
+    assert str(log) in done.stderr and "ZeroDivisionError: no way" in done.stderr and log.stat().st_mode & 0o777 == 0o600
+    assert "Traceback" in log.read_text() and "Traceback" not in done.output
+
+
+def test_an_exit_in_foreign_code_is_no_success(monkeypatch):
+    monkeypatch.setattr("robench.suite.read_suite", lambda name: sys.exit(0))
+    done = CliRunner().invoke(cli.main, ["run"])
+    assert done.exit_code == 70 and "sys.exit(0)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [
+        ("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", 141),
+        (">/dev/full", 2),
+        (">&-", 0),
+        ("2>&-", 0),
+        ("<&- >&- 2>&-", 0),
+    ],
+)
+def test_streams_that_cannot_be_written_end_quietly(streams, code):
+    """A closed pipe, a full disk and closed streams: no traceback."""
+    command = f"'{sys.executable}' -c 'from robench.cli import main; main()' list attacks {streams}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.15])
+def test_a_second_interrupt_ends_at_once_without_a_traceback(gap, tmp_path):
+    program = "import time, robench.suite as s; s.read_suite = lambda n: (print('go', flush=True), time.sleep(60))\n"
+    command = [sys.executable, "-c", program + "from robench.cli import main; main()", "run"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "go\n"
+    run.send_signal(signal.SIGINT)
+    time.sleep(gap)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in errors and errors.count("\n") <= 1

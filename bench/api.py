@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,7 @@ def run(
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
     """
     from robench.devices import resolve_device, usable_cores
+    from robench.sources import kept_sources, listed
     from robench.tryout import try_out
 
     if cell_timeout is not None and not 0 < cell_timeout < math.inf:
@@ -143,6 +144,8 @@ def run(
             say(line)
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
         header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
+        given = listed(models) or listed((read_suite(suite) if isinstance(suite, str) else suite).models)
+        header |= {"sources": kept_sources(given), "limit": limit, **_edits(plan)}
         header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}
         planned = {c.digest: columns_of(c) for c in plan.cells}
         store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
@@ -150,6 +153,14 @@ def run(
         told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
+
+
+def _edits(plan: Plan) -> dict[str, Any]:
+    """What is kept in ``run.json`` besides the suite, so that ``verify`` can plan the run again."""
+    suite = plan.suite
+    settings = asdict(plan.cells[0].settings) if plan.cells else asdict(Settings())
+    edits = {"adapts": suite.adapts, "typed": sorted(suite._typed), "notes": list(suite.notes)}
+    return {"edits": edits, "settings": settings}
 
 
 def _say_nothing(text: str) -> None:

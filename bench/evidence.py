@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from robench.devices import exact_arithmetic, resolve_device
 from robench.errors import ModelError, StoreError, must
 from robench.inference import fingerprint, untouched
 from robench.judge import Verdicts, decide
-from robench.lineage import cell_of, lineage
+from robench.lineage import cell_of, lineage, planned
 from robench.ops.norms import Ball, distance, per_sample
 from robench.spec import SCHEMA, Artifact, Cell, Context, ThreatModel, canonical, sha256
 from robench.store import Finished, Store
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 HALVINGS = 7
 """Bisections for the longest perturbation whose 8-bit image is still in the ball: it is found within 1 %."""
+EDGE = 1e-4
+"""Promise 2 of docs/architecture.md: floats within 1e-4 in other batches, verdicts equal but where |margin| is less."""
 _SLACK = 1e-5
 """In units of 1/255: what float32 pixels are off their 8-bit values, and far below the judge's tolerance."""
 _ANEW = "run the same command with --save-adversarials again: it computes the cells that lack their images"
@@ -164,6 +167,8 @@ def collect(
         versions: Of what the numbers depend on.
         hold: Samples that were judged together: what a randomised model draws for an image depends on its place.
     """
+    from robench.sources import absolute
+
     cell, data, task = objects.cell, objects.shard(), objects.model.task
     threat = ThreatModel.parse(cell.scenario.kwargs["threat"])
     places = torch.tensor([p for p, row in enumerate(rows) if row["broken"]], dtype=torch.int64)
@@ -178,7 +183,7 @@ def collect(
     tensors = {"images": images, "ids": ids, "images_8bit": small, "ids_8bit": ids[whole]}
     told = {
         "lineage": lineage(cell), "model_fingerprint": fingerprint(objects.net), "device": objects.context.device,
-        "sources": [[digest, _absolute(path)] for digest, path in objects.context.sources], "versions": versions,
+        "sources": [[digest, absolute(path)] for digest, path in objects.context.sources], "versions": versions,
         "draws": max((row["draws"] for row in rows), default=0), "hold": hold, "samples": _samples(tensors, chosen),
     }  # fmt: skip
     return Evidence(save(tensors, {"cell": cell.digest}), {**_about(cell), **told})
@@ -224,13 +229,6 @@ def _hash(image: Tensor) -> str:
     return sha256(image.contiguous().numpy().tobytes())
 
 
-def _absolute(source: str) -> str:
-    """A user's model file by a path that another folder finds too; a dotted module stays as it is."""
-    path, colon, name = source.rpartition(":")
-    place = Path(path if colon else source)
-    return f"{place.resolve()}{colon}{name if colon else ''}" if place.is_file() else source
-
-
 def verify(
     run_directory: Path | str,
     *,
@@ -252,16 +250,16 @@ def verify(
         StoreError: No run directory, or one that kept no images.
         RobenchError: A model or data set of the run that is not there any more.
     """
-    store = Store(run_directory)
-    planned, done = store.read_run(), store.finished()
-    wanted = [d for d, about in planned["cells"].items() if about["scenario"] == "evasion" and d in done]
+    store = Store(run_directory, lenient=True)
+    run, done = store.read_run(changed=True), store.finished()
+    wanted = [d for d, about in run["cells"].items() if about["scenario"] == "evasion" and d in done]
     headers = store.image_headers()
-    lost = [d for d in wanted if d not in headers and (planned.get("adversarials") or store.image_files(d))]
+    lost = [d for d in wanted if d not in headers and (run.get("adversarials") or store.image_files(d))]
     if not headers and not lost:
         raise StoreError(
             must("a run to verify", "one with attacks, made with --save-adversarials", str(run_directory), _ANEW)
         )
-    findings = [f"{_named(planned['cells'][d], d)}: the header of its images is missing; {_ANEW}" for d in lost]
+    findings = [f"{named(run['cells'][d], d)}: the header of its images is missing; {_ANEW}" for d in lost]
     cases, damaged = _cases(headers)
     context = Context(str(store.root), resolve_device(device), batch_size, trust=trust)
     context, changed = _surroundings(store, cases, context, models)
@@ -273,9 +271,11 @@ def verify(
     return Replay(len(cases), counts[0], counts[1], (*damaged, *findings), len(set(wanted) - set(headers) - set(lost)))
 
 
-def _named(about: dict[str, Any], digest: str) -> str:
+def named(about: Mapping[str, Any], digest: str) -> str:
+    """A cell for a reader: what it measures, of which model."""
     condition = f" {about['condition']}" if about["condition"] else ""
-    return f"{about['attack']} {about['threat']} on {about['model']}{condition} [{digest[:8]}]"
+    what = f"{about['attack']} {about['threat']}" if "attack" in about else about["scenario"]
+    return f"{what} on {about['model']}{condition} [{digest[:8]}]"
 
 
 def _cases(headers: dict[str, Path]) -> tuple[list[_Case], list[str]]:
@@ -293,11 +293,14 @@ def _case(digest: str, path: Path) -> _Case:
     header = json.loads(path.read_text(encoding="utf-8"))
     if header["schema"] > SCHEMA:
         raise StoreError(must("the evidence's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
-    if header["header_sha256"] != sha256(canonical({k: v for k, v in header.items() if k != "header_sha256"})):
-        raise ValueError("its own hash does not fit")
     cell = cell_of(header["lineage"])
     if not cell.digest == header["digest"] == digest:
-        raise ValueError("it belongs to another cell")
+        raise ValueError("its digest or lineage belongs to another cell")
+    for field, value in _about(cell).items():
+        if header[field] != value:
+            raise ValueError(f"its {field} is {header[field]!r}, that of its cell {value!r}")
+    if header["header_sha256"] != sha256(canonical({k: v for k, v in header.items() if k != "header_sha256"})):
+        raise ValueError("its own hash does not fit")
     return _Case(cell, header, path.with_name(header["file"]))
 
 
@@ -311,7 +314,7 @@ class _Case:
 
     @property
     def name(self) -> str:
-        return _named(self.header, self.cell.digest)
+        return named(planned(self.cell), self.cell.digest)
 
     def replay(self, store: Store, done: dict[str, Finished], context: Context, counts: list[int]) -> list[str]:
         """What differs; the numbers of images judged are added to ``counts``."""
@@ -324,7 +327,7 @@ class _Case:
             rows = store.rows(done[self.cell.digest])
         except StoreError as error:
             return [str(error)]
-        return self._incomplete(rows) or self._judged(tensors, context, counts)
+        return self._incomplete(rows) or self._unlike(rows) or self._judged(tensors, rows, context, counts)
 
     def _images(self) -> tuple[dict[str, Tensor], list[str]]:
         """The stored tensors, and what was changed since they were written."""
@@ -352,7 +355,19 @@ class _Case:
         differ = sorted(s for s in {*kept, *stored} if kept.get(s) != stored.get(s))
         return [f"samples {_list(differ)}: the rows and the images do not speak of the same verdicts"] if differ else []
 
-    def _judged(self, tensors: dict[str, Tensor], context: Context, counts: list[int]) -> list[str]:
+    def _unlike(self, rows: pd.DataFrame) -> list[str]:
+        """What the header says of its samples otherwise than the rows do."""
+        told = rows.set_index("sample")
+        lines = []
+        for sample in self.header["samples"]:
+            row = told.loc[sample["sample"]]
+            own = {"label": int(row["label"]), "stage": row["stage"] or row["attack"]}
+            lines += [f"sample {sample['sample']}: {k} is {sample[k]!r} in the header of the images, {v!r} in the rows"
+                      for k, v in own.items() if sample[k] != v]  # fmt: skip
+        draws = int(rows["draws"].max()) if len(rows) else 0
+        return lines + ([f"draws is {self.draws} in the header of the images, {draws} in the rows"] * (self.draws != draws))
+
+    def _judged(self, tensors: dict[str, Tensor], told: pd.DataFrame, context: Context, counts: list[int]) -> list[str]:
         from robench.scenarios.objects import open_cell
 
         objects = open_cell(self.cell, context)
@@ -363,13 +378,15 @@ class _Case:
         with untouched(objects.net):
             lines = []
             for number, name in enumerate(("images", "images_8bit")):
-                lines += self._compare(objects, tensors[name], tensors[_ids(name)], name)
+                lines += self._compare(objects, tensors[name], tensors[_ids(name)], name, told)
                 counts[number] += len(tensors[name])
         return lines
 
-    def _compare(self, objects: Objects, images: Tensor, ids: Tensor, name: str) -> list[str]:
-        """Ball, box and verdict of every image; each one was broken when it was written."""
-        threat, data, lines = ThreatModel.parse(self.header["threat"]), objects.shard(), []
+    def _compare(
+        self, objects: Objects, images: Tensor, ids: Tensor, name: str, told_rows: pd.DataFrame | None = None
+    ) -> list[str]:
+        """Ball, box and verdict of every image, each one broken when it was written, and what the rows say of it."""
+        threat, data, lines = ThreatModel.parse(self.cell.scenario.kwargs["threat"]), objects.shard(), []
         places = {sample: place for place, sample in enumerate(data.ids.tolist())}
         labels = {s["sample"]: s["label"] for s in self.header["samples"]}
         kind = "8-bit" if name == "images_8bit" else "float32"
@@ -390,7 +407,14 @@ class _Case:
             for sample, values in zip(ids[part].tolist(), told, strict=True):
                 why = _why(**dict(zip(reached, values, strict=True)))
                 lines += [f"sample {sample}, {kind}: {why}"] if why else []
+            if told_rows is not None and name == "images" and self._same_place(objects.context):
+                seen = {key: value.cpu()[where].tolist() for key, value in _columns(verdicts).items()}
+                lines += _unlike_judge(told_rows.set_index("sample"), ids[part].tolist(), seen)
         return lines
+
+    def _same_place(self, context: Context) -> bool:
+        """Whether a randomised model draws here what it drew in the run; of any other the place does not matter."""
+        return not self.draws or str(self.header["device"]) == context.device
 
     @property
     def draws(self) -> int:
@@ -414,6 +438,41 @@ class _Case:
     def _decided(self, objects: Objects, x: Tensor, y: Tensor, x_adv: Tensor, threat: ThreatModel) -> Verdicts:
         asked: dict[str, Any] = {"threat": threat, "task": objects.model.task, "width": self.cell.settings.width}
         return decide(objects.net, x, y, x_adv=x_adv, draws=self.draws, seed=self.cell.seed, **asked)
+
+
+def _columns(verdicts: Verdicts) -> dict[str, Tensor]:
+    """Column of the rows → what the judge says."""
+    return {
+        "score_adv": verdicts.score,
+        "score_mean": verdicts.mean,
+        "score_worst": verdicts.worst,
+        "pred_adv": verdicts.prediction,
+        "margin_adv": verdicts.margin,
+        "distance": verdicts.distance,
+        "unstable": verdicts.unstable,
+    }
+
+
+def _unlike_judge(rows: pd.DataFrame, samples: list[int], seen: dict[str, list[Any]]) -> list[str]:
+    """Where the rows say otherwise than the judge; a sample on the edge may fall to either side in another batch."""
+    lines = []
+    for position, sample in enumerate(samples):
+        row, edge = rows.loc[sample], abs(seen["margin_adv"][position]) < EDGE
+        for column, values in seen.items():
+            value = values[position]
+            if column.startswith("score"):
+                value = min(value, float(row["score_clean"]))
+            if not close(row[column], value) and not (edge and column != "distance"):
+                lines.append(f"sample {sample}: {column} is {row[column]!r} in the rows, and {value!r} when judged again")
+    return lines
+
+
+def close(stored: Any, again: Any) -> bool:
+    """Whether two values are equal as promised for other widths and devices: numbers within 1e-4, relative above 1."""
+    if isinstance(stored, str) or isinstance(again, str):
+        return str(stored) == str(again)
+    one, other = float(stored), float(again)
+    return (math.isnan(one) and math.isnan(other)) or one == other or abs(one - other) <= EDGE * max(1.0, abs(other))
 
 
 def _list(samples: list[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,18 @@ def resolve_sources(
     more: dict[str, Any] = {"identities": identities, "code": tuple(sorted(code.items()))}
     more |= {"ids": frozenset(test.ids.tolist()), "notes": notes}
     return Sources(data, label, splits, artifacts, classes, shape, hashes, names, **more), tuple(paths)
+
+
+def kept_sources(models: Iterable[UserModel]) -> dict[str, dict[str, Any]]:
+    """Name → source and options of models, as ``run.json`` keeps them; files by paths that another folder finds too."""
+    return {model.label: asdict(replace(model, source=absolute(model.source), name=model.label)) for model in models}
+
+
+def absolute(source: str) -> str:
+    """A user's model file by a path that another folder finds too; a dotted module stays as it is."""
+    path, colon, name = source.rpartition(":")
+    place = Path(path if colon else source)
+    return f"{place.resolve()}{colon}{name if colon else ''}" if place.is_file() else source
 
 
 def _built(models: Iterable[UserModel], trust: bool) -> dict[str, Built]:

@@ -43,8 +43,12 @@ class Finished:
 class Store:
     """Cells of one run directory: ``cells/<digest>.<content hash, 8>.parquet`` with a ``.json`` header."""
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, lenient: bool = False) -> None:
         self.root = Path(root)
+        self.lenient = lenient
+        """Whether a header that is damaged or changed is noted and passed over, not refused; for ``verify``."""
+        self.strange: dict[str, str] = {}
+        """What is wrong with headers that were passed over: file name → one line."""
         self.cells = self.root / "cells"
         self.evidence = self.root / "evidence"
 
@@ -76,7 +80,13 @@ class Store:
         """
         found: dict[str, Finished] = {}
         for path in sorted(self.cells.glob("*.json")):
-            entry = read_header(path)
+            try:
+                entry = read_header(path)
+            except StoreError as error:
+                if not self.lenient:
+                    raise
+                self.strange[path.name] = str(error)
+                continue
             other = found.setdefault(entry.digest, entry)
             if other is not entry and not _same_numbers(other, entry):
                 remedy = "keep one of the two files"

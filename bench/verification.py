@@ -1,0 +1,189 @@
+"""``verify``: is a run directory what its images, models and data give? All that a number rests on is looked at again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robench.api import plan_run
+from robench.children import isolated
+from robench.devices import resolve_device
+from robench.errors import ConfigError, StoreError
+from robench.evidence import Replay, named
+from robench.evidence import verify as replay_images
+from robench.plan import Plan
+from robench.recheck import ATTACKED, SEARCH, Task, recheck
+from robench.sources import UserModel, listed
+from robench.spec import Cell, Context, Settings
+from robench.store import Finished, Store, unlike_planned
+from robench.suite import PACKAGED, Suite, read_suite
+
+Apart = Callable[..., Any]
+"""How a function is called in a process of its own, as ``robench.children.isolated``."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` found."""
+
+    differences: tuple[str, ...]
+    """One line per finding, which names the field; none where everything is as it was computed."""
+    cells: int
+    """Cells whose rows were computed again."""
+    images: int
+    """Adversarial images that were judged again, as float32."""
+    images_8bit: int
+    notes: tuple[str, ...]
+    """What could not be looked at, and why."""
+
+
+def verify_run(
+    run_directory: Path | str,
+    *,
+    device: str = "auto",
+    batch_size: int = 64,
+    models: Iterable[str] = (),
+    trust: bool = False,
+    rerun: bool = False,
+    apart: Apart = isolated,
+) -> Verification:
+    """Look at everything of a run directory again: plan, headers, rows, images. No model runs in this process.
+
+    Args:
+        run_directory: Of a run.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_size: Samples held at once.
+        models: Where the user's model files are now, if they moved.
+        trust: Whether code named by the user may be executed.
+        rerun: Whether attacks are run again, so that what they say of their search is compared too.
+        apart: How models are kept out of this process.
+
+    Raises:
+        StoreError: No run directory.
+        RobenchError: A model or data set of the run that is not there any more.
+    """
+    store, where, models = Store(run_directory, lenient=True), resolve_device(device), tuple(models)
+    run, done = store.read_run(changed=True), store.finished()
+    lines = [f"cells/{name}: {text}" for name, text in store.strange.items()]
+    lines += _of_run(store, run, done)
+    stored = {d: done[d] for d in run["cells"] if d in done and done[d].cell is not None}
+    plan, paths, found = _planned_again(run, stored, models, trust)
+    lines += found
+    context = Context(str(store.root), where, batch_size, trust=trust, sources=paths, code=plan.code if plan else ())
+    images = _images(store, run, context, models, apart)
+    lines += images.differences
+    present = {cell.digest for cell in plan.cells} if plan else set()
+    digests = tuple(sorted(d for d in stored if d in present))
+    told = apart(recheck, Task(digests, context, rerun), what="a look at the rows again") if digests else []
+    lines += [f"{named(run['cells'][d], d)}: {text}" for d, text in told]
+    return Verification(
+        tuple(dict.fromkeys(lines)),
+        len(digests),
+        images.images,
+        images.images_8bit,
+        tuple(_notes(run, stored, images, rerun)),
+    )
+
+
+def _images(store: Store, run: Mapping[str, Any], context: Context, models: tuple[str, ...], apart: Apart) -> Replay:
+    """The kept images judged again; nothing where none were asked for."""
+    if not store.image_headers() and not run.get("adversarials"):
+        return Replay(0, 0, 0, (), 0)
+    if not any(about.get("scenario") == "evasion" for about in run["cells"].values()):
+        return Replay(0, 0, 0, (), 0)
+    told = {"device": context.device, "batch_size": context.batch_size, "models": models, "trust": context.trust}
+    found: Replay = apart(_replayed, (str(store.root), told), what="the judging of the kept images")
+    return found
+
+
+def _replayed(told: tuple[str, dict[str, Any]]) -> Replay:
+    return replay_images(told[0], **told[1])
+
+
+def _of_run(store: Store, run: Mapping[str, Any], done: Mapping[str, Finished]) -> Iterator[str]:
+    """What ``run.json`` says otherwise than the cells do, or than it does elsewhere."""
+    for digest, about in run["cells"].items():
+        for field, expected, got in unlike_planned(done.get(digest), about):
+            yield f"run.json: {field} of cell {digest[:8]} is {got!r}, and {expected!r} in the stored cell"
+    limit, suite = run.get("limit"), run.get("suite", {})
+    if bool(run["limited"]) != (limit is not None) or (limit is not None and limit != suite.get("limit")):
+        yield f"run.json: limited is {run['limited']}, limit is {limit}, and the suite's limit is {suite.get('limit')}"
+    if suite.get("name") in PACKAGED and not run["limited"] and read_suite(suite["name"]).limit != suite.get("limit"):
+        yield f"run.json: limited is False, but the suite {suite['name']} has another limit than {suite.get('limit')}"
+    try:
+        store.read_run()
+    except StoreError as error:
+        yield f"run.json: {error}"
+
+
+def _planned_again(
+    run: Mapping[str, Any], stored: Mapping[str, Finished], models: tuple[str, ...], trust: bool
+) -> tuple[Plan | None, tuple[tuple[str, str], ...], list[str]]:
+    """The plan that the run's suite gives now, where its files are, and what differs from ``run.json``.
+
+    Raises:
+        RobenchError: A model or data set that is not there any more.
+    """
+    try:
+        suite = Suite.model_validate(run["suite"])
+        edits = run["edits"]
+        suite = suite._edited({}, adapts=edits["adapts"], typed=edits["typed"], notes=edits["notes"])
+        settings = Settings(**run["settings"])
+        users = _users(run, suite, stored, models)
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        return None, (), [f"run.json: suite, edits, settings or sources cannot be read ({error})".replace("\n", " ")]
+    try:
+        plan, paths = plan_run(suite, models=users, seed=run["seed"], settings=settings, trust=trust)
+    except ConfigError as error:
+        return None, (), [f"run.json: the suite cannot be planned again: {error}"]
+    return plan, paths, list(_unlike_plan(run, plan))
+
+
+def _users(
+    run: Mapping[str, Any], suite: Suite, stored: Mapping[str, Finished], models: tuple[str, ...]
+) -> list[str | UserModel]:
+    """The models of the run, with the files as ``--model`` or ``run.json`` says."""
+    moved = {model.label: model.source for model in listed(models)}
+    known = {label: UserModel(**{**about, "mean": tuple(about["mean"]), "std": tuple(about["std"]),
+                                 "input_range": tuple(about["input_range"])})
+             for label, about in run["sources"].items()}  # fmt: skip
+    known = {label: replace(user, source=moved.get(label, user.source), name=label) for label, user in known.items()}
+    return [known.get(label, label) for label in suite.models]
+
+
+def _unlike_plan(run: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """Where the plan of now and the planned cells of the run differ."""
+    cells = {cell.digest: cell for cell in plan.cells}
+    lost, more = set(run["cells"]) - set(cells), set(cells) - set(run["cells"])
+    for digest in sorted(lost):
+        about = run["cells"][digest]
+        yield f"run.json: {named(about, digest)} is not what suite, seed, settings, models and data give now"
+    for digest in sorted(more):
+        yield f"run.json: {_name(cells[digest])} is missing among its cells (by suite, seed, settings, models and data)"
+    if list(run.get("left_out", [])) != list(plan.notes):
+        yield f"run.json: left_out is {run.get('left_out')}, and {list(plan.notes)} when planned again"
+    now = {name: dict(facts) for name, facts in plan.identities.items()}
+    if run.get("identities", {}).get("models") != now:
+        names = sorted(n for n in {*now, *run.get("identities", {}).get("models", {})}
+                       if run.get("identities", {}).get("models", {}).get(n) != now.get(n))  # fmt: skip
+        yield f"run.json: identities of {', '.join(names)} are not what the models are now"
+
+
+def _name(cell: Cell) -> str:
+    from robench.lineage import planned
+
+    return named(planned(cell), cell.digest)
+
+
+def _notes(run: Mapping[str, Any], stored: Mapping[str, Finished], images: Replay, rerun: bool) -> Iterator[str]:
+    searched = [d for d in stored if run["cells"][d]["scenario"] in ATTACKED]
+    without = sum(run["cells"][d]["scenario"] == "evasion" for d in searched) - images.cells
+    if without > 0:
+        yield f"{without} attacked cells kept no images (--save-adversarials): adversarial scores were not judged again there"
+    if searched and not rerun:
+        yield f"not compared without --rerun: what attacks say of their own search ({', '.join(SEARCH)})"
+    unfinished = len(set(run["cells"]) - set(stored))
+    if unfinished:
+        yield f"{unfinished} planned cells have no readable result"

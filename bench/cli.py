@@ -470,18 +470,32 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples held at once.")
 @click.option("--model", "models", multiple=True, help="Where a model file of the run is now, if it moved.")
 @click.option("--trust", is_flag=True, help="Execute code named by the run's models.")
-def verify(run_directory: Path, device: str, batch_size: int, models: tuple[str, ...], trust: bool) -> None:
-    """Judge a run's kept images again, without attack code; exit 1 and a list where anything differs."""
-    from robench.evidence import verify as replay
+@click.option("--rerun", is_flag=True, help="Run attacks again too, and compare what they say of their search.")
+def verify(run_directory: Path, models: tuple[str, ...], **options: Any) -> None:
+    """Look at a run again: plan, headers, rows, kept images, tables; exit 1 and a list where anything differs."""
+    from robench.verification import verify_run
 
-    found = replay(run_directory, device=device, batch_size=batch_size, models=models, trust=trust)
-    for line in found.differences:
+    found = verify_run(run_directory, models=models, **options)
+    lines = [*found.differences, *_unlike_tables(run_directory)]
+    for line in lines:
         _print(line)
-    if found.without:
-        _print(f"{found.without} attacked cells were run without --save-adversarials: nothing to verify there", err=True)
-    told = f"{found.images} float32 and {found.images_8bit} 8-bit images of {found.cells} attacks judged again"
-    _print(f"{told}: {len(found.differences)} differences" if found.differences else f"{told}: the same verdicts")
-    _end(1 if found.differences else 0)
+    for note in found.notes:
+        _print(note, err=True)
+    told = f"{found.cells} cells looked at again, {found.images} float32 and {found.images_8bit} 8-bit images judged again"
+    _print(f"{told}: {len(lines)} differences" if lines else f"{told}: the same verdicts and numbers")
+    _end(1 if lines else 0)
+
+
+def _unlike_tables(folder: Path) -> list[str]:
+    """What the written tables of a run say otherwise than its rows do."""
+    from robench.errors import StoreError
+    from robench.reports.checked import unlike_tables
+    from robench.store import Store
+
+    try:
+        return unlike_tables(_table(folder), folder, Store(folder).read_run())
+    except StoreError as error:
+        return [f"tables: not compared with the rows: {error}"]
 
 
 @main.command(name="list")

@@ -293,6 +293,8 @@ def _case(digest: str, path: Path) -> _Case:
     header = json.loads(path.read_text(encoding="utf-8"))
     if header["schema"] > SCHEMA:
         raise StoreError(must("the evidence's schema", f"at most {SCHEMA}", header["schema"], "update robench"))
+    if header["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {header['schema']}, an older one")
     cell = cell_of(header["lineage"])
     if not cell.digest == header["digest"] == digest:
         raise ValueError("its digest or lineage belongs to another cell")
@@ -353,7 +355,11 @@ class _Case:
         kept = {s["sample"]: s["sha256_8bit"] is not None for s in self.header["samples"]}
         stored = rows[rows["broken"].astype(bool)].set_index("sample")["broken_8bit"].astype(bool).to_dict()
         differ = sorted(s for s in {*kept, *stored} if kept.get(s) != stored.get(s))
-        return [f"samples {_list(differ)}: the rows and the images do not speak of the same verdicts"] if differ else []
+        return (
+            [f"samples {_list(differ)}: the rows and the images do not speak of the same verdicts (broken, broken_8bit)"]
+            if differ
+            else []
+        )
 
     def _unlike(self, rows: pd.DataFrame) -> list[str]:
         """What the header says of its samples otherwise than the rows do."""
@@ -529,7 +535,7 @@ def _present(source: str, cases: list[_Case], models: tuple[str, ...], trust: bo
     for leaf in (a for a in leaves.values() if _is(a, "file")):
         told = leaf.builder.kwargs
         path = named.get(leaf.label, known.get(told["sha256"], leaf.label))
-        _require_file(path)
+        require_file(path)
         users[leaf.digest] = UserModel(
             path,
             told["arch"],
@@ -545,7 +551,7 @@ def _present(source: str, cases: list[_Case], models: tuple[str, ...], trust: bo
     return now | {a.digest for a in found.models.values()}, paths
 
 
-def _require_file(source: str) -> None:
+def require_file(source: str) -> None:
     """Refuse a model file that is neither where it was nor where ``--model`` says."""
     path = Path(source.rpartition(":")[0] or source)
     if (path.suffix == ".py" or ":" not in source) and not path.is_file():

@@ -13,7 +13,7 @@ import torch
 
 from robench import catalog
 from robench.devices import exact_arithmetic
-from robench.errors import NotInstalledError, RobenchError
+from robench.errors import RobenchError
 from robench.evidence import EDGE, close
 from robench.inference import predict, untouched
 from robench.judge import decide
@@ -30,7 +30,10 @@ ATTACKED = ("evasion", "evasion_train")
 INFORMATIVE = {
     "rows": (*MEASURED, "threads", "device"),
     "cells": ("seconds", "device", "threads", "time", "versions"),
-    "run.json": ("versions", "sources", "adversarials", "suite.summary"),
+    "run.json": (
+        *("versions", "sources", "adversarials", "edits.adapts", "edits.typed"),
+        *("suite.name", "suite.version", "suite.summary"),
+    ),
     "evidence": ("device", "sources", "versions", "hold"),
     "unbroken": ("margin_adv", "distance", "projected"),
 }
@@ -167,9 +170,9 @@ def _contradictions(row: dict[str, Any], threat: ThreatModel) -> Iterator[str]:
     failed, wrong, plain = row["status"] == "failed", row["score_adv"] <= 0.5, not row["draws"]
     edge = abs(row["margin_adv"]) < EDGE
     rules = {
-        "status": row["status"] in ("ok", "failed") and failed == bool(row["error"]),
+        "status, error": row["status"] in ("ok", "failed") and failed == bool(row["error"]),
         "nonfinite_outputs": failed or wrong or not row["nonfinite_outputs"],
-        "broken": failed or bool(row["broken"]) == wrong,
+        "broken, score_adv": failed or bool(row["broken"]) == wrong,
         "broken_8bit": bool(row["broken"]) or not row["broken_8bit"],
         "score_adv": row["score_adv"] in (0.0, 1.0) and row["score_adv"] <= row["score_clean"],
         "score_mean": not plain or row["score_mean"] == row["score_adv"],
@@ -186,9 +189,5 @@ def _contradictions(row: dict[str, Any], threat: ThreatModel) -> Iterator[str]:
     }  # fmt: skip
     for name, fits in rules.items():
         if not fits:
-            yield f"sample {row['sample']}: {name} is {row[name]!r}, which does not fit the row's other columns"
-
-
-def unavailable(error: BaseException) -> bool:
-    """Whether a cell cannot be looked at for want of a library."""
-    return isinstance(error, NotInstalledError)
+            told = ", ".join(f"{column} {row[column]!r}" for column in name.split(", "))
+            yield f"sample {row['sample']}: {told} cannot be together with the row's other columns"

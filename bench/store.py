@@ -26,7 +26,7 @@ _PLANNED = ("scenario", "model", "condition", "seed")
 _OWN_HASH = "header_sha256"
 """The key of a header's own hash."""
 _AGAIN = "remove it to compute its cell again"
-_ANEW = "run the same command with the same --out again: it writes run.json anew and keeps finished cells"
+ANEW = "run the same command with the same --out again: it writes run.json anew and keeps finished cells"
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Store:
         for digest in chosen:
             entry = done[digest]
             if entry.header["schema"] != SCHEMA:
-                raise StoreError(must(f"the schema of cell {digest[:12]}", str(SCHEMA), entry.header["schema"], _ANEW))
+                raise StoreError(must(f"the schema of cell {digest[:12]}", str(SCHEMA), entry.header["schema"], ANEW))
             rows = self.rows(entry)
             for position, name in enumerate(LEAD):
                 rows.insert(position, name, entry.header[name])
@@ -245,10 +245,10 @@ class Store:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise StoreError(must(str(path), "readable JSON", str(error), _ANEW)) from error
+            raise StoreError(must(str(path), "readable JSON", str(error), ANEW)) from error
         header = _run_header(path, found)
         if not (changed or _is_whole(header)):
-            raise StoreError(must(str(path), "as it was written", "a changed one (its own hash does not fit)", _ANEW))
+            raise StoreError(must(str(path), "as it was written", "a changed one (its own hash does not fit)", ANEW))
         return {k: v for k, v in header.items() if k != _OWN_HASH}
 
     def last_run(self) -> dict[str, Any]:
@@ -337,7 +337,7 @@ def require_planned(done: Mapping[str, Finished], planned: Mapping[str, Any]) ->
     for digest, about in planned.items():
         for field, expected, got in unlike_planned(done.get(digest), about):
             what = f"{field} of cell {digest[:12]} in run.json"
-            raise StoreError(must(what, f"{expected!r} as the stored cell says", _short(got), _ANEW))
+            raise StoreError(must(what, f"{expected!r} as the stored cell says", _short(got), ANEW))
 
 
 def unlike_planned(entry: Finished | None, about: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -365,17 +365,17 @@ def _run_header(path: Path, found: Any) -> dict[str, Any]:
     """The content of ``run.json`` when it has the shape that loading and auditing need."""
     types = {"limited": bool, "suite": dict}
     if not isinstance(found, dict) or not all(isinstance(found.get(k, t()), t) for k, t in types.items()):
-        raise StoreError(must(str(path), "a run's configuration (suite, limited, cells)", _short(found), _ANEW))
+        raise StoreError(must(str(path), "a run's configuration (suite, limited, cells)", _short(found), ANEW))
     if "limited" not in found:
-        raise StoreError(must(str(path), "told whether the run was limited", sorted(found), _ANEW))
+        raise StoreError(must(str(path), "told whether the run was limited", sorted(found), ANEW))
     cells = found.get("cells")
     if not isinstance(cells, dict):
         expected = "cells by digest with what each was to measure (earlier versions of robench wrote a list)"
-        raise StoreError(must(str(path), expected, _short(cells), _ANEW))
+        raise StoreError(must(str(path), expected, _short(cells), ANEW))
     for digest, about in cells.items():
         if not isinstance(about, dict) or not _planned_keys(about) <= set(about):
             expected = f"what cell {digest[:12]} was to measure ({', '.join(_PLANNED)}; threat and attack of an evasion)"
-            raise StoreError(must(str(path), expected, _short(about), _ANEW))
+            raise StoreError(must(str(path), expected, _short(about), ANEW))
     return found
 
 

@@ -11,14 +11,15 @@ from robench.api import plan_run
 from robench.children import isolated
 from robench.devices import resolve_device
 from robench.errors import ConfigError, StoreError
-from robench.evidence import Replay, named
+from robench.evidence import Replay, named, require_file
 from robench.evidence import verify as replay_images
 from robench.plan import Plan
 from robench.recheck import ATTACKED, SEARCH, Task, recheck
 from robench.sources import UserModel, listed
 from robench.spec import Cell, Context, Settings
-from robench.store import Finished, Store, unlike_planned
+from robench.store import ANEW, Finished, Store, unlike_planned
 from robench.suite import PACKAGED, Suite, read_suite
+from robench.zoo import ZOO
 
 Apart = Callable[..., Any]
 """How a function is called in a process of its own, as ``robench.children.isolated``."""
@@ -69,6 +70,8 @@ def verify_run(
     lines = [f"cells/{name}: {text}" for name, text in store.strange.items()]
     lines += _of_run(store, run, done)
     stored = {d: done[d] for d in run["cells"] if d in done and done[d].cell is not None}
+    lines += [f"cells/{done[d].rows.stem}.json: schema is {done[d].header['schema']}, an older one; {ANEW}"
+              for d in run["cells"] if d in done and d not in stored]  # fmt: skip
     plan, paths, found = _planned_again(run, stored, models, trust)
     lines += found
     context = Context(str(store.root), where, batch_size, trust=trust, sources=paths, code=plan.code if plan else ())
@@ -134,6 +137,9 @@ def _planned_again(
         users = _users(run, suite, stored, models)
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         return None, (), [f"run.json: suite, edits, settings or sources cannot be read ({error})".replace("\n", " ")]
+    for user in users:
+        if isinstance(user, UserModel) and user.source not in ZOO and not user.source.startswith("trained("):
+            require_file(user.source)
     try:
         plan, paths = plan_run(suite, models=users, seed=run["seed"], settings=settings, trust=trust)
     except ConfigError as error:
@@ -165,6 +171,8 @@ def _unlike_plan(run: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     if list(run.get("left_out", [])) != list(plan.notes):
         yield f"run.json: left_out is {run.get('left_out')}, and {list(plan.notes)} when planned again"
     now = {name: dict(facts) for name, facts in plan.identities.items()}
+    if list(run.get("data_notes", [])) != list(plan.data_notes):
+        yield f"run.json: data_notes is {run.get('data_notes')}, and {list(plan.data_notes)} when planned again"
     if run.get("identities", {}).get("models") != now:
         names = sorted(n for n in {*now, *run.get("identities", {}).get("models", {})}
                        if run.get("identities", {}).get("models", {}).get(n) != now.get(n))  # fmt: skip
@@ -181,7 +189,7 @@ def _notes(run: Mapping[str, Any], stored: Mapping[str, Finished], images: Repla
     searched = [d for d in stored if run["cells"][d]["scenario"] in ATTACKED]
     without = sum(run["cells"][d]["scenario"] == "evasion" for d in searched) - images.cells
     if without > 0:
-        yield f"{without} attacked cells kept no images (--save-adversarials): adversarial scores were not judged again there"
+        yield f"{without} attacked cells kept no images (--save-adversarials): their scores were not judged again"
     if searched and not rerun:
         yield f"not compared without --rerun: what attacks say of their own search ({', '.join(SEARCH)})"
     unfinished = len(set(run["cells"]) - set(stored))

@@ -12,6 +12,8 @@ import pandas as pd
 from robench.registry import facts
 from robench.reports.write import table_files
 
+_NAMES = ("model", "condition", "threat", "attack", "metric")
+"""Columns that say which line of a table it is."""
 _SHOWN = 3
 """Differences of one file that are named."""
 
@@ -52,13 +54,14 @@ def _by_cell(name: str, stored: bytes, again: bytes) -> Iterator[str]:
     except ValueError:
         return
     if list(one.columns) != list(other.columns) or len(one) != len(other):
-        yield f"{name}: {len(one)} rows of {len(one.columns)} columns, and {len(other)} of {len(other.columns)} from the rows"
+        shapes = [f"{len(frame)} rows of {len(frame.columns)} columns" for frame in (one, other)]
+        yield f"{name}: {shapes[0]}, and {shapes[1]} from the rows"
         return
     for row, (left, right) in enumerate(zip(one.to_dict("records"), other.to_dict("records"), strict=True)):
         for column in one.columns:
             if left[column] != right[column]:
-                who = " ".join(str(right[k]) for k in ("model", "condition", "threat", "attack", "metric") if right.get(k))
-                yield f"{name}: {column} of {who or f'row {row + 1}'} is {left[column]!r}, and {right[column]!r} from the rows"
+                who = " ".join(str(right[key]) for key in _NAMES if right.get(key)) or f"row {row + 1}"
+                yield f"{name}: {column} of {who} is {left[column]!r}, and {right[column]!r} from the rows"
 
 
 def _other_frame(stored: bytes, again: bytes) -> bool:

@@ -40,14 +40,31 @@ def write_reports(
         limited: The run was limited to a part of the samples (for frames; a tidy table says so itself).
     """
     table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
-    board, drawn = leaderboard(table, threats=main_threats(header)), pictures(table)
+    drawn = pictures(table)
+    files = table_files(table, header)
+    files["report.html"] = page(table, header=header, drawn=drawn).encode()
+    for picture in reversed(drawn):  # of several data sets the first one's have files
+        files |= {f"{picture.name}.png": picture.png, f"{picture.name}.svg": image(picture.figure, "svg")}
+    for name, data in sorted(files.items()):
+        write_atomically(out / name, data)
+    return [out / name for name in sorted(files)]
+
+
+@facts(version=1)
+def table_files(table: pd.DataFrame, header: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """File name → content of every table that is written; they follow from the rows alone.
+
+    Args:
+        table: The tidy table.
+        header: The run's ``run.json``, for the threats that rank.
+    """
+    board = leaderboard(table, threats=main_threats(header))
     files = {
         "table.csv": render(table, format="csv").encode(),
         "table.md": render(table, format="md").encode(),
         "table.parquet": to_parquet(table),
         "leaderboard.csv": render(board, format="csv").encode(),
         "leaderboard.md": render(board, format="md").encode(),
-        "report.html": page(table, header=header, drawn=drawn).encode(),
     }
     moved = matrix(table)
     if len(moved):
@@ -60,8 +77,4 @@ def write_reports(
     if packed is not None:
         files["compression.csv"] = render(packed.cells, format="csv").encode()
         files["compression.md"] = render(packed.cells, format="md").encode()
-    for picture in reversed(drawn):  # of several data sets the first one's have files
-        files |= {f"{picture.name}.png": picture.png, f"{picture.name}.svg": image(picture.figure, "svg")}
-    for name, data in sorted(files.items()):
-        write_atomically(out / name, data)
-    return [out / name for name in sorted(files)]
+    return files

@@ -44,7 +44,7 @@ model ``hold`` counts: it decides which draws an image meets.
 """
 SEARCH = (
     "stage", "stage_access", "escalated", "unconfirmed", "forwards", "backwards", "zero_gradients", "nonfinite_gradients",
-    "nonfinite_outputs", "status", "error", "draws", "projected",
+    "nonfinite_outputs", "status", "error", "draws", "projected", "fresh_copy_agrees",
 )  # fmt: skip
 """What a search says of itself: compared by running the attack again (``--rerun``), else only where columns contradict."""
 

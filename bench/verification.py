@@ -169,7 +169,8 @@ def _unlike_plan(run: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     for digest in sorted(more):
         yield f"run.json: {_name(cells[digest])} is missing among its cells (by suite, seed, settings, models and data)"
     if list(run.get("left_out", [])) != list(plan.notes):
-        yield f"run.json: left_out is {run.get('left_out')}, and {list(plan.notes)} when planned again"
+        now_left = list(plan.notes)
+        yield f"run.json: left_out is {run.get('left_out')}, and {now_left} when planned again (edits.notes are part of it)"
     now = {name: dict(facts) for name, facts in plan.identities.items()}
     if list(run.get("data_notes", [])) != list(plan.data_notes):
         yield f"run.json: data_notes is {run.get('data_notes')}, and {list(plan.data_notes)} when planned again"

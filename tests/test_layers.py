@@ -37,7 +37,7 @@ LAYERS = [
         "doctor",
         "changes",
     ),
-    ("runner", "missing", "tryout", "api", "loading", "evaluation", "binarization"),
+    ("runner", "missing", "tryout", "api", "loading", "evaluation", "binarization", "recheck", "verification"),
     ("reports",),
     ("cli", "benchmark", "corruptbench", "stepcost"),
 ]

@@ -214,7 +214,7 @@ def _suite_words(name: str) -> tuple[str, ...]:
 )
 def test_what_a_search_says_of_itself_is_named_when_it_is_run_again(copy, name):
     """``zero_gradients`` and the like may be set so that no other column contradicts them."""
-    value = {"escalated": "why not", "zero_gradients": 1, "unconfirmed": 1}.get(name)
+    value = {"escalated": "why not", "zero_gradients": 1, "unconfirmed": 1, "fresh_copy_agrees": 0.0}.get(name)
     rows_changed(copy, "evasion", one_value(name, value))
     assert looked_at(copy) == ()
     assert any(name in line for line in looked_at(copy, rerun=True))

@@ -95,7 +95,23 @@ def padded(points: Tensor, width: int, *, grey: bool = False) -> Tensor:
 def predict(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor, *, width: int, grey: bool = False) -> Tensor:
     """Outputs of the model on x (N, ...) without gradients, in batches padded to ``width`` as ``padded`` does."""
     with torch.no_grad():
-        return torch.cat([model(padded(x[a:b], width, grey=grey))[: b - a] for a, b in chunks(len(x), width)])
+        return torch.cat([asked(model, padded(x[a:b], width, grey=grey))[: b - a] for a, b in chunks(len(x), width)])
+
+
+def asked(model: nn.Module | Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The model's outputs on a batch that it must not write to.
+
+    A model that writes to its images gets copies (see ``admission``), if its trial shows that it does.
+
+    Raises:
+        ModelError: It wrote to the images, which its trial did not show.
+    """
+    before = images._version
+    outputs = model(images)
+    if images._version != before:
+        remedy = "have the model's forward work on a copy, x = x.clone()"
+        raise ModelError(must("the images given to the model", "left as they are", "images written to", remedy))
+    return outputs
 
 
 def second_look(model: nn.Module, x: Tensor, *, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import AttackError, ConfigError, NoGradientError, must, suggestion
-from robench.inference import chunks, padded
+from robench.inference import asked, chunks, padded
 from robench.ops.chance import seeded
 from robench.ops.norms import Ball
 from robench.spec import ThreatModel
@@ -295,7 +295,7 @@ class Victim:
         return quartile + 0 * margins.sum(0), *(column.mean(0) for column in others)
 
     def _forward(self, points: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(self._laid(padded(points, self.width)))[: len(points)]
+        outputs = asked(self.model, self._laid(padded(points, self.width)))[: len(points)]
         return self.task.margin(outputs, self.y[rows]), outputs
 
     def _fused(self, points: Tensor, rows: Tensor, loss: str, weights: Tensor | None) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from robench.errors import AttackError, ConfigError, ModelError, NoGradientError
-from robench.inference import untouched
+from robench.inference import predict, untouched
 from robench.spec import ThreatModel
 from robench.victim import Victim
 
@@ -262,3 +262,26 @@ def test_a_race_books_what_one_question_after_the_other_would():
     assert torch.equal(victim.best, torch.tensor([0.5, 0.8, 0.0])[:, None])
     with pytest.raises(AttackError):
         Victim(Line(), x, y, threat=ThreatModel.parse("linf(1)"), access="decision").race(points, rows, start[rows])
+
+
+class WritesLater(nn.Module):
+    """Writes to its images from the third pass on, as a model may that does so for some images only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.passes = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x.sub_(0.1) if self.passes > 2 else x)
+
+
+def test_a_model_that_writes_to_its_images_is_refused():
+    x, model = torch.rand(4, 1, 4, 4), WritesLater().eval()
+    predict(model, x, width=4)
+    victim = Victim(model, x, torch.zeros(4, dtype=torch.int64), threat=ThreatModel.parse("linf(0.1)"))
+    victim.margins(x, victim.alive())
+    with pytest.raises(ModelError, match="left as they are"):
+        victim.margins(x, victim.alive())
+    with pytest.raises(ModelError, match="left as they are"):
+        predict(model, x, width=4)

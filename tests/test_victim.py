@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robench.errors import AttackError, ConfigError, ModelError, NoGradientError
 from robench.inference import predict, untouched

@@ -319,7 +319,16 @@ def _other_kinds(engine: Engine) -> None:
 
 
 def _sparse(engine: Engine) -> None:
-    """The gradient stages of l1: Auto-PGD from wider balls, whose last look is at the ball's best corner.
+    """The gradient stages of l1: Auto-PGD from wider balls, whose last look is at the ball's best corner."""
+    _short_runs(engine)
+    rows = engine.closest(0.3, least=16)
+    together = min(5, _together(engine, rows))
+    stage = plain(apgd_t, targets=5, together=together, steps=50, schedule="large_eps", corner=True)
+    _outwards(engine, "apgd-t", stage, share=0.3, least=16, copies=together)
+
+
+def _short_runs(engine: Engine) -> None:
+    """Auto-PGD in l1 with three losses in turn, as long as it pays.
 
     Short runs from many starts find more than few long ones (an MNIST net trained in linf, 200 images, l1(10): three runs
     of 30 steps left 43, one of 100 steps 48). They go on until some in a row have not paid.
@@ -331,10 +340,6 @@ def _sparse(engine: Engine) -> None:
         stage = anew(plain(apgd, loss=loss, steps=30, **wide), turn)
         broken = engine.run(f"apgd-{loss}-{turn}", stage, rows, copies=1)
         idle, turn = 0 if broken >= max(1, PAYS * len(rows)) else idle + 1, turn + 1
-    rows = engine.closest(0.3, least=16)
-    together = min(5, _together(engine, rows))
-    stage = plain(apgd_t, targets=5, together=together, steps=50, **wide)
-    _outwards(engine, "apgd-t", stage, share=0.3, least=16, copies=together)
 
 
 @facts(version=5, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
@@ -349,7 +354,9 @@ def robench_deep(engine: Engine) -> None:
 
 def _deep_hedge(engine: Engine) -> None:
     near = engine.closest(0.3, least=8)
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9, together=_together(engine, near)), near)
+    if engine.run("fab-t", plain(fab_t, steps=100, targets=9, together=_together(engine, near)), near):
+        engine.escalated.append(OTHERS_BROKE)
+        engine.run("fab-t-all", anew(plain(fab_t, steps=100, targets=9, restarts=2), 1))
     broken = engine.run("square", plain(square, queries=1000), access="score")
     engine.escalated += [SQUARE_BROKE] if broken else []
     chosen = engine.survivors() if broken else engine.closest(0.2, least=8)
@@ -358,6 +365,8 @@ def _deep_hedge(engine: Engine) -> None:
 
 def _deep_dense(engine: Engine) -> None:
     engine.run("sieve", sieve())
+    if engine.threat.norm == "l2":
+        _from_outside(engine, 0, MOST_OUTSIDE)
     engine.rank()
     turn = 0
     while turn < 12:
@@ -373,6 +382,7 @@ def _deep_dense(engine: Engine) -> None:
 
 
 def _deep_sparse(engine: Engine) -> None:
+    _short_runs(engine)
     wide: dict[str, Any] = {"steps": 100, "schedule": "large_eps", "corner": True}
     engine.run("apgd-ce", plain(apgd, loss="ce", restarts=5, **wide))
     engine.run("apgd-margin", anew(plain(apgd, loss="margin", restarts=2, **wide), 1))

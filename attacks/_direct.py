@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from robench.admission import Admitted, admit, as_module, own_autograd, own_images
 from robench.errors import ConfigError, DataError, must
 from robench.inference import require_finite_weights, untouched
+from robench.ops.precision import bears_channels_last
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
-from robench.task import TARGETED
+from robench.task import CLASSIFICATION, TARGETED
 from robench.victim import Victim
 
 Attack = Callable[..., Tensor]
 
 WIDTH = 64
 """Padded width of a victim's batches."""
+
+TRIED = 8
+"""Images on which a model is tried channels-last."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ def direct(attack: Attack) -> Attack:
     * ``target``: classes (N,) that the images are to be taken for. Then a sample is broken where the model predicts its
       target, and all losses are those of the target. Only attacks that are defined for it take one.
 
+    Deep convolutional nets are asked channels-last, where they are faster, and others not, whatever the images' own layout.
     The module, or function, is attacked in eval mode and given back as it was; images and labels are copied. What comes
     back is (N, ...): per sample the first
     success (a minimal-norm attack's nearest one), else the point that came closest to one.
@@ -68,9 +73,10 @@ def direct(attack: Attack) -> Attack:
         with opened(model, x, y, target=target) as (net, x, y, target), ExitStack() as stack:
             if isinstance(params.get("surrogate"), nn.Module):
                 params["surrogate"] = stack.enter_context(_asked(params["surrogate"], x)).net
-            if target is not None:
-                net, y = Victim(net, x, target, threat=threat, task=TARGETED), target
-            return attack(net, x, y, threat=threat, seeds=seeds, **params)
+            x, y, task = x.contiguous(), y if target is None else target, CLASSIFICATION if target is None else TARGETED
+            victim = Victim(net, x, y, threat=threat, task=task, width=WIDTH)
+            victim.channels_last = bears_channels_last(net, x[:TRIED])
+            return attack(victim, x, y, threat=threat, seeds=seeds, **params)
 
     vars(called)["__signature__"] = _signature(attack, called)
     return called

@@ -245,3 +245,21 @@ def test_what_the_readme_shows_of_attacks_alone_runs(given):
     for line in lines:
         exec(line, known)
     assert torch.equal(predict(net, known["x_adv"], width=16).argmax(1), target)
+
+
+@pytest.mark.parametrize(("convolutions", "last"), [(8, True), (2, False)])
+def test_the_images_layout_does_not_choose_the_models(convolutions, last):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3 if k == 0 else 4, 4, 3, padding=1) for k in range(convolutions)]
+    net, seen = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 36, 3)).eval(), []
+    x = Draws(0, torch.arange(12)).uniform("x", (3, 6, 6))
+    y = predict(net, x, width=16).argmax(1)
+    found = []
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        handle = layers[0].register_forward_pre_hook(
+            lambda _, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        found.append(attacks.apgd(net, images, y, threat="l2(0.5)", steps=4))
+        handle.remove()
+        assert seen[-1] == last
+    assert torch.equal(*found)

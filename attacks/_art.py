@@ -35,7 +35,8 @@ _NOT_LITERAL = {"self", "estimator", "classifier", "estimator_orig", "summary_wr
     norms=("linf", "l2", "l1"),
     access="white",
     randomness="call",
-    open_arguments=True, family="art.attacks.evasion",
+    open_arguments=True,
+    family="art.attacks.evasion",
     distribution="adversarial-robustness-toolbox",
 )
 def art(

@@ -306,15 +306,15 @@ def _other_kinds(engine: Engine) -> None:
     if not engine.run("fab-hedge", plain(fab_t, steps=steps, targets=3, together=together), chosen, copies=together):
         return
     engine.escalated.append(OTHERS_BROKE)
-    for turn, restarts in enumerate((1, 2)):
-        together = min(9, _together(engine, engine.survivors()))
-        stage = anew(plain(fab_t, steps=50, targets=9, restarts=restarts, together=together), turn)
+    for turn, (steps, targets) in enumerate(((50, 9), (100, 3))):
+        together = min(targets, _together(engine, engine.survivors()))
+        stage = plain(fab_t, steps=steps, targets=targets, together=together)
         broken = engine.run("fab-t" if not turn else "fab-t-long", stage, copies=together)
         if engine.threat.norm == "l2" and not turn:
             _from_outside(engine, MOST_OUTSIDE, 2 * MOST_OUTSIDE)
         if broken < DEFAULTS.floor or broken <= DEFAULTS.unended * len(engine.x):
             return
-    engine.escalated.append(f"{UNENDED}: FAB-T still broke {broken} of {len(engine.x)} samples from its last starts")
+    engine.escalated.append(f"{UNENDED}: FAB-T still broke {broken} of {len(engine.x)} samples in its last run")
     engine.run("square-other", anew(plain(square, queries=2000), 4), access="score")
 
 

@@ -58,7 +58,7 @@ def begin(engine: Engine) -> Flags:
     """Ask for the clean images, and probe a few of those that are right; the reasons to escalate go to the engine.
 
     The points that the probe looks at count for nothing but its cost, so that a model without a flag is searched as if
-    there were no probe. It costs 33 forward and 6 backward passes on 32 samples.
+    there were no probe. It costs 39 forward and 6 backward passes on 32 samples.
     """
     with seeded(engine.seed, "probe.clean", device=engine.device):
         engine.look()
@@ -125,7 +125,7 @@ def survey(engine: Engine, flags: Flags) -> None:
     """Look at the gradients where the search ended on some survivors, and on the lines to there; reasons go to the engine.
 
     Robustness rests on the survivors: a gradient that is wrong only near the boundary, or for few of the samples, is wrong
-    there. It costs 32 forward and 18 backward passes on at most ``PROBED`` samples.
+    there. It costs 38 forward and 18 backward passes on at most ``PROBED`` samples.
     """
     rows = engine.sample(PROBED, "survey")
     if not len(rows) or flags.missing or flags.troubles:

@@ -19,6 +19,13 @@ PLACES = {"": "at random starts", "end_": "where an ascent ended", "wide_": "whe
 """Where gradients were held against differences: what begins the column's name, and as a text."""
 
 
+COARSE = 0.1
+"""Median noise of differences from where on they tell nothing: 0.02 and less of float32 nets, 0.4 and more in 16 bits."""
+
+ROUNDING = 2.0
+"""How many times the middle sample's noise the error along a line must exceed; in 16 bits it is below once."""
+
+
 def diagnose(
     measured: Mapping[str, Column],
     *,
@@ -30,8 +37,9 @@ def diagnose(
 
     Args:
         measured: Columns (N,), NaN where a sample was not measured: ``zero_gradient``, ``nonfinite_gradient``,
-            ``gradient_error``, ``slope``, ``slope_claimed``, ``hidden``, ``evenness``, and ``mass_error``, ``steep`` at each
-            of ``PLACES``, ``line_error``, ``line_turns``; what is absent is not judged.
+            ``gradient_error``, ``slope``, ``slope_claimed``, ``hidden``, ``evenness``, and ``mass_error``,
+            ``mass_noise``, ``steep`` at each of ``PLACES``, ``line_error``, ``line_noise``, ``line_turns``; what is absent
+            is not judged.
         survived: The samples that attacks left robust; robustness rests on these, so few of them are enough. None: unknown.
         lent: Whether the gradient is a substitute's.
         limits: From where on a sign counts.
@@ -86,6 +94,8 @@ def _in_general(columns: Mapping[str, Column], limits: Thresholds) -> Iterator[s
     for place, where in zip(
         PLACES, ("at random starts", "where an ascent ended", "where a wider ascent ended"), strict=True
     ):
+        if _middle(columns, f"{place}mass_noise") > COARSE:
+            continue
         error, steep = _present(columns, f"{place}mass_error"), _present(columns, f"{place}steep")
         if error.size and np.median(error) > limits.mass:
             yield f"differences of pixel groups contradict {percent(float(np.median(error)))} of the gradient {where}"
@@ -93,7 +103,7 @@ def _in_general(columns: Mapping[str, Column], limits: Thresholds) -> Iterator[s
             told = percent(max(0.0, float(np.median(steep))))
             yield f"the steepest step {where} yields {told} of the slope that the gradient claims"
     line, turns = _present(columns, "line_error"), _present(columns, "line_turns")
-    if line.size and np.median(line) > limits.line:
+    if line.size and np.median(line) > max(limits.line, ROUNDING * _middle(columns, "line_noise")):
         yield f"gradients along an ascent's line miss {percent(float(np.median(line)))} of the margin's changes"
     if turns.size and np.median(turns) > limits.turns:
         yield f"the margin goes up and down {float(np.median(turns)):.1f} times as much as it falls along an ascent's line"
@@ -101,13 +111,14 @@ def _in_general(columns: Mapping[str, Column], limits: Thresholds) -> Iterator[s
 
 def misled(columns: Mapping[str, Column], limits: Thresholds = DEFAULTS) -> NDArray[np.bool_]:
     """The samples whose own gradients lead nowhere, bool (N,): at most places, or along the line of an ascent."""
-    present = [columns[f"{place}mass_error"] for place in PLACES if f"{place}mass_error" in columns]
-    if not present:
-        return np.zeros(0, dtype=bool)
-    errors = np.stack(present)
-    asked = ~np.isnan(errors)
-    wrong = (np.nan_to_num(errors) > limits.mass_of_one).sum(0) > asked.sum(0) / 2
-    for name, limit in (("line_error", limits.line_of_one), ("line_turns", limits.turns_of_one)):
+    fine = [place for place in PLACES if _middle(columns, f"{place}mass_noise") <= COARSE]
+    present = [columns[f"{place}mass_error"] for place in fine if f"{place}mass_error" in columns]
+    wrong = np.zeros(len(next(iter(columns.values()), ())), dtype=bool)
+    if present:
+        errors = np.stack(present)
+        wrong = (np.nan_to_num(errors) > limits.mass_of_one).sum(0) > (~np.isnan(errors)).sum(0) / 2
+    line = max(limits.line_of_one, ROUNDING * _middle(columns, "line_noise"))
+    for name, limit in (("line_error", line), ("line_turns", limits.turns_of_one)):
         if name in columns:
             wrong |= np.nan_to_num(columns[name]) > limit
     return wrong
@@ -131,6 +142,12 @@ def _one_by_one(columns: Mapping[str, Column], survived: NDArray[np.bool_] | Non
 def percent(share: float) -> str:
     """A share as text, one decimal."""
     return f"{100 * share:.1f} %"
+
+
+def _middle(columns: Mapping[str, Column], name: str) -> float:
+    """The median of what was measured, 0 where nothing was."""
+    column = _present(columns, name)
+    return float(np.median(column)) if column.size else 0.0
 
 
 def _present(columns: Mapping[str, Column], name: str) -> Column:

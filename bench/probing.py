@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -100,43 +102,55 @@ def geometry(victim: Victim, points: Tensor, rows: Tensor, draws: Draws, stage: 
     Returns:
         ``mass_error``: the slopes' error along random signs of pixel groups, as a share of the gradient's dual norm (linf:
         l1 mass; else length): 0 for a true gradient, about 1 where it is lost, up to 2 where its sign is wrong.
+        ``mass_noise``: the same of the differences among themselves, with another step: what rounding explains.
         ``steep``: the slope along the claimed steepest direction as measured over what is claimed: 1 for a true gradient.
-        Both (n,), from 14 forward passes and one backward pass.
+        (n,) each, from 20 forward passes and one forward and backward pass.
     """
     points = points.clamp(REACH, 1 - REACH)
     gradient = victim.gradient(points, rows, "margin").gradient
     flat, norm = gradient.flatten(1).double().nan_to_num(), victim.threat.norm
     place = flat.abs().argsort(dim=1, stable=True).argsort(dim=1, stable=True) / flat.shape[1]
-    wrong, whole = (torch.zeros(len(points), dtype=torch.float64, device=points.device) for _ in range(2))
-    start, number = 0.0, 0
-    for end in GROUPS:
-        inside = (place >= start) & (place < end)
-        error, power = (torch.zeros_like(wrong) for _ in range(2))
-        for _ in range(DIRECTIONS):
-            signs = draws.normal(stage, tuple(points.shape[1:]), step=number).flatten(1).to(points).sign() * inside
-            claimed = (flat * signs).sum(1)
-            measured = _difference(victim, points, rows, signs.view_as(points)).double().nan_to_num()
-            error += (measured - claimed) ** 2 / DIRECTIONS
-            power += torch.maximum(measured**2, claimed**2) / DIRECTIONS
-            number += 1
-        size = inside.sum(1) if norm == "linf" else torch.ones_like(wrong)
-        grow = (lambda v: v.sqrt()) if norm == "linf" else (lambda v: v)
-        wrong, whole, start = wrong + grow(error * size), whole + grow(power * size), end
-    told = wrong / whole.clamp_min(1e-30) if norm == "linf" else (wrong / whole.clamp_min(1e-30)).sqrt()
-    direction = flat.sign() if norm == "linf" else flat
-    if norm in ("l1", "l0"):
-        direction = flat.sign() * (place >= 1 - TOP)
+    sums = torch.stack([
+        _group(victim, points, rows, flat, (place >= start) & (place < end), (draws, stage, DIRECTIONS * number))
+        for number, (start, end) in enumerate(pairwise((0.0, *GROUPS)))
+    ])  # fmt: skip
+    wrong, noise, whole = sums.sum(0).unbind(0)
+    shares = [part / whole.clamp_min(1e-30) for part in (wrong, noise)]
+    error, noise = shares if norm == "linf" else [share.sqrt() for share in shares]
+    direction = {"linf": flat.sign(), "l2": flat}.get(norm, flat.sign() * (place >= 1 - TOP))
     unit = direction / direction.abs().amax(1, keepdim=True).clamp_min(1e-30)
     claimed = (flat * unit).sum(1)
-    measured = _difference(victim, points, rows, unit.to(points).view_as(points)).double().nan_to_num()
+    measured = _difference(victim, points, rows, unit.to(points).view_as(points))
     steep = torch.where(claimed > 0, measured / claimed.clamp_min(1e-30), torch.where(measured.abs() > 0, 0.0, 1.0))
-    return {"mass_error": told, "steep": steep}
+    return {"mass_error": error, "mass_noise": noise, "steep": steep}
 
 
-def _difference(victim: Victim, points: Tensor, rows: Tensor, step: Tensor) -> Tensor:
+def _group(
+    victim: Victim, points: Tensor, rows: Tensor, flat: Tensor, inside: Tensor, luck: tuple[Draws, str, int]
+) -> Tensor:
+    """Error, noise and size of the gradient on a group of pixels, bool (n, d): (3, n), which sum up over groups.
+
+    Along random signs u of m pixels the mean of (e·u)² is |e|²; under linf sqrt(m)·|e| stands for the l1 mass of e.
+    """
+    draws, stage, first = luck
+    error, noise, power = (torch.zeros(len(points), dtype=torch.float64, device=points.device) for _ in range(3))
+    for number in range(first, first + DIRECTIONS):
+        signs = draws.normal(stage, tuple(points.shape[1:]), step=number).flatten(1).to(points).sign() * inside
+        claimed, step = (flat * signs).sum(1), signs.view_as(points)
+        measured = _difference(victim, points, rows, step)
+        error += (measured - claimed) ** 2 / DIRECTIONS
+        power += torch.maximum(measured**2, claimed**2) / DIRECTIONS
+        if number == first:
+            noise = (measured - _difference(victim, points, rows, step, REACH / 1.3)) ** 2
+            noise = torch.where((measured == 0) & (claimed != 0), claimed**2, noise)  # a step below the outputs' resolution
+    told = torch.stack([error, noise, power])
+    return (told * inside.sum(1)).sqrt() if victim.threat.norm == "linf" else told
+
+
+def _difference(victim: Victim, points: Tensor, rows: Tensor, step: Tensor, reach: float = REACH) -> Tensor:
     """Slope of the loss (minus the margin) along a step of at most 1 per pixel, from differences to either side, (n,)."""
-    ahead, behind = (victim.margins(points + sign * REACH * step, rows) for sign in (1, -1))
-    return (behind - ahead) / (2 * REACH)
+    ahead, behind = (victim.margins(points + sign * reach * step, rows) for sign in (1, -1))
+    return ((behind - ahead) / (2 * reach)).double().nan_to_num()
 
 
 SEGMENTS = 16
@@ -148,6 +162,7 @@ def along(victim: Victim, ends: Tensor, rows: Tensor) -> dict[str, Tensor]:
 
     Returns:
         ``line_error``: how far claimed and actual changes of the segments differ, over the sum of both, in [0, 1];
+        ``line_noise``: how far actual changes differ from their neighbours' mean, over the same: what rounding explains;
         ``line_turns``: claimed changes, all counted upwards, over the actual change of the whole line: 1 where the margin
         falls steadily, large where the search goes up and down and gets nowhere. (n,) each, NaN for lines without length;
         17 passes.
@@ -165,4 +180,6 @@ def along(victim: Victim, ends: Tensor, rows: Tensor) -> dict[str, Tensor]:
     moved = step.flatten(1).abs().amax(1) > 0
     error = (actual - claimed).abs().sum(0) / size
     turns = claimed.abs().sum(0) / (margin[0] - margin[-1]).abs().clamp_min(1e-30)
-    return {"line_error": error.masked_fill(~moved, torch.nan), "line_turns": turns.masked_fill(~moved, torch.nan)}
+    noise = (actual[1:-1] - (actual[:-2] + actual[2:]) / 2).abs().sum(0) / size
+    told = {"line_error": error, "line_noise": noise, "line_turns": turns}
+    return {name: column.masked_fill(~moved, torch.nan) for name, column in told.items()}

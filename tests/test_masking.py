@@ -119,3 +119,12 @@ def test_the_cosine_of_slopes():
     slope = np.array([1.0, -2.0, 0.5])
     assert agreement(slope, 4 * slope) == pytest.approx(1) and agreement(slope, -slope) == pytest.approx(-1)
     assert agreement(0 * slope, 0 * slope) == 1 and agreement(slope, 0 * slope) == 0
+
+
+def test_differences_below_the_resolution_of_the_outputs_are_no_evidence():
+    coarse = {f"{place}mass_{what}": 1.0 for place in ("", "end_", "wide_") for what in ("error", "noise")}
+    steep = {f"{place}steep": 0.5 for place in ("", "end_", "wide_")}
+    measured = columns(**steep) | {name: np.full(N, value) for name, value in coarse.items()}
+    assert diagnose(measured) == []
+    assert diagnose(measured | {"line_error": np.full(N, 0.3), "line_noise": np.full(N, 0.01)})
+    assert diagnose(measured | {"line_error": np.full(N, 0.06), "line_noise": np.full(N, 0.06)}) == []

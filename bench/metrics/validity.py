@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from robench.masking import diagnose, many, percent, visible
+from robench.masking import PLACES, diagnose, many, percent, visible
 from robench.metrics.alike import is_transfer
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
@@ -179,9 +179,11 @@ def _sentinel(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thre
         yield from _ascents(rows[rows["sample"].isin(correct)], evasion, limits)
 
 
-_MEASURED = ("zero_gradient", "nonfinite_gradient", "gradient_error", "slope", "slope_claimed", "hidden", "evenness",
-             "mass_error", "steep", "end_mass_error", "end_steep", "wide_mass_error", "wide_steep", "line_error",
-             "line_turns")  # fmt: skip
+_MEASURED = (
+    *("zero_gradient", "nonfinite_gradient", "gradient_error", "slope", "slope_claimed", "hidden", "evenness"),
+    *(place + name for place in PLACES for name in ("mass_error", "mass_noise", "steep")),
+    *("line_error", "line_noise", "line_turns"),
+)
 """Columns of the sentinel that are judged as an attack judges them that escalates."""
 
 

@@ -133,9 +133,9 @@ def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor)
     return told
 
 
-_PLACES = tuple(f"{place}_{what}" for place in ("end", "wide") for what in ("mass_error", "steep"))
+_PLACES = tuple(f"{place}_{what}" for place in ("end", "wide") for what in ("mass_error", "mass_noise", "steep"))
 _ASCENTS = ("broken_margin", "broken_ce", "broken_relative", "broken_2x", "broken_4x", "rising", "stuck", "silent", *_PLACES,
-            "line_error", "line_turns")  # fmt: skip
+            "line_error", "line_noise", "line_turns")  # fmt: skip
 """Columns that only watched samples have."""
 
 
@@ -225,7 +225,7 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
     except NoGradientError as error:
         nothing = torch.zeros_like(hold.y, dtype=torch.float32)
         measured = dict.fromkeys(("slope", "slope_claimed", "hidden"), nothing)
-        measured |= dict.fromkeys(("gradient_error", "evenness", "mass_error", "steep"), nothing + 1)
+        measured |= dict.fromkeys(("gradient_error", "evenness", "mass_error", "mass_noise", "steep"), nothing + 1)
         flags = {"zero_gradient": nothing < 1, "nonfinite_gradient": nothing > 0, "gradient_dependent": nothing > 0}
         return {**flags, **measured}, str(error)
     flags = {

@@ -129,6 +129,17 @@ class Double(Wrapped):
         return self.net(x.double()).float()
 
 
+class Short(Wrapped):
+    """Computes in 16 bits."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(net)
+        self.net, self.dtype = net.to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.to(self.dtype)).float()
+
+
 class Together(nn.Module):
     """The mean of some nets."""
 
@@ -262,6 +273,9 @@ HONEST = [
     Honest("colour adversarial", cnn("colour at", "pgd_at(eps=0.1, steps=5)", images="colour", channels=3, steps=250),
            images="colour"),
     Honest("float64", lambda: Double(BASE()), "linf(0.06)"),
+    Honest("bfloat16", lambda: Short(BASE(), torch.bfloat16), "linf(0.06)"),
+    Honest("float16", lambda: Short(BASE(), torch.float16), "linf(0.06)"),
+    Honest("bfloat16 mlp", lambda: Short(other("mlp", mlp)(), torch.bfloat16), "linf(0.05)"),
     Honest("warmer", lambda: Warmer(BASE()), "linf(0.06)"),
     Honest("colder", lambda: Colder(BASE()), "linf(0.06)"),
     Honest("log-probabilities", lambda: LogProbabilities(BASE()), "linf(0.06)"),

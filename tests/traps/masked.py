@@ -92,12 +92,14 @@ def honest_ones() -> Iterator[Case]:
 def told_by_gradients(model: nn.Module, x: Tensor, y: Tensor, threat: str) -> list[str]:
     """What the sentinel's gradients say whatever an attack finds: such a model is never called sound."""
     names = ("zero_gradient", "nonfinite_gradient", "gradient_error", "slope", "slope_claimed", "hidden", "evenness")
-    places = tuple(place + what for place in PLACES for what in ("mass_error", "steep"))
+    places = tuple(place + what for place in PLACES for what in ("mass_error", "mass_noise", "steep"))
     with _opened(model, x, y, threat=threat, attacks=["noise"], seed=0, device=None, batch_size=None) as objects:
         rows = _watch(objects, threat)
     if rows["random"].any():
         return []
-    return diagnose({name: rows[name].to_numpy(float) for name in (*names, *places, "line_error", "line_turns")})
+    return diagnose(
+        {name: rows[name].to_numpy(float) for name in (*names, *places, "line_error", "line_noise", "line_turns")}
+    )
 
 
 _TRUTH: dict[tuple[str, str, int], float] = {}

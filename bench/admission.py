@@ -63,9 +63,15 @@ def as_module(model: nn.Module | Callable[[Tensor], Any]) -> nn.Module:
     return net
 
 
+def own_copy(net: nn.Module) -> nn.Module:
+    """A deep copy whose parameters are leaves, also of a TorchScript module (which copies them as results of a graph)."""
+    with torch.no_grad():
+        return copy.deepcopy(net)
+
+
 def _copied(net: nn.Module, what: str) -> nn.Module:
     try:
-        return copy.deepcopy(net)
+        return own_copy(net)
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -200,10 +199,11 @@ def _opened(
 
 def _unmet(model: nn.Module) -> nn.Module | None:
     """A copy of the model before it meets any image; None where it cannot be copied."""
+    from robench.admission import own_copy
     from robench.devices import is_out_of_memory
 
     try:
-        return copy.deepcopy(model)
+        return own_copy(model)
     except Exception as error:  # a user's own __deepcopy__ may raise anything
         if is_out_of_memory(error):
             raise
@@ -215,14 +215,14 @@ def _fresh(unmet: nn.Module | None, images: Tensor, where: str, width: int) -> C
     """Makes copies of a model that has met no image, ready to be asked as the model itself is."""
     import torch
 
-    from robench.admission import admit
+    from robench.admission import admit, own_copy
 
     if unmet is None:
         return None
 
     def make() -> nn.Module:
         noise = torch.rand(images[:width].shape, generator=torch.Generator().manual_seed(0)).to(where)
-        return admit(copy.deepcopy(unmet).to(where).eval(), noise, width=width).net
+        return admit(own_copy(unmet).to(where).eval(), noise, width=width).net
 
     return make
 

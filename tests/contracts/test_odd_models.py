@@ -299,9 +299,17 @@ def test_a_run_of_odd_models_gives_the_numbers_of_the_plain_one(factories, tmp_p
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in REFUSED if name not in ("one logit", "leaving")]
 
 
-@pytest.mark.parametrize("name", ["one logit", "leaving", *SLOW])
+@pytest.mark.parametrize("name", ["one logit", *SLOW])
 def test_a_run_refuses_in_one_line_and_computes_nothing(name, factories, tmp_path) -> None:
     found = ran(factories, [_word(name)], tmp_path / "run")
     told = [line for line in found.output.splitlines() if line.startswith("robench:")]
     assert found.exit_code == 2 and len(told) == 1 and _word(name) in told[0], found.output
     assert not (tmp_path / "run" / "cells").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_model_that_ends_its_process(factories, tmp_path) -> None:
+    found = ran(factories, ["plain", _word("leaving")], tmp_path / "run")
+    assert found.exit_code == 3 and "Traceback" not in found.output
+    rows = robench.load(tmp_path / "run")["evasion"]
+    assert set(rows.loc[rows["status"] == "ok", "model"]) == {"plain"}

@@ -207,11 +207,22 @@ def _elsewhere(engine: Engine, flags: Flags, search: Callable[[Engine], None]) -
     base = flags.sources[-1].model if flags.sources else engine.model
     smooth = Smoothed(base, engine.x.shape[1:], threat=engine.threat, seed=engine.seed).to(engine.device)
     with engine.searching(smooth, "smooth-"):
-        if engine.threat.norm != "l1":
-            engine.run("sieve", sieve())
-            for turn in range(2):
-                engine.run(f"diversified-{turn}", diversified(turn))
-        engine.run("apgd-margin", plain(apgd, loss="margin", steps=50))
+        _smoothly(engine)
+
+
+def _smoothly(engine: Engine) -> None:
+    """A search on a smoothed model, whose every pass takes several of the model's: it ends if its first run gains nothing.
+
+    On six survivors of a binarised net, padded to a batch, it took 122 of 197 s and broke none.
+    """
+    before = engine.best_margin.clone()
+    first = sieve() if engine.threat.norm != "l1" else plain(apgd, loss="ce", steps=20)
+    engine.run("sieve" if engine.threat.norm != "l1" else "apgd-ce", first, copies=1)
+    if not bool((engine.best_margin < before).any()):
+        return
+    for turn in range(2 if engine.threat.norm != "l1" else 0):
+        engine.run(f"diversified-{turn}", diversified(turn), copies=1)
+    engine.run("apgd-margin", plain(apgd, loss="margin", steps=50), copies=1)
 
 
 def randomised(engine: Engine, flags: Flags, further: Callable[[Engine], None] | None = None) -> None:

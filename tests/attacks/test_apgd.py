@@ -525,7 +525,7 @@ def test_gradients_that_are_no_numbers_never_reach_the_images(norm):
     ({"momentum": -0.1}, "momentum"), ({"loss": "drl"}, "did you mean 'dlr'"),
 ])  # fmt: skip
 def test_arguments_that_make_no_sense_are_refused(options, text):
-    net, x = build(), images(2)
+    net, x = build(dtype=torch.float32), images(2, dtype=torch.float32)
     y = net(x).argmax(1)
     for attack in (apgd, apgd_t):
         with pytest.raises(ConfigError, match=text):
@@ -533,7 +533,7 @@ def test_arguments_that_make_no_sense_are_refused(options, text):
 
 
 def test_no_targets_and_norms_that_apgd_does_not_know_are_refused():
-    net, x, y = build(), images(2), torch.zeros(2).long()
+    net, x, y = build(dtype=torch.float32), images(2, dtype=torch.float32), torch.zeros(2).long()
     for option in ({"targets": 0}, {"together": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             apgd_t(net, x, y, threat=threat("linf"), seeds=Draws(0, IDS[:2]), **option)

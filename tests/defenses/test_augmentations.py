@@ -140,9 +140,9 @@ OUT_OF_RANGE = ["cutout(size=0)", "mixup(alpha=0)", "cutmix(p=2)", "augmix(sever
 
 @pytest.mark.parametrize("arm", OUT_OF_RANGE)
 def test_arguments_out_of_range_are_refused(arm: str) -> None:
-    ref = AUGMENTATIONS.resolve(arm)
     x, y, draws = batch()
     with pytest.raises(ConfigError, match=r"must be"):
+        ref = AUGMENTATIONS.resolve(arm)
         AUGMENTATIONS[ref.name].load()(x, y, num_classes=5, draws=draws, step=0, **ref.kwargs)
 
 

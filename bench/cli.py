@@ -436,7 +436,8 @@ def _table(folder: Path) -> Any:
 @click.argument("run_directory", type=click.Path(path_type=Path))
 @click.option("--require", "requirements", multiple=True, required=True, help="'robust_accuracy[linf(8/255)]>=0.4'")
 @click.option("--model", "models", multiple=True, help="Only these models.")
-def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...]) -> None:
+@click.option("--format", "form", type=FORMATS, default="table", show_default=True, help="How the findings are printed.")
+def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str, ...], form: str) -> None:
     """Pass or fail a release: each bound is compared with the interval's worse end; suspicious or unknown fails.
 
     Exit 3: nothing failed, and results are pending, or a randomised model or too few samples left a bound undecided.
@@ -444,6 +445,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     from robench.errors import suggestion
     from robench.reports.audit import audit as check
     from robench.reports.audit import parse_requirement, require_measured
+    from robench.reports.text import pipes, render
     from robench.store import Store
 
     parsed = [parse_requirement(text) for text in requirements]
@@ -457,10 +459,12 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     table = table[table["model"].isin(wanted)]
     result = check(table, parsed)
     missing = sorted(wanted - set(table["model"]))
-    _echo(result.frame(), "md")
+    found = result.frame()
+    _print(pipes(found) if form == "table" else render(found, format=form), nl=False)
+    aside = form in ("csv", "json")  # their readers take nothing but the findings
     for name in missing:
-        _print(f"{name}: missing: not measured")
-    _print("failed" if missing else result.outcome)
+        _print(f"{name}: missing: not measured", err=aside)
+    _print("failed" if missing else result.outcome, err=aside)
     _end(1 if missing else result.exit_code)
 
 

@@ -27,6 +27,7 @@ def execute(
     apart: bool = False,
     preload: Sequence[str] = (),
     started: Sequence[Child] = (),
+    owners: Callable[[Job], frozenset[str]] | None = None,
 ) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) as they finish; one worker runs here unless it is to be apart, more run in children.
 
@@ -42,7 +43,9 @@ def execute(
         timeout_s: Seconds that a job may take in a child; None: no limit.
         apart: Whether also one worker runs in a child.
         preload: Modules that children import before a job's time starts.
-        started: Idle children to begin with.
+        started: Idle children to begin with; they may have run the code of every owner.
+        owners: Whose code a job runs. A child that ran one owner's code is given no job without it, since that code may
+            still do something (a thread that ends the process, a changed global); by default nobody's.
 
     Raises:
         RobenchError: No child can be started, or without ``failed`` a job that has no result.
@@ -52,7 +55,10 @@ def execute(
         yield from queue.here(function)
         return
     crew = _Crew(min(workers, max(1, len(queue.jobs))), timeout_s=timeout_s, preload=preload)
-    crew.idle.extend(started)
+    everyone = frozenset[str]().union(*map(owners, queue.jobs)) if owners else frozenset[str]()
+    for child in started:
+        crew.idle.append(child)
+        crew.ran[child] = everyone
     waiting: deque[int] = deque()
     try:
         while queue.blocked or waiting or crew.busy:
@@ -64,7 +70,7 @@ def execute(
                     yield queue.finish(i, given)
             while waiting and crew.has_room():
                 i = waiting.popleft()
-                crew.start(i, function, queue.jobs[i])
+                crew.start(i, function, queue.jobs[i], owners(queue.jobs[i]) if owners else frozenset())
             for i, answer in crew.finished():
                 yield queue.finish(i, _result(queue.jobs[i], answer, failed))
         crew.dismiss()
@@ -90,14 +96,24 @@ class _Crew:
         self.busy: dict[Child, int] = {}
         self.since: dict[Child, float] = {}
         """When a busy child's time began; none while it is still starting."""
+        self.ran: dict[Child, frozenset[str]] = {}
+        """Whose code a child ran."""
 
     def has_room(self) -> bool:
         return len(self.busy) < self.size
 
-    def start(self, i: int, function: Callable[[Job], Result], job: Job) -> None:
-        """Give a job to an idle child, or to a new one."""
+    def start(self, i: int, function: Callable[[Job], Result], job: Job, owners: frozenset[str]) -> None:
+        """Give a job to an idle child that ran no other owner's code, or to a new one."""
         self.idle = [child for child in self.idle if child.process.poll() is None]
-        child = self.idle.pop() if self.idle else Child(preload=self.preload)
+        fitting = [child for child in self.idle if self.ran.get(child, frozenset()) <= owners]
+        if fitting:
+            child = max(fitting, key=lambda c: len(self.ran.get(c, ())))  # children that ran nobody's code suit all
+            self.idle.remove(child)
+        else:
+            while self.idle and len(self.idle) + len(self.busy) >= self.size:
+                self.idle.pop(0).close()
+            child = Child(preload=self.preload)
+        self.ran[child] = self.ran.get(child, frozenset()) | owners
         self.busy[child] = i
         if child.ready:
             self.since[child] = time.monotonic()

@@ -162,6 +162,7 @@ def run_plan(
     waits = _needs(jobs)
     more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "preload": PRELOAD, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
+    more["owners"] = _coded
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)
@@ -184,6 +185,13 @@ def _foreign(plan: Plan) -> bool:
     if any(entry.origin != "robench" for table in catalog.TABLES.values() for entry in table.values()):
         return True
     return any(a.builder.name == "file" for cell in plan.cells for start in cell.artifacts() for a in _lineage(start))
+
+
+def _coded(job: Job) -> frozenset[str]:
+    """Digests of the models that a job loads by running the user's code."""
+    starts = job.work.artifacts() if isinstance(job.work, Cell) else (job.work,)
+    made = [a for start in starts for a in _lineage(start) if a.builder.name == "file"]
+    return frozenset(a.digest for a in made if a.builder.kwargs.get("weights"))  # only of code are weights known so
 
 
 def _needed(plan: Plan, todo: Sequence[Cell]) -> list[Artifact]:

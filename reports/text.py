@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -39,7 +40,7 @@ def render(table: pd.DataFrame, *, format: str = "table", width: int = 160) -> s
     if format == "json":
         return table.to_json(orient="records", double_precision=15, indent=2) + "\n"
     if format == "md":
-        return _markdown(table)
+        return pipes(table, escape=for_markdown)
     if format != "table":
         raise ConfigError(must("the format", "one of " + "|".join(FORMATS), format, suggestion(format, FORMATS)))
     buffer = io.StringIO()
@@ -47,10 +48,15 @@ def render(table: pd.DataFrame, *, format: str = "table", width: int = 160) -> s
     return buffer.getvalue()
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    """A pipe table without padding, which would widen every line to the longest text of its column."""
-    lines = [[for_markdown(str(column)) for column in table.columns], ["---"] * table.shape[1]]
-    lines += [[for_markdown(str(value)) for value in row] for row in table.itertuples(index=False)]
+def pipes(table: pd.DataFrame, *, escape: Callable[[str], str] = visible) -> str:
+    """A pipe table without padding, which would widen every line to the longest text of its column.
+
+    Args:
+        table: Any table; values are shown as ``str`` gives them.
+        escape: What each text goes through; by default what a terminal needs (``for_markdown`` for a Markdown file).
+    """
+    lines = [[escape(str(column)) for column in table.columns], ["---"] * table.shape[1]]
+    lines += [[escape(str(value)) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

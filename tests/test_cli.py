@@ -279,7 +279,16 @@ def test_audit_of_no_model_never_passes(tiny):
 
 def test_audit_says_at_which_threat_it_judged(tiny):
     said = robench("audit", tiny[1], "--require", "robust_accuracy>=0.4", "--model", "digits-pgd-at").output
-    assert "judged_at" in said and "| linf(0.1) |" in said
+    assert "judged_at" in said and "| linf(0.1) |" in said and "robust_accuracy>=0.4" in said
+
+
+def test_audit_escapes_for_what_reads_it(tiny):
+    """A terminal shows ``>=`` as it is, Markdown would not; readers of csv and json get the findings and nothing else."""
+    gate = ("audit", tiny[1], "--require", "accuracy>=0.1", "--model", "digits-pgd-at", "--format")
+    assert "accuracy&gt;=0.1" in robench(*gate, "md").output
+    (finding,) = json.loads(robench(*gate, "json").stdout)
+    assert finding["requirement"] == "accuracy>=0.1" and finding["passed"] is True
+    assert [line.split(",")[0] for line in robench(*gate, "csv").stdout.splitlines()] == ["model", "digits-pgd-at"]
 
 
 def test_limit_marks_the_run_and_fails_every_audit(tiny, tmp_path):

@@ -170,3 +170,27 @@ def test_a_worker_that_ends_costs_its_one_job(tmp_path, monkeypatch):
         ("sleep", 60): "stopped after the time limit of 2 s",
         ("sleep", 0.01): None,
     }
+
+
+WHERE = """
+import os
+
+def where(job):
+    return os.getpid()
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_code_of_one_owner_is_never_in_the_process_of_another(tmp_path, monkeypatch, workers):
+    """What one owner's code leaves behind (a thread that ends the process later) costs no other owner a job."""
+    (tmp_path / "places_of_jobs.py").write_text(WHERE)
+    monkeypatch.syspath_prepend(tmp_path)
+    where = importlib.import_module("places_of_jobs").where
+    jobs = [("", 0), ("a", 1), ("b", 2), ("b", 3), ("", 4), ("ab", 5), ("b", 6)]
+    pids = {}
+    for job, pid in execute(where, jobs, workers=workers, apart=True, owners=lambda job: frozenset(job[0])):
+        assert all(set(other[0]) <= set(job[0]) for other, place in pids.items() if place == pid)
+        pids[job] = pid
+    assert set(pids) == set(jobs)
+    if workers == 1:
+        assert pids["", 0] == pids["a", 1] != pids["b", 2] == pids["b", 3], "only a change of owner costs a process"

@@ -76,11 +76,11 @@ def numbers(run: Path, model: str) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_faulty_models_cost_their_own_cells_only(folder):
-    alone = robench(folder, "honest", out="alone", workers="1")
+    alone = robench(folder, "honest", out="alone", workers="1", scenario="clean")
     assert alone.returncode == 0, alone.stderr
     names = ["exits", "leaves", "killed", "changes", "honest"]
     for attempt in range(3):
-        done = robench(folder, *names, out="run", workers="2", format="csv")
+        done = robench(folder, *names, out="run", workers="2", format="csv", scenario="clean")
         assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
         assert "the model ended the process with exit code 0" in done.stderr
         assert "sys.exit(0)" in done.stderr and "signal 9" in done.stderr

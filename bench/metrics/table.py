@@ -46,12 +46,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from robench.errors import StoreError, must
 from robench.metrics import (
     clean,
     compressed,
@@ -114,6 +116,9 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
 
     Returns:
         One row per estimate; without rows when the frames are empty.
+
+    Raises:
+        StoreError: The rows lack a column that a metric needs.
     """
     frames = {name: _with_coded_texts(frame) for name, frame in frames.items()}
     ordered = {name: _ordered(frame) for name, frame in frames.items() if name in _MAKERS and len(frame)}
@@ -123,17 +128,41 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, limited: bool = False) -> pd.Dat
         if scenario in ordered:
             maker = _MAKERS[scenario]
             for key, part in _groups(ordered[scenario], first):
-                lines = (*maker(part, frames), *(known.plugged_lines(scenario, part) if scenario != "evasion" else ()))
+                with _naming_what_lacks(scenario, frames):
+                    lines = (*maker(part, frames), *(known.plugged_lines(scenario, part) if scenario != "evasion" else ()))
                 for row in lines:
                     part_limited = limited or bool(part["limited"].any() if "limited" in part else False)
                     rows.append(_finish({**key, **row, "scenario": scenario}, limited=part_limited))
     rows = withheld(rows, frames.get(UNFINISHED), _single(frames))
-    rows += list(ranks.lines(list(rows), frames))
+    with _naming_what_lacks("a model's scenarios", frames):
+        rows += list(ranks.lines(list(rows), frames))
     limited = limited or any(bool(f["limited"].any()) for f in frames.values() if "limited" in f)
-    joined = [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
+    with _naming_what_lacks("trainings", frames):
+        joined = [_finish({**row, "scenario": "scarcity"}, limited=limited) for row in scarcity.lines(ordered, list(rows))]
     rows += withheld(joined, frames.get(UNFINISHED), ())
     rows += list(_unfinished(frames.get(UNFINISHED)))
     return _typed(rows)
+
+
+@contextmanager
+def _naming_what_lacks(scenario: str, frames: Mapping[str, pd.DataFrame]) -> Iterator[None]:
+    """Turn pandas' KeyError for a column that rows lack into an error that names it; every other KeyError stays.
+
+    Raises:
+        StoreError: Rows of the scenario, or of another one that it is joined with, lack a column.
+    """
+    try:
+        yield
+    except KeyError as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+        missing = str(error.args[0]).removeprefix("Column not found: ") if error.args else ""
+        if not place.startswith("pandas.") or all(missing in frame for frame in frames.values()):
+            raise
+        remedy = "restore the rows; or remove the run directory and run it anew with this robench"
+        raise StoreError(must(f"stored rows of {scenario}", "complete", f"no column {missing}", remedy)) from error
 
 
 def _single(frames: Mapping[str, pd.DataFrame]) -> set[str]:

@@ -5,6 +5,8 @@ import math
 import pandas as pd
 import pytest
 
+from robench.errors import StoreError
+from robench.metrics import table as table_module
 from robench.metrics.table import COLUMNS, tidy, unmeasured
 
 
@@ -151,3 +153,25 @@ def test_no_line_of_another_seed_stands_where_the_first_one_lost_a_scenario():
     table = tidy({"clean": clean, "evasion": evasion})
     assert set(table[table["metric"] == "accuracy"]["condition"]) == {lead["condition"], f"{lead['condition']} seed=1"}
     assert set(table[table["metric"] == "robust_accuracy"]["condition"]) == {f"{lead['condition']} seed=1"}
+
+
+@pytest.mark.parametrize("scenario", ["clean", "evasion", "corruption"])
+def test_rows_that_lack_a_column_are_told_by_its_name(synthetic, scenario):
+    """A store edited by hand or written by other code: the table is made without the column, or the error names it."""
+    frames = {name: synthetic.frames()[name] for name in (scenario,)}
+    frames = {name: frame[frame["model"] == "trained"] for name, frame in frames.items()}
+    named = set()
+    for column in set(frames[scenario]) - {"model", "dataset", "condition"}:
+        try:
+            tidy({**frames, scenario: frames[scenario].drop(columns=column)})
+        except StoreError as error:
+            assert f"no column {column}" in str(error) or f"'{column}'" in str(error)
+            named.add(column)
+    needed = {"clean": {"score", "confidence"}, "evasion": {"score_adv"}, "corruption": {"severity"}}
+    assert needed.get(scenario, set()) <= named
+
+
+def test_other_lookups_that_fail_are_not_told_as_missing_columns(synthetic, monkeypatch):
+    monkeypatch.setitem(table_module._MAKERS, "clean", lambda rows, frames: [{}["confidences"]])
+    with pytest.raises(KeyError):
+        tidy(synthetic.frames())

@@ -301,6 +301,7 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thresho
         watched = judged["broken_margin"].notna() if "broken_margin" in judged else judged["sample"].isna()
         yield from _power("gradients and outputs were looked at", len(judged), limits)
         yield from _power("short ascents and the gradients on their way met", int(watched.sum()), limits)
+        yield from _elsewhere(sentinel, evasion)
     if "escalated" in evasion:
         yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
     for protocol, most in HEDGED.items():
@@ -309,6 +310,22 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thresho
             left = int((worst_case(same)["score"] > 0).sum())
             if left > 2 * most:
                 yield from _excluded("a search without gradients met", most, "random survivors")
+
+
+def _elsewhere(sentinel: pd.DataFrame, evasion: pd.DataFrame) -> Iterator[str]:
+    """Threats of another norm than the one in whose geometry gradients were measured and short ascents made."""
+    if "threat" not in sentinel:
+        return
+    met = sorted(set(sentinel["threat"]))
+    norms = {_norm(text) for text in met}
+    for threat in sorted(set(evasion["threat"])):
+        if _norm(threat) not in norms:
+            where = ", ".join(met)
+            yield f"gradients and short ascents were looked at under {where} only; in the geometry of {threat} nothing was"
+
+
+def _norm(threat: str) -> str:
+    return str(threat).partition("(")[0]
 
 
 def _power(what: str, count: int, limits: Thresholds) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,11 +25,14 @@ from robench.scenarios.evasion import evasion
 from robench.scenarios.objects import Objects
 from robench.scenarios.sentinel import sentinel
 from robench.spec import Artifact, Cell, Context, Ref, ThreatModel
+from robench.thresholds import DEFAULTS
 from robench.workshop import Model, read_split
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 THREAT = "linf(0.1)"
+ANY = replace(DEFAULTS, power=1.0)
+"""Limits for which 16 samples are enough: what is tested here is what such a model must meet, not on how many images."""
 UNION, FROM, QUERIES = "compressed-union(source='parent')", "transfer(source='parent')", "square(queries=1000)"
 THROUGH = "through(attack='pgd(steps=20)')"
 
@@ -108,7 +113,7 @@ def test_zeros_for_gradients_would_have_been_a_false_robustness(deployed, parent
     naive = lead(evasion(careless, attack="pgd(steps=20)", threat=THREAT))
     assert (naive["status"] == "ok").all() and robust_accuracy(naive).value > 0.9
     honest = robust_accuracy(rows[UNION]).value
-    assert honest < 0.5 and verdict(rows[UNION], watched).status == "sound"
+    assert honest < 0.5 and verdict(rows[UNION], watched, ANY).status == "sound"
     told = verdict(naive, lead(sentinel(careless, threat=THREAT)))
     assert told.status == "suspicious" and "attacks met zero gradients in 100.0 % of their passes" in told.reasons
 
@@ -121,8 +126,9 @@ def test_the_union_breaks_what_each_of_its_parts_breaks(rows):
 
 
 def test_only_all_that_an_adversary_has_makes_a_number_sound(rows, watched):
-    assert verdict(rows[UNION], watched).status == "sound"
-    assert verdict(pd.concat([rows[THROUGH], rows[FROM], rows[QUERIES]]), watched).status == "sound"
+    assert verdict(rows[UNION], watched, ANY).status == "sound"
+    assert verdict(pd.concat([rows[THROUGH], rows[FROM], rows[QUERIES]]), watched, ANY).status == "sound"
+    assert verdict(rows[UNION], watched).status == "not enough samples"
     missing = {FROM: ("through its twin", "1000 queries"), THROUGH: ("from its parent", "1000 queries")}
     missing[QUERIES] = ("from its parent", "through its twin")
     for attack, parts in missing.items():
@@ -150,9 +156,9 @@ def test_a_lent_gradient_may_smooth_the_steps_of_integers(rows, watched):
     """Slopes at an angle whose cosine is 0.8: too far off for a gradient of its own, not for one that is lent."""
     slope, aside = np.ones(len(watched)), np.tile([1.0, -1.0], len(watched) // 2)
     tilted = watched.assign(slope=slope, slope_claimed=0.8 * slope + 0.6 * aside)
-    assert verdict(rows[UNION], tilted).status == "sound"
+    assert verdict(rows[UNION], tilted, ANY).status == "sound"
     assert any("cosine of 0.80 only" in r for r in verdict(rows[UNION], tilted.assign(gradient="own")).reasons)
-    assert not verdict(rows[UNION], tilted.assign(slope_claimed=0.6 * slope + 0.8 * aside)).sound
+    assert verdict(rows[UNION], tilted.assign(slope_claimed=0.6 * slope + 0.8 * aside), ANY).status == "suspicious"
 
 
 def test_results_do_not_depend_on_what_is_held_at_once(objects, deployed, parent, rows):

@@ -298,7 +298,50 @@ def test_rows_of_a_random_model_are_judged_by_many_draws_whatever_the_batch():
     first, other = (robench.attack(Noisy(net()), x, y, threat=EPS, batch_size=size) for size in (256, 4))
     same(first, other)
     assert (first.rows["draws"] == _rand.LOOKS).all() and first.escalated == ("the model's output is random",)
-    assert "the model's output is random" in first.validity.reasons
+    assert first.validity.status == "randomised" and not first.validity.sound
+    assert first.validity.reasons == (f"the output is random; attacked through it and judged by {_rand.LOOKS} draws",)
+    assert "escalated: the model's output is random" in first.validity.notes
+
+
+def test_the_verdict_on_a_random_model_does_not_depend_on_the_state_of_the_callers_generator():
+    x = images(6)
+    y = predict(net(), x, width=64).argmax(1)
+    found = []
+    for state in range(3):
+        torch.manual_seed(state)
+        found.append(robench.attack(Noisy(net()), x, y, threat=EPS).validity)
+    assert {str(one) for one in found} == {str(found[0])} and found[0].status == "randomised"
+
+
+class Dropping(nn.Module):
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        *first, last = self.net
+        for layer in first:
+            x = layer(x)
+        return last(nn.functional.dropout(x, 0.3, training=True))
+
+
+class Voting(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        looks = [self.net(x + 0.1 * torch.randn_like(x)).softmax(1) for _ in range(4)]
+        return torch.stack(looks).mean(0).clamp_min(1e-12).log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Dropping, Voting])
+def test_dropout_and_votes_are_randomised_and_not_suspicious(kind):
+    x = images(12)
+    y = predict(net(), x, width=64).argmax(1)
+    found = robench.attack(kind(net()), x, y, threat=EPS).validity
+    assert found.status == "randomised" and f"judged by {_rand.LOOKS} draws" in found.reasons[0]
 
 
 def test_random_outputs_and_no_gradient_need_both_answers():

@@ -212,6 +212,15 @@ def test_notes_say_what_the_samples_looked_at_can_exclude(synthetic):
     assert "met on 48 random survivors: finding nothing bounds a fault to 6.1 %" in verdict(many, sentinel).notes[-1]
 
 
+def test_a_threat_of_a_norm_that_the_sentinel_did_not_look_at_is_told(rows):
+    evasion, sentinel = rows[0], rows[1].assign(threat="linf(8/255)")
+    told = "gradients and short ascents were looked at under linf(8/255) only; in the geometry of l2(0.5) nothing was"
+    here = evasion[evasion["threat"] == "linf(8/255)"]
+    assert told not in verdict(here, sentinel).notes
+    assert told in verdict(here.assign(threat="l2(0.5)", norm="l2"), sentinel).notes
+    assert not any("in the geometry of" in note for note in verdict(here.assign(threat="linf(4/255)"), sentinel).notes)
+
+
 def test_the_notes_know_how_many_the_protocol_looks_at():
     from robench.attacks._protocols import RANDOM
 

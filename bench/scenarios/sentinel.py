@@ -51,6 +51,7 @@ LEAST = 1 / 255
 TRIES = 5
 """Unbounded attacks on a random model: one ends at its first success, which other draws may not confirm."""
 
+
 @facts(version=6)
 def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample: what its gradients are worth, what kind of outputs it gets, and whether eps = 1 breaks it.
@@ -88,6 +89,7 @@ def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str,
     with untouched(original):
         return walk(objects.holds(), measure)
 
+
 def _substitute(model: nn.Module, hold: Hold, start: Tensor, error: str) -> dict[str, Any]:
     """Where the gradient comes from, and whether what gives it predicts as the model does, (N,)."""
     smooth, agrees = getattr(model, "smooth", None), torch.full((len(hold.y),), torch.nan)
@@ -96,11 +98,13 @@ def _substitute(model: nn.Module, hold: Hold, start: Tensor, error: str) -> dict
         agrees = torch.stack([a == b for a, b in looks]).all(0).float()
     return {"gradient": SUBSTITUTE, "twin_agrees": agrees}
 
+
 def _watched(objects: Objects) -> Tensor:
     """Ids of the samples that meet the ascents: the same whatever shard or batch holds them."""
     ids = objects.data.ids
     luck = Draws(objects.cell.seed, ids).bits("sentinel.watched", (1,))[:, 0]
     return ids[luck.argsort(stable=True)[:WATCHED]].to(objects.context.device)
+
 
 def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor) -> dict[str, Tensor]:
     """What short ascents on the watched samples found, (N,) each, NaN for the others.
@@ -133,10 +137,12 @@ def _ascents(objects: Objects, hold: Hold, threat: ThreatModel, watched: Tensor)
         told[name][chosen] = column.to(told[name])
     return told
 
+
 _PLACES = tuple(f"{place}_{what}" for place in ("end", "wide") for what in ("mass_error", "mass_noise", "steep"))
 _ASCENTS = ("broken_margin", "broken_ce", "broken_relative", "broken_2x", "broken_4x", "rising", "stuck", "silent", *_PLACES,
             "line_error", "line_noise", "line_turns")  # fmt: skip
 """Columns that only watched samples have."""
+
 
 def _along_ascents(
     net: nn.Module, part: Hold, threat: ThreatModel, draws: Draws, near: Tensor, far: Tensor
@@ -150,6 +156,7 @@ def _along_ascents(
         lines.append(along(victim, points, rows))
     return found | {name: torch.stack([line[name] for line in lines]).nan_to_num(0).amax(0) for name in lines[0]}
 
+
 class _Ascent(NamedTuple):
     """What one short ascent found, (n,) or (n, ...) each."""
 
@@ -162,6 +169,7 @@ class _Ascent(NamedTuple):
     """By how much the margin fell, at least 0."""
     silent: Tensor
     """1 where a success was met and the judge does not confirm it."""
+
 
 def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss: str) -> _Ascent:
     """A short ascent of the loss: fixed steps along the steepest direction, or in l1 and l0 an attack of the table."""
@@ -183,6 +191,7 @@ def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss:
     rising = rising.masked_fill(victim.broken, torch.nan)
     return _Ascent(victim.result(), broken.to(clean.dtype), rising, fall, silent)
 
+
 def _steps(victim: Victim, draws: Draws, loss: str) -> Tensor:
     """Ascend from random starts; returns the lowest margins as they were before the last steps, (n,)."""
     rows = victim.alive()
@@ -201,10 +210,12 @@ def _steps(victim: Victim, draws: Draws, loss: str) -> Tensor:
         victim.margins(points, rows)
     return low
 
+
 def _start(objects: Objects, hold: Hold, threat: ThreatModel) -> Tensor:
     """Random points of the balls; at eps = 0 of the least ones, since an image beside itself tells nothing."""
     around = threat if threat.eps > 0 else ThreatModel("linf", LEAST, "1/255")
     return Ball(hold.x, around).random(Draws(objects.cell.seed, hold.ids), "sentinel")
+
 
 def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[str, Tensor], str]:
     """Zero and non-finite gradients at x and at a random start, finite differences there, and why there are none."""
@@ -228,6 +239,7 @@ def _gradients(objects: Objects, hold: Hold, threat: ThreatModel) -> tuple[dict[
         "gradient_dependent": differ(outputs, predict(objects.net, hold.x, width=hold.width)),
     }
     return {**flags, **measured}, ""
+
 
 def _outputs(objects: Objects, hold: Hold, threat: ThreatModel) -> dict[str, Tensor]:
     """Broken without bounds, random, probabilities instead of logits, and dependent on the batch, bool (N,) each."""

@@ -43,6 +43,7 @@ NOT_RUN = {
     "make": "installs and runs everything; its target must exist",
     "python -m pytest": "runs for an hour; its files must exist",
     "python tests/traps/study.py": "runs for an hour; its options must be known",
+    "python tests/traps/masked.py": "runs for an hour; its options must be known",
     "python -m robench.benchmark": "trains and compares for an hour; its options must be known",
     "python -m robench.stepcost": "measures time; its options must be known",
 }

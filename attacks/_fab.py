@@ -26,7 +26,7 @@ _RADIUS = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 """Reach of a random start where neither the threat nor a success bounds it."""
 
 
-@facts(version=1, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+@facts(version=2, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
 def fab(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -41,12 +41,11 @@ def fab(
     eta: float = 1.05,
     beta: float = 0.9,
     stop: bool = True,
-    fused: bool = True,
 ) -> Tensor:
     """The nearest misclassified point found by untargeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
 
-    A step costs one forward and one backward pass per class that is looked at; besides, one forward pass for the clean
-    logits and one for the last point.
+    A step costs two forward passes, as a misclassified point goes back before its gradient is asked for, and one backward
+    pass per class that is looked at; besides, one forward pass for the clean logits.
 
     Args:
         victim: The victim or a plain module.
@@ -61,16 +60,13 @@ def fab(
         eta: Overshoot beyond the plane.
         beta: A misclassified point goes back to x + beta·(point − x).
         stop: A sample leaves at its first success in the ball.
-        fused: A step reads success from the pass that gives the next gradient, and where it meets one keeps that plane
-            while it goes back. False asks for the label in a pass of its own and for the gradient at the point that
-            went back, as AutoAttack does.
 
     Raises:
         ConfigError: A norm, a count or a factor that FAB cannot use.
 
     Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), algorithm 1.
     """
-    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
+    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps))
     _require(told, threat, targets, least=0)
     victim = as_victim(victim, x, y, threat)
     book = Closest(victim)
@@ -80,7 +76,7 @@ def fab(
     return book.result()
 
 
-@facts(version=2, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
+@facts(version=3, norms=("linf", "l2", "l1"), access="white", randomness="per_sample")
 def fab_t(
     victim: Victim | nn.Module,
     x: Tensor,
@@ -95,14 +91,13 @@ def fab_t(
     eta: float = 1.05,
     beta: float = 0.9,
     stop: bool = True,
-    fused: bool = True,
     together: int = 1,
 ) -> Tensor:
     """The nearest misclassified point found by targeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
 
     One run per target, the highest wrong class of the clean logits first; any misclassification is a success. A step
-    costs one fused pass; besides, one forward pass for the clean logits and one for the last point of each run. A
-    victim's own target is the only one where it has one.
+    costs two forward passes and a backward pass; besides, one forward pass for the clean logits. A victim's own target is
+    the only one where it has one.
 
     Args:
         victim: The victim or a plain module.
@@ -117,7 +112,6 @@ def fab_t(
         eta: As in ``fab``.
         beta: As in ``fab``.
         stop: A sample leaves at its first success in the ball.
-        fused: As in ``fab``.
         together: Targets that are run at the same time, which fills batches when few samples are left.
 
     Raises:
@@ -125,7 +119,7 @@ def fab_t(
 
     Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.4; targets as in AutoAttack.
     """
-    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), fused)
+    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps))
     _require(told, threat, targets, least=1, together=together)
     victim = as_victim(victim, x, y, threat)
     book = Closest(victim)
@@ -152,7 +146,6 @@ class _Told:
     eta: float
     beta: float
     stop: bool
-    fused: bool
 
 
 def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int, together: int = 1) -> None:
@@ -254,12 +247,9 @@ def _run(victim: Victim, book: Closest, look: Look, rows: Tensor, points: Tensor
         book.book(points, rows, margin <= 0)
         keep = _open(victim, book, rows, told)
         rows, points, margin, height, normal = (v[keep] for v in (rows, points, margin, height, normal))
-        base = _back(victim.x[rows], points, margin, told.beta) if told.fused else points
-        points = _moved(victim.x[rows], points, base, height, normal, told=told, norm=victim.threat.norm)
-        if not told.fused and len(rows):
+        if len(rows):
+            points = _moved(victim.x[rows], points, height, normal, told=told, norm=victim.threat.norm)
             rows, points = _checked(victim, book, rows, points, told)
-    if told.fused and len(rows):
-        _checked(victim, book, rows, points, told)
 
 
 def _checked(victim: Victim, book: Closest, rows: Tensor, points: Tensor, told: _Told) -> tuple[Tensor, Tensor]:
@@ -267,27 +257,23 @@ def _checked(victim: Victim, book: Closest, rows: Tensor, points: Tensor, told: 
     margin = victim.margins(points, rows)
     book.book(points, rows, margin <= 0)
     keep = _open(victim, book, rows, told)
-    rows = rows[keep]
-    return rows, _back(victim.x[rows], points[keep], margin[keep], told.beta)
+    rows, points = rows[keep], points[keep]
+    x = victim.x[rows]
+    return rows, torch.where(per_sample(margin[keep] <= 0, x), x + (points - x) * told.beta, points)
 
 
-def _back(x: Tensor, points: Tensor, margin: Tensor, beta: float) -> Tensor:
-    return torch.where(per_sample(margin <= 0, x), x + (points - x) * beta, points)
-
-
-def _moved(x: Tensor, seen: Tensor, base: Tensor, height: Tensor, normal: Tensor, *, told: _Told, norm: str) -> Tensor:
-    """The next points from ``base``; ``height`` and ``normal`` were taken at ``seen``. A non-finite result stays behind."""
+def _moved(x: Tensor, points: Tensor, height: Tensor, normal: Tensor, *, told: _Told, norm: str) -> Tensor:
+    """The next points; ``height`` and ``normal`` were taken at ``points``. A non-finite result stays behind."""
     normal = normal.nan_to_num(0, 0, 0)
-    both = torch.cat([base, x]).flatten(1)
-    normals = torch.cat([normal, normal])
-    known = torch.cat([seen, seen]).flatten(1)
-    heights = torch.cat([height, height]).double() + row_sums(normals * (both - known))
-    step = crossing(both, normals, heights, norm)
+    both = torch.cat([points, x]).flatten(1)
+    above = height.double()
+    heights = torch.cat([above, above + row_sums(normal * (x - points).flatten(1))])
+    step = crossing(both, torch.cat([normal, normal]), heights, norm)
     reach = size(step, norm).clamp_min(1e-8)
     share = (reach[: len(x)] / (reach[: len(x)] + reach[len(x) :])).clamp(0, told.alpha_max)[:, None].to(x.dtype)
     ends = both + told.eta * step
     moved = (ends[: len(x)] * (1 - share) + ends[len(x) :] * share).clamp(0, 1).to(x.dtype).view_as(x)
-    return torch.where(moved.isfinite(), moved, base)
+    return torch.where(moved.isfinite(), moved, points)
 
 
 def crossing(points: Tensor, normal: Tensor, height: Tensor, norm: str) -> Tensor:
@@ -311,20 +297,23 @@ def _level(weight: Tensor, room: Tensor, need: Tensor, *, even: bool) -> Tensor:
     """min(λ·q, room) with Σ weight·min(λ·q, room) = need, q = 1 (``even``) or the weight.
 
     The sum is piecewise linear and concave in λ, so that Newton's method from 0 never passes the solution, and ends at it
-    exactly once it stands on the right piece. A sample that has arrived leaves.
+    exactly once it stands on the right piece. Samples that have arrived leave, when they are half of those under way.
     """
     rate = torch.ones_like(weight) if even else weight
-    breaks = torch.where(weight > 0, room / rate, 0)
-    level, rows = need.new_zeros(len(need)), torch.arange(len(need), device=need.device)
-    gain, slope = weight * room, weight * rate
-    free = breaks > 0
+    breaks = room * weight.sign() if even else (room / weight).nan_to_num_(0, 0, 0)  # a weight of 0 gains nothing
+    ends, level, rows = need.new_zeros(len(need)), need.new_zeros(len(need)), torch.arange(len(need), device=need.device)
+    gain, slope, known = weight * room, weight * rate, torch.full_like(need, -1)
     while len(rows):
-        reached = (need[rows] - row_sums(gain.masked_fill(free, 0))) / row_sums(slope.masked_fill(~free, 0))
-        level[rows] = torch.where(free.any(1), reached.maximum(level[rows]), torch.inf)
-        left = breaks > level[rows].to(breaks.dtype)[:, None]
-        further = (left != free).any(1).nonzero()[:, 0]
-        rows, breaks, gain, slope, free = (v[further] for v in (rows, breaks, gain, slope, left))
-    return torch.minimum(level[:, None].to(rate.dtype) * rate, room)
+        free = (breaks > level.to(breaks.dtype)[:, None]).to(gain.dtype)
+        count = free.sum(1).double()  # exact in any order; the level only rises, so that the same count is the same piece
+        ends[rows] = level
+        under_way = count != known
+        if 2 * int(under_way.sum()) <= len(rows):
+            kept = (rows, breaks, gain, slope, free, need, level, count)
+            rows, breaks, gain, slope, free, need, level, count = (v[under_way] for v in kept)
+        reached = (need - row_sums(gain - gain * free)) / row_sums(slope * free)
+        level, known = torch.where(count > 0, reached.maximum(level), torch.inf), count
+    return torch.minimum(ends[:, None].to(rate.dtype) * rate, room)
 
 
 def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def autoattack_standard(engine: Engine) -> None:
     2021 (Mind the box), section 6: APGD-CE with 5 restarts and APGD-T with 5 targets, radii 3, 2 and 1 times eps.
     """
     engine.look()
-    _complete(engine, fused=False)
+    _complete(engine)
 
 
 @facts(version=1, norms=("linf", "l2"), access="all", randomness="per_sample", protocol=True)
@@ -88,27 +88,27 @@ def autoattack_plus(engine: Engine) -> None:
     engine.look()
     engine.run("apgd-ce", plain(apgd, loss="ce", steps=100, restarts=5))
     engine.run("apgd-dlr", plain(apgd, loss="dlr" if _classes(engine) > 2 else "margin", steps=100, restarts=5))
-    engine.run("fab", plain(fab, steps=100, restarts=5, fused=False))
+    engine.run("fab", plain(fab, steps=100, restarts=5))
     engine.run("square", plain(square, queries=5000), access="score")
     engine.run("apgd-t", plain(apgd_t, steps=100, targets=9))
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9, fused=False))
+    engine.run("fab-t", plain(fab_t, steps=100, targets=9))
 
 
 def _classes(engine: Engine) -> int:
     return 0 if engine.clean is None else engine.clean.shape[1]
 
 
-def _complete(engine: Engine, *, fused: bool) -> None:
-    """AutoAttack's four attacks on what is left; ``fused`` saves FAB's separate look at the label."""
+def _complete(engine: Engine) -> None:
+    """AutoAttack's four attacks on what is left."""
     wide: dict[str, Any] = {"schedule": "large_eps"} if engine.threat.norm == "l1" else {}
     restarts, targets = (5, 5) if wide else (1, 9)
     engine.run("apgd-ce", plain(apgd, loss="ce", steps=100, restarts=restarts, **wide))
     engine.run("apgd-t", plain(apgd_t, steps=100, targets=targets, **wide))
-    engine.run("fab-t", plain(fab_t, steps=100, targets=9, fused=fused))
+    engine.run("fab-t", plain(fab_t, steps=100, targets=9))
     engine.run("square", plain(square, queries=5000), access="score")
 
 
-@facts(version=5, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=6, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_standard(engine: Engine) -> None:
     """The cascade: dear stages only where they can still win, and a gradient-free hedge that grows where it wins.
 
@@ -317,14 +317,17 @@ def _other_kinds(engine: Engine) -> None:
     if not engine.run("fab-hedge", plain(fab_t, steps=steps, targets=3, together=together), chosen, copies=together):
         return
     engine.escalated.append(OTHERS_BROKE)
-    for turn, (steps, targets) in enumerate(((50, 9), (100, 3))):
-        together = min(targets, _together(engine, engine.survivors()))
-        stage = plain(fab_t, steps=steps, targets=targets, together=together)
-        broken = engine.run("fab-t" if not turn else "fab-t-long", stage, copies=together)
-        if engine.threat.norm == "l2" and not turn:
-            _from_outside(engine, MOST_OUTSIDE, 2 * MOST_OUTSIDE)
-        if broken < DEFAULTS.floor or broken <= DEFAULTS.unended * len(engine.x):
-            return
+    together = min(9, _together(engine, engine.survivors()))
+    broken = engine.run("fab-t", plain(fab_t, steps=50, targets=9, together=together), copies=together)
+    if engine.threat.norm == "l2":
+        _from_outside(engine, MOST_OUTSIDE, 2 * MOST_OUTSIDE)
+    if broken < DEFAULTS.floor or broken <= DEFAULTS.unended * len(engine.x):
+        return
+    together = min(9, _together(engine, engine.closest(0.5, least=NEAR)))
+    stage = plain(fab_t, steps=100, targets=9, together=together)
+    broken = _outwards(engine, "fab-t-long", stage, share=0.5, least=NEAR, copies=together)
+    if broken < DEFAULTS.floor or broken <= DEFAULTS.unended * len(engine.x):
+        return
     engine.escalated.append(f"{UNENDED}: FAB-T still broke {broken} of {len(engine.x)} samples in its last run")
     engine.run("square-other", anew(plain(square, queries=2000), 4), access="score")
 
@@ -353,7 +356,7 @@ def _short_runs(engine: Engine) -> None:
         idle, turn = 0 if broken >= max(1, PAYS * len(rows)) else idle + 1, turn + 1
 
 
-@facts(version=5, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
+@facts(version=6, norms=("linf", "l2", "l1"), access="all", randomness="per_sample", protocol=True)
 def robench_deep(engine: Engine) -> None:
     """More than AutoAttack searches: many diversified rounds, all targets twice, and both hedges.
 
@@ -411,7 +414,7 @@ def robench_l0(engine: Engine) -> None:
         engine.run("sparse-rs-long", anew(plain(sparse_rs, queries=9000), 1), access="score")
 
 
-@facts(version=1, norms=("linf", "l2", "l1", "l0"), access="white", randomness="per_sample", protocol=True)
+@facts(version=2, norms=("linf", "l2", "l1", "l0"), access="white", randomness="per_sample", protocol=True)
 def curve(engine: Engine) -> None:
     """Each image's smallest distance found: one run under ``norm(inf)`` gives the whole curve of accuracy against eps.
 

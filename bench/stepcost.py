@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robench import attacks
 from robench.attacks._apgd import apgd
 from robench.attacks._climb import Phase, climb, cosine
 from robench.attacks._pgd import pgd
@@ -67,6 +68,11 @@ def _climb(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
     climb(_victim(model, x, y, norm), torch.arange(len(x)), lambda k: x[k], [Phase(cosine(STEPS, EPS))])
 
 
+def _called(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> object:
+    """PGD as a user calls it: what is done for a plain module, its layout and its trial among it, is part of the cost."""
+    return attacks.pgd(model, x, y, threat=f"{norm}({EPS})", steps=STEPS)
+
+
 def _benchmarked(name: str) -> Tool:
     return lambda model, x, y, norm: TOOLS[name](model, x, y, ThreatModel.parse(f"{norm}({EPS})"), name)
 
@@ -87,6 +93,7 @@ def _pyautoattack(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> object:
 
 STEPPERS: dict[str, Tool] = {
     "robench-pgd": _plain(pgd),
+    "robench.attacks.pgd": _called,
     "robench-climb": _climb,
     "robench-apgd": _plain(apgd),
     "torchattacks": _torchattacks,
@@ -109,6 +116,7 @@ def measure(
     norm: str = "linf",
     tools: Sequence[str] = tuple(STEPPERS),
     repeats: int = 5,
+    channels_last: bool = False,
 ) -> pd.DataFrame:
     """One row per tool: CPU time of a gradient pass over the floor's (lowest, and median over the repeats), and its passes.
 
@@ -124,8 +132,10 @@ def measure(
         norm: ``linf`` or ``l2``.
         tools: Names in ``STEPPERS``.
         repeats: Times that each tool runs, in turn with the floor.
+        channels_last: The caller's images lie channels-last in memory, for the floor too.
     """
     model, x, y = _setting(arch, shape, count)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     with untouched(model):
         passes = {tool: _counted(tool, model, x, y, norm) for tool in tools}
         times: dict[str, list[tuple[float, float]]] = {tool: [] for tool in tools}
@@ -183,7 +193,8 @@ def _seconds(work: Callable[[], object]) -> float:
 @click.option("--norm", "norms", multiple=True, default=("linf", "l2"), show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--arch", "archs", multiple=True, help="Only these of the settings, by their architecture.")
-def main(tools: tuple[str, ...], norms: tuple[str, ...], repeats: int, archs: tuple[str, ...]) -> None:
+@click.option("--channels-last", is_flag=True, help="Give all tools images that lie channels-last in memory.")
+def main(tools: tuple[str, ...], norms: tuple[str, ...], repeats: int, archs: tuple[str, ...], channels_last: bool) -> None:
     """Compare what a gradient step costs across libraries, on one thread."""
     torch.set_num_threads(1)
     keep_memory()
@@ -191,7 +202,7 @@ def main(tools: tuple[str, ...], norms: tuple[str, ...], repeats: int, archs: tu
     with exact_arithmetic(1):
         for arch, shape, count in SETTINGS:
             for norm in norms if not archs or arch in archs else ():
-                table = measure(arch, shape, count, norm=norm, tools=chosen, repeats=repeats)
+                table = measure(arch, shape, count, norm=norm, tools=chosen, repeats=repeats, channels_last=channels_last)
                 click.echo(table.to_markdown(index=False, floatfmt=".3f") + "\n")
 
 

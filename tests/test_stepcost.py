@@ -32,6 +32,16 @@ def test_every_step_is_taken_on_a_full_batch():
     assert (table[["lowest", "median", "ms"]] > 0).all(axis=None)
 
 
+def test_a_call_on_a_plain_module_is_measured_with_its_trial_on_images_of_either_layout(monkeypatch):
+    seen = []
+    monkeypatch.setattr(stepcost, "floor", lambda model, x, y: seen.append(x.is_contiguous()))
+    for channels_last in (False, True):
+        told = {"tools": ("robench.attacks.pgd",), "repeats": 1, "channels_last": channels_last}
+        table = stepcost.measure("small_cnn(width=4, in_channels=3)", (3, 32, 32), 64, **told)
+        assert table["gradients"][0] == 40 and table["forwards"][0] > 41
+    assert seen[0] and not seen[-1]
+
+
 def test_only_installed_peers_are_run():
     names = stepcost.installed(["robench-pgd", "torchattacks"])
     assert names[0] == "robench-pgd" and set(names) <= {"robench-pgd", "torchattacks"}

@@ -210,6 +210,8 @@ DAMAGES = {
     "rows empty": lambda run: rows(run).write_bytes(b""),
     "rows noise": lambda run: rows(run).write_bytes(b"\0" * 100),
     "rows missing": lambda run: rows(run).unlink(),
+    "rows without scores": lambda run: without(run, "score"),
+    "rows without confidence": lambda run: without(run, "confidence"),
     "rows a folder": lambda run: (lambda path: (path.unlink(), path.mkdir()))(rows(run)),
 }
 CODE = {
@@ -238,6 +240,16 @@ def header(run: Path) -> Path:
 
 def rows(run: Path) -> Path:
     return next((run / "cells").glob("*.parquet"))
+
+
+def without(run: Path, column: str) -> None:
+    """Leave a column out of the rows, as a whole cell with its hashes."""
+    store = Store(run)
+    (entry,) = store.finished().values()
+    kept = store.rows(entry).drop(columns=column)
+    for path in (entry.rows, entry.rows.with_suffix(".json")):
+        path.unlink()
+    store.put(entry.cell, kept, {"seconds": 0.0, "device": "cpu", "threads": 1})
 
 
 @pytest.fixture(scope="module")

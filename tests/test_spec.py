@@ -100,8 +100,8 @@ def cell(**changes):
 
 
 def test_digests_are_stable_across_versions_of_the_code():
-    assert cell().model.digest == sha256(canonical([2, "model", "zoo(name='standard')", "1", []]))
-    parts = [2, "clean", "1", cell().model.digest, cell().data.digest, "", [], 0, [0, 1]]
+    assert cell().model.digest == sha256(canonical([3, "model", "zoo(name='standard')", "1", []]))
+    parts = [3, "clean", "1", cell().model.digest, cell().data.digest, "", [], 0, [0, 1]]
     settings = {"width": 64, "search_precision": "float32"}
     assert cell().digest == sha256(canonical([*parts, settings]))
 

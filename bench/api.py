@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +140,8 @@ def run(
     child = try_out(plan, context, say, timeout_s=cell_timeout)
     with closing_child(child), store.locked():
         store.clean_temporary()
-        for line in reasons(plan.cells, store.finished(), store.last_run(), plan.identities):
+        finished = store.finished()
+        for line in [*reasons(plan.cells, finished, store.last_run(), plan.identities), *_left_behind(plan, finished)]:
             say(line)
         header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
         header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
@@ -153,6 +154,13 @@ def run(
         told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
+
+
+def _left_behind(plan: Plan, finished: Iterable[str]) -> Iterator[str]:
+    """A line on finished cells of the folder that this run does not ask for, so that tables and pages leave them out."""
+    count = len(set(finished) - {cell.digest for cell in plan.cells})
+    if count:
+        yield f"{count} finished cells of this folder are no part of this run and are not shown; another --out keeps both"
 
 
 def _edits(plan: Plan) -> dict[str, Any]:

@@ -462,10 +462,11 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     found = result.frame()
     _print(pipes(found) if form == "table" else render(found, format=form), nl=False)
     aside = form in ("csv", "json")  # their readers take nothing but the findings
-    for name in missing:
-        _print(f"{name}: missing: not measured", err=aside)
-    _print("failed" if missing else result.outcome, err=aside)
-    _end(1 if missing else result.exit_code)
+    for name in missing:  # planned, and nothing was tried yet: what failed has rows
+        _print(f"{name}: pending: no result yet; run the same command again", err=aside)
+    failed = any(not (f.passed or f.undecided) for f in result.findings)
+    _print("failed" if failed else "undecided" if missing else result.outcome, err=aside)
+    _end(1 if failed else 3 if missing else result.exit_code)
 
 
 @main.command()

@@ -76,14 +76,16 @@ def _tensor_of(outputs: Any, count: int) -> Tensor:
 
 
 def _first(outputs: Any, count: int) -> Tensor:
-    """The first entry of a tuple, unless a later one is narrower: then features may stand before the logits.
+    """The first entry of a tuple, unless a later one is as wide or narrower: then that one may be the logits.
 
     Raises:
         OutputError: The tuple can be read in two ways.
     """
     first: Tensor = outputs[0]
-    if _fits(first, count) and any(_fits(other, count) and other.shape[1] < first.shape[1] for other in outputs[1:]):
-        raise OutputError(must("the model's outputs", "logits alone, or first and narrowest", _said(outputs), _WRAP))
+    rivals = [other for other in outputs[1:] if _fits(other, count) and other.shape[1] <= first.shape[1]]
+    if _fits(first, count) and rivals:
+        expected = "logits alone, or first and narrower than all else"
+        raise OutputError(must("the model's outputs", expected, _said(outputs), _WRAP))
     return first
 
 

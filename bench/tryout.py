@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from robench.children import Child
 from robench.data.classes import require_logits
-from robench.errors import ModelError, must
+from robench.errors import ModelError, StoreError, must
 from robench.metrics.label_checks import label_warnings
 from robench.plan import Plan
 from robench.runner import PRELOAD
 from robench.spec import Artifact, Cell, Context
+from robench.store import Store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +95,7 @@ def _look(cell: Cell, context: Context) -> list[str]:
 
     data, name = load_artifact(cell.data, context), cell.model.label
     admitted = _admitted(cell.model, cell, context)
+    _require_kept(cell, context, admitted, _spread(len(data), cell.settings.width))
     require_logits(data.spec, int(admitted.logits.shape[1]), model=name)
     predicted, labels = admitted.logits.argmax(1).cpu(), data.labels[_spread(len(data), cell.settings.width)]
     count, right = len(labels), int((predicted == labels).sum())
@@ -102,6 +104,39 @@ def _look(cell: Cell, context: Context) -> list[str]:
     notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
     doubts = label_warnings(labels.numpy(), predicted.numpy())
     return [*(f"{name} {note}" for note in notes), said, *(f"WARNING: {name}: {line}" for line in doubts)]
+
+
+APART = 0.02
+"""Difference of two margins, over the size of the logits, that other batches and machines may make (see ``fresh_copy``)."""
+
+
+def _require_kept(cell: Cell, context: Context, admitted: Admitted, places: Sequence[int]) -> None:
+    """Refuse to keep results that the model would not give any more, whatever its identity says.
+
+    Weights may hide where no hash reaches: in another runtime's session, or in a file that is read when it is first asked.
+
+    Raises:
+        StoreError: The model answers otherwise on images that a finished cell holds.
+    """
+    import torch
+
+    from robench.inference import predict
+    from robench.task import CLASSIFICATION
+    from robench.workshop import load as load_artifact
+
+    entry = Store(context.root).finished().get(cell.digest)
+    if entry is None or cell.scenario.name != "clean":
+        return
+    shown = load_artifact(cell.data, context).take(torch.tensor(places))
+    rows = Store(context.root).rows(entry).set_index("sample")["margin"].reindex(shown.ids.tolist()).to_numpy(copy=True)
+    images, width = shown.images().to(context.device), cell.settings.width
+    looks = [predict(admitted.net, images, width=width).double().cpu() for _ in range(2)]
+    before, now = torch.as_tensor(rows), CLASSIFICATION.margin(looks[0], shown.labels)
+    apart = (now - before).abs() > APART * looks[0].norm(dim=1)
+    if bool(apart.any()) and torch.equal(*looks):  # a random model answers otherwise every time
+        got = f"other answers on {int(apart.sum())} of {len(before)} images"
+        remedy = "something that it rests on changed and no hash shows it: choose another --out"
+        raise StoreError(must(f"the model {cell.model.label}", "the one whose results this folder keeps", got, remedy))
 
 
 def _spread(count: int, width: int) -> list[int]:

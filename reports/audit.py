@@ -154,7 +154,9 @@ def audit(table: pd.DataFrame, requirements: Sequence[str | Requirement], *, con
 def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str) -> Finding:
     found = _select(rows, wanted)
     if found.empty:
-        return Finding(model, dataset, wanted.text, False, math.nan, math.nan, "missing: not measured")
+        waiting = f"{PENDING}: no result yet; run the same command again" if rows["status"].eq(PENDING).any() else ""
+        reason = waiting or "missing: not measured"
+        return Finding(model, dataset, wanted.text, False, math.nan, math.nan, reason, undecided=bool(waiting))
     findings = [_one(row, wanted, model, dataset) for row in found.to_dict("records")]
     sign = 1 if wanted.relation.startswith(">") else -1
     return min(findings, key=lambda f: (f.passed, f.undecided, math.isfinite(f.judged), sign * f.judged))
@@ -170,7 +172,7 @@ def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) 
     doubt = str(row["validity"]) if str(row["validity"]).startswith(UNDECIDED) else ""
     reason = _obstacle(row) or broken or doubt
     where = ", ".join(str(row[c]) for c in ("threat", "attack") if row[c] and row[c] != "worst")
-    undecided = bool(doubt) and reason == doubt
+    undecided = (bool(doubt) and reason == doubt) or row["status"] == PENDING
     return Finding(model, dataset, wanted.text, not reason, value, judged, reason, where, undecided)
 
 

@@ -233,6 +233,8 @@ def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> d
     line["_cells"] = frozenset() if chosen is None else frozenset(str(chosen["cell"]).split("+"))
     line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
     verdict = _validity(rows if found["validity"].ne("").any() else shown, threat, found)
+    if not verdict and chosen is None and rows["status"].eq(PENDING).any():
+        verdict = f"{PENDING}: no result yet; run the same command again"
     missing = f"not measured at {threat}" if verdict and threat and chosen is None else ""
     line["validity"] = _said(verdict, missing, SEVERAL if several else "")
     return line

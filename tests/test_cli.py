@@ -427,17 +427,27 @@ def test_a_worst_case_without_one_attack_is_pending_and_after_a_failure_unknown(
     assert lost["value"].item() == 0 and lost["n_unknown"].item() > 0 and lost["status"].item() == "unknown"
 
 
-def test_a_model_without_any_result_fails_the_audit(tiny, tmp_path):
-    """A planned model that left nothing, and a name that was never planned, are missing, not passed over."""
+def test_a_model_without_any_result_is_pending(tiny, tmp_path):
+    """A planned model that left nothing is told as such; a name that was never planned is refused."""
     copy = tmp_path / "copy"
     shutil.copytree(tiny[1], copy)
     for header in (copy / "cells").glob("*.json"):
         if json.loads(header.read_text())["model"] == "digits-standard":
             header.unlink()
     require = ("--require", "accuracy>=0.1")
-    (line,) = [t for t in robench("audit", copy, *require, code=1).output.splitlines() if "| digits-standard |" in t]
-    assert "| False |" in line and "missing: not measured" in line
+    (line,) = [t for t in robench("audit", copy, *require, code=3).output.splitlines() if "digits-standard" in t]
+    assert "pending: no result yet" in line
+    board = json.loads(robench("leaderboard", copy, "--format", "json").stdout)
+    (shown,) = [r for r in board if r["model"] == "digits-standard"]
+    assert shown["rank"] == "-" and shown["validity"].startswith("pending")
     assert "must be a model of" in robench("audit", copy, *require, "--model", "digits-x", code=2).output
+
+
+def test_finished_cells_that_a_run_does_not_ask_for_are_told(tiny, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny[1], copy)
+    said = robench("run", "--suite", tiny[0], "--scenario", "clean", "--out", copy, *HERE).stderr
+    assert "finished cells of this folder are no part of this run" in said
 
 
 def test_two_releases_under_one_name_are_two_lines_and_one_release_in_two_runs_is_one(tiny, tmp_path):

@@ -10,14 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from robench import catalog
 from robench.api import plan_run
 from robench.changes import reasons
+from robench.cli import main
 from robench.errors import ConfigError, ModelError
 from robench.lineage import planned
 from robench.models import weights
+from robench.models.identity import describe
 from robench.models.weights import fresh
 from robench.plan import Plan
 from robench.runner import Job, perform
@@ -312,3 +315,73 @@ def test_identities_are_kept_in_run_json_without_paths(code, tmp_path):
     facts = store.read_run()["identities"]["models"]["mynet.py:make"]
     assert set(facts["code"]) == {"mynet.py", "helper_of_mynet.py"} and len(facts["weights"]) == 64
     assert str(tmp_path) not in json.dumps(facts)
+
+
+HIDDEN = """
+import numpy as np, torch
+from torch import nn
+
+PATH = {path!r}
+
+def net():
+    own = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64, 10, bias=False)).eval()
+    own[2].weight.data = torch.load(PATH, weights_only=True)
+    return own
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nets = [net()]
+    def forward(self, x):
+        return self.nets[0](x)
+
+class Holder:
+    def __init__(self):
+        self.inner = net()
+    def __call__(self, x):
+        return self.inner(x)
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.holder = Holder()
+    def forward(self, x):
+        return self.holder(x)
+
+def in_a_closure():
+    nets = [net()]
+    return lambda x: nets[0](x)
+
+def of_arrays():
+    weight = net()[2].weight.detach().numpy()
+    return lambda x: nn.functional.avg_pool2d(x, 4).flatten(1) @ torch.from_numpy(weight).T
+
+class Late(nn.Module):
+    def forward(self, x):
+        return net()(x)
+"""
+
+
+@pytest.mark.parametrize("form", ["Listed", "Around", "Holder", "in_a_closure", "of_arrays"])
+def test_weights_that_hide_in_python_objects_are_part_of_the_identity(form, tmp_path):
+    code = tmp_path / f"hidden_{form.lower()}.py"
+    code.write_text(HIDDEN.format(path=str(tmp_path / "w.pt")))
+    found = []
+    for seed in (0, 0, 1):
+        torch.save(torch.randn(10, 64, generator=torch.Generator().manual_seed(seed)), tmp_path / "w.pt")
+        found.append(describe((f"{code}:{form}",))[0].sha256)
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.slow
+def test_a_model_that_answers_otherwise_than_its_kept_results_is_refused(tmp_path):
+    code, out = tmp_path / "late.py", tmp_path / "run"
+    code.write_text(HIDDEN.format(path=str(tmp_path / "w.pt")))
+    (tmp_path / "s.yaml").write_text(SUITE)
+    args = ["run", "--suite", tmp_path / "s.yaml", "--model", f"{code}:Late", "--trust", "--scenario", "clean", "--out", out]
+    codes = []
+    for seed in (0, 0, 1):
+        torch.save(torch.randn(10, 64, generator=torch.Generator().manual_seed(seed)), tmp_path / "w.pt")
+        done = CliRunner().invoke(main, [str(a) for a in args])
+        codes.append(done.exit_code)
+    assert codes == [0, 0, 2] and "other answers" in done.output

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -83,13 +85,17 @@ def _described(source: str) -> Built:
     del first
     second = construct_from_code(source, state=1)
     drawn = weights_of(second) != weights
-    attributes = attributes if attributes_of(second) == attributes else ""
+    unlike = attributes_of(second) != attributes
     del second
-    if drawn and weights_of(construct_from_code(source)) != weights:
-        remedy = "load trained weights in the factory, or seed its generator"
-        got = "other weights at every call"
-        raise ModelError(must(f"what {source} returns", "the same model at every call", got, remedy))
-    return Built(source, weights, attributes, files, packages, drawn)
+    if drawn or unlike:
+        third = construct_from_code(source)
+        if weights_of(third) != weights:
+            remedy = "load trained weights in the factory, or seed its generator"
+            got = "other weights at every call"
+            raise ModelError(must(f"what {source} returns", "the same model at every call", got, remedy))
+        if attributes_of(third) != attributes:  # a time, a counter: the trial of a kept model stands in for them
+            attributes, unlike = "", False
+    return Built(source, weights, attributes, files, packages, drawn or unlike)
 
 
 def _files(source: str, loaded: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
@@ -122,7 +128,10 @@ def attributes_of(net: nn.Module) -> str:
 
 
 def _plain(value: Any, depth: int = 0) -> str | None:
-    """Text of a number, string, tensor, array, or list or dictionary of them; None of anything else."""
+    """Text of a number, string, tensor, array, module, function's closure, or list, dictionary or object of them.
+
+    None of anything else.
+    """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
         return repr(value)
     if isinstance(value, Tensor):
@@ -135,7 +144,23 @@ def _plain(value: Any, depth: int = 0) -> str | None:
         return str(sorted(str(_plain(v, depth + 1)) for v in value))
     if depth < _DEPTH and isinstance(value, Mapping):
         return str({str(k): _plain(v, depth + 1) for k, v in value.items()})
-    return None
+    return _held(value, depth + 1) if depth < _DEPTH else None
+
+
+def _held(value: Any, depth: int) -> str | None:
+    """Text of what a module, a function or another object holds; None where that cannot be looked into."""
+    if isinstance(value, nn.Module):
+        return f"{weights_of(value)}|{attributes_of(value)}"
+    if isinstance(value, functools.partial):
+        return str([_plain(part, depth) for part in (value.func, value.args, value.keywords)])
+    if isinstance(value, types.MethodType):
+        return _plain(value.__self__, depth)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        return str([_plain(part, depth) for part in (*cells, value.__defaults__, value.__kwdefaults__)])
+    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
+        return None
+    return f"{type(value).__qualname__}|{({k: _plain(v, depth) for k, v in sorted(vars(value).items())})}"
 
 
 def _graph(module: nn.Module) -> str:

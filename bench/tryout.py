@@ -15,7 +15,7 @@ from robench.spec import Artifact, Cell, Context
 from robench.store import Store
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from robench.admission import Admitted
 
@@ -102,8 +102,14 @@ def _look(cell: Cell, context: Context) -> list[str]:
     which = f"all {count} images" if count == len(data) else f"{count} of {len(data)} images"
     said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
     notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
-    doubts = label_warnings(labels.numpy(), predicted.numpy())
+    doubts = [*label_warnings(labels.numpy(), predicted.numpy()), *_probabilities(admitted.logits)]
     return [*(f"{name} {note}" for note in notes), said, *(f"WARNING: {name}: {line}" for line in doubts)]
+
+
+def _probabilities(outputs: Tensor) -> list[str]:
+    """A line where every image's outputs (n, K) are probabilities: confidence, ECE and losses take another softmax of them."""
+    alike = bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
+    return ["probabilities, not logits: its ECE, confidence and losses would be wrong; return logits"] if alike else []
 
 
 APART = 0.02

@@ -33,7 +33,7 @@ class Two(NamedTuple):
     "outputs",
     [
         LOGITS,
-        (LOGITS, LOGITS),
+        (LOGITS, LOGITS.repeat(1, 2)),
         [LOGITS, None],
         Two(LOGITS, None),
         {"logits": LOGITS, "hidden": LOGITS[:, :2]},
@@ -59,7 +59,7 @@ def test_gradients_flow_through_other_types(dtype) -> None:
 @pytest.mark.parametrize(
     "outputs",
     [
-        *(None, 1.0, "x", [], {}, [[1.0, 2.0]], (LOGITS, LOGITS[:, :2]), {"a": LOGITS, "b": LOGITS}),
+        *(None, 1.0, "x", [], {}, [[1.0, 2.0]], (LOGITS, LOGITS[:, :2]), (LOGITS, LOGITS), {"a": LOGITS, "b": LOGITS}),
         *(LOGITS[:, 0], LOGITS[:, :1], LOGITS.long(), LOGITS.to(torch.complex64), LOGITS[:1], LOGITS[:, None]),
     ],
 )

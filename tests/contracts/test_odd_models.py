@@ -137,7 +137,7 @@ def frozen() -> nn.Module:
 
 
 WORKS = {
-    "tuple": lambda: Wrapped(lambda z: (z, z.exp())),
+    "tuple": lambda: Wrapped(lambda z: (z, torch.cat([z, z], 1))),
     "list": lambda: Wrapped(lambda z: [z]),
     "dict": lambda: Wrapped(lambda z: {"logits": z, "loss": None}),
     "dict of one": lambda: Wrapped(lambda z: {"out": z, "n": z.sum()}),
@@ -169,7 +169,8 @@ REFUSED = {
     "vector": (lambda: Wrapped(lambda z: z[:, 0]), r"torch\.stack"),
     "none": (lambda: Wrapped(lambda z: None), "NoneType"),
     "indices": (lambda: Wrapped(lambda z: z.argmax(1)), "int64"),
-    "features first": (lambda: Wrapped(lambda z: (torch.cat([z, z], 1), z)), "narrowest"),
+    "features first": (lambda: Wrapped(lambda z: (torch.cat([z, z], 1), z)), "narrower"),
+    "another head first": (lambda: Wrapped(lambda z: (z.roll(1, 1), z)), "narrower"),
     "two of a kind": (lambda: Wrapped(lambda z: {"a": z, "b": z}), "'a', 'b'"),
     "half of the rows": (lambda: Wrapped(lambda z: z[::2]), r"\(64, K\)"),
     "nan": (lambda: Wrapped(lambda z: z * torch.nan), "finite"),

@@ -107,7 +107,7 @@ def _look(cell: Cell, context: Context) -> list[str]:
 
 
 def _probabilities(outputs: Tensor) -> list[str]:
-    """A line where every image's outputs (n, K) are probabilities: confidence, ECE and losses take another softmax of them."""
+    """A line where all outputs (n, K) are probabilities: confidence, ECE and losses take another softmax of them."""
     alike = bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
     return ["probabilities, not logits: its ECE, confidence and losses would be wrong; return logits"] if alike else []
 

@@ -113,7 +113,9 @@ def _of_run(store: Store, run: Mapping[str, Any], done: Mapping[str, Finished]) 
     limit, suite = run.get("limit"), run.get("suite", {})
     if bool(run["limited"]) != (limit is not None) or (limit is not None and limit != suite.get("limit")):
         yield f"run.json: limited is {run['limited']}, limit is {limit}, and the suite's limit is {suite.get('limit')}"
-    if suite.get("name") in PACKAGED and not run["limited"] and read_suite(suite["name"]).limit != suite.get("limit"):
+    packaged = read_suite(suite["name"]) if suite.get("name") in PACKAGED else None
+    same = packaged is not None and [*packaged.attacks, *packaged.threats] == [*suite["attacks"], *suite["threats"]]
+    if packaged and same and not run["limited"] and packaged.limit != suite.get("limit"):
         yield f"run.json: limited is False, but the suite {suite['name']} has another limit than {suite.get('limit')}"
     try:
         store.read_run()

@@ -478,7 +478,7 @@ def test_a_run_killed_between_images_and_rows_goes_on(copy):
     for path in (copy / "cells").glob(f"{header.stem}.*"):
         path.unlink()
     assert "no rows" in " ".join(verify(copy, device="cpu").differences)
-    (copy / "evidence" / f".{header.name}.1.tmp").write_text("half")
+    (copy / "evidence" / f".{header.name}.0123456789abcdef.robench-tmp").write_text("half")
     summary = run(SUITE, out=copy, save_adversarials=True, **HERE).summary
     assert summary.computed == 1
     assert (header.read_text(), images_of(header).read_bytes()) == before

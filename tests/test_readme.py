@@ -147,9 +147,8 @@ def weights(args: list[str], *, width: int | None = None) -> None:
         ref = Ref.parse(args[args.index("--arch") + 1])
         colour = any("folder:" in word or "cifar" in word for word in args)
         known = {"in_channels": 3 if colour else 1} | ({"width": width} if width and ref.name == "resnet18" else {})
-        net = fresh(ref.with_defaults(known), seed=0)
-        for name in files:
-            safetensors.torch.save_file(net.state_dict(), name)
+        for seed, name in enumerate(files):
+            safetensors.torch.save_file(fresh(ref.with_defaults(known), seed=seed).state_dict(), name)
 
 
 def small(name: str, *, original=suite.packaged) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from robench.registry import facts
 
 
-@facts(version=1)
+@facts(version=1, ranges={"depth": ">= 0"})
 def mlp(*, num_classes: int = 10, in_channels: int = 1, hidden: int = 96, depth: int = 2, size: int = 32) -> nn.Module:
     """A net of ``depth`` hidden ReLU layers of ``hidden`` units; logits (N, num_classes).
 

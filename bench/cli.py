@@ -343,9 +343,7 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
         _print("with -v every cell is listed")
         return
     for cell in plan.cells:
-        about = cell.scenario.kwargs
-        what = " ".join(str(about[key]) for key in ("threat", "attack", "corruption") if key in about)
-        _print(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario.name} {what}".rstrip())
+        _print(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario}")
 
 
 def _progress() -> Any:

@@ -129,7 +129,7 @@ def once(suite, out, kind, number):
     child.join()
     return {
         "kind": kind, "before": before, "ran": log.read_text().split(), "after": finished(out), "code": child.exitcode,
-        "alive": alive, "temporary": [str(p) for p in Path(out).rglob(".*.tmp")],
+        "alive": alive, "temporary": [str(p) for p in Path(out).rglob(".*.robench-tmp")],
     }
 
 

@@ -74,6 +74,7 @@ def test_segmentation_passes_through_a_cell_and_the_table(monkeypatch):
         "data": Dataset(spec, torch.arange(6), torch.arange(6), x.__getitem__),
     }
     monkeypatch.setattr("robench.scenarios.objects.load", lambda artifact, context: things[artifact.kind])
+    monkeypatch.setattr("robench.scenarios.objects.fresh_model", lambda artifact, context: things["model"])
     parts = (Artifact("model", Ref("toy"), label="toy"), Artifact("data", Ref("toy"), label="toy"))
     rows = []
     for eps in ("0.05", "0.2"):

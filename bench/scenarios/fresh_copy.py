@@ -105,10 +105,11 @@ class FreshCopy:
         victim = Victim(self.model, x, y, threat=self.threat, task=self.task, width=self.width)
         rows, draws = torch.arange(len(y), device=y.device), Draws(0, ids)
         points = victim.ball.random(draws, "fresh_copy")
+        loss = "margin" if "margin" in self.task.losses else next(iter(self.task.losses))
         size = 2.5 / STEPS * radius(self.threat, x)  # so that a start on one side of the ball reaches the other
         try:
             for _ in range(STEPS):
-                gradient = victim.gradient(points, rows, "margin").gradient.nan_to_num(0.0, 0.0, 0.0)
+                gradient = victim.gradient(points, rows, loss).gradient.nan_to_num(0.0, 0.0, 0.0)
                 points = victim.ball.project(points + size * steepest(gradient, self.threat.norm))
         except (AttackError, RuntimeError) as error:
             if is_out_of_memory(error):

@@ -130,13 +130,8 @@ def run(
     count = workers or (usable_cores() if where == "cpu" else 1)
     store = Store(folder)
     say = announce or _say_nothing
-    for note in plan.data_notes:
-        say(note)
-    for note in plan.notes:
-        say(f"left out: {note}")
-    for name, facts in plan.identities.items():
-        if facts["drawn"]:
-            say(f"model {name}: its factory draws weights at random; robench builds it in one fixed random state everywhere")
+    for line in _remarks(plan):
+        say(line)
     child = try_out(plan, context, say, timeout_s=cell_timeout)
     with closing_child(child), store.locked():
         store.clean_temporary()
@@ -154,6 +149,15 @@ def run(
         told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
         summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    """Lines on the data, on what is left out and on models whose factories draw their weights."""
+    yield from plan.data_notes
+    yield from (f"left out: {note}" for note in plan.notes)
+    for name, facts in plan.identities.items():
+        if facts["drawn"]:
+            yield f"model {name}: its factory draws weights at random; robench builds it in one fixed random state"
 
 
 def _left_behind(plan: Plan, finished: Iterable[str]) -> Iterator[str]:

@@ -92,6 +92,7 @@ def fab_t(
     beta: float = 0.9,
     stop: bool = True,
     together: int = 1,
+    shortcut: float = 0.0,
 ) -> Tensor:
     """The nearest misclassified point found by targeted FAB, (N, ...) in [0, 1]; the best guess where none is in reach.
 
@@ -113,13 +114,16 @@ def fab_t(
         beta: As in ``fab``.
         stop: A sample leaves at its first success in the ball.
         together: Targets that are run at the same time, which fills batches when few samples are left.
+        shortcut: In [0, 1). A misclassified point is tried at x + shortcut·(point − x), too, and goes on from there where
+            that is misclassified as well: one forward pass more. The first point is often ten times as far as the
+            boundary, from where ``beta`` alone takes twenty steps. 0 does without.
 
     Raises:
         ConfigError: A norm, a count or a factor that FAB cannot use.
 
     Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.4; targets as in AutoAttack.
     """
-    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps))
+    told = _Told(steps, restarts, alpha_max, eta, beta, stop and math.isfinite(threat.eps), shortcut)
     _require(told, threat, targets, least=1, together=together)
     victim = as_victim(victim, x, y, threat)
     book = Closest(victim)
@@ -146,6 +150,7 @@ class _Told:
     eta: float
     beta: float
     stop: bool
+    shortcut: float = 0.0
 
 
 def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int, together: int = 1) -> None:
@@ -160,6 +165,8 @@ def _require(told: _Told, threat: ThreatModel, targets: int, *, least: int, toge
         got_factors = (told.alpha_max, told.eta, told.beta)
         remedy = "the paper's are 0.1, 1.05 and 0.9"
         raise ConfigError(must("alpha_max, eta and beta", "in [0, 1], above 0 and in (0, 1]", got_factors, remedy))
+    if not 0 <= told.shortcut < 1:
+        raise ConfigError(must("shortcut", "in [0, 1)", told.shortcut, "0 does without"))
 
 
 def _ranked(victim: Victim, book: Closest, told: _Told) -> tuple[Tensor, Tensor]:
@@ -253,13 +260,27 @@ def _run(victim: Victim, book: Closest, look: Look, rows: Tensor, points: Tensor
 
 
 def _checked(victim: Victim, book: Closest, rows: Tensor, points: Tensor, told: _Told) -> tuple[Tensor, Tensor]:
-    """Rows that go on and their points, misclassified ones on their way back; one forward pass."""
+    """Rows that go on and their points, misclassified ones on their way back; one forward pass, two with a shortcut."""
     margin = victim.margins(points, rows)
     book.book(points, rows, margin <= 0)
+    if told.shortcut:
+        points = _shortened(victim, book, rows, points, margin <= 0, told)
     keep = _open(victim, book, rows, told)
     rows, points = rows[keep], points[keep]
     x = victim.x[rows]
     return rows, torch.where(per_sample(margin[keep] <= 0, x), x + (points - x) * told.beta, points)
+
+
+def _shortened(victim: Victim, book: Closest, rows: Tensor, points: Tensor, wrong: Tensor, told: _Told) -> Tensor:
+    """The points, those of them that are ``wrong``, bool (n,), much nearer to x where they are misclassified there, too."""
+    tried = (wrong & _open(victim, book, rows, told)).nonzero()[:, 0]
+    if not len(tried):
+        return points
+    x = victim.x[rows[tried]]
+    nearer = x + (points[tried] - x) * told.shortcut
+    holds = victim.margins(nearer, rows[tried]) <= 0
+    book.book(nearer, rows[tried], holds)
+    return points.index_copy(0, tried[holds], nearer[holds])
 
 
 def _moved(x: Tensor, points: Tensor, height: Tensor, normal: Tensor, *, told: _Told, norm: str) -> Tensor:
@@ -268,7 +289,7 @@ def _moved(x: Tensor, points: Tensor, height: Tensor, normal: Tensor, *, told: _
     both = torch.cat([points, x]).flatten(1)
     above = height.double()
     heights = torch.cat([above, above + row_sums(normal * (x - points).flatten(1))])
-    step = crossing(both, torch.cat([normal, normal]), heights, norm)
+    step = crossing(both, normal, heights, norm)
     reach = size(step, norm).clamp_min(1e-8)
     share = (reach[: len(x)] / (reach[: len(x)] + reach[len(x) :])).clamp(0, told.alpha_max)[:, None].to(x.dtype)
     ends = both + told.eta * step
@@ -281,15 +302,22 @@ def crossing(points: Tensor, normal: Tensor, height: Tensor, norm: str) -> Tenso
 
     Args:
         points: (M, d) in [0, 1].
-        normal: The plane's normal, (M, d); a move m changes the height by normal·m. Zero entries are not moved.
+        normal: The plane's normal, (M, d); a move m changes the height by normal·m. Zero entries are not moved. Where the
+            points are several blocks with the same normals, those of one block are enough.
         height: Signed height of the points above the plane, (M,); the move's aim is 0.
         norm: ``linf``, ``l2`` or ``l1``, the length that is smallest.
 
     Source: Croce & Hein, ICML 2020 (Minimally distorted adversarial examples), section 3.1 and appendix A.
     """
-    down = torch.where((height >= 0)[:, None], -normal.sign(), normal.sign())
-    weight, room = normal.abs(), torch.where(down > 0, 1 - points, points)
-    move = _dearest(weight, room, height.abs()) if norm == "l1" else _level(weight, room, height.abs(), even=norm == "linf")
+    blocks = len(points) // max(1, len(normal))
+    every = normal.repeat(blocks, 1)
+    down = torch.where((height >= 0)[:, None], -every.sign(), every.sign())
+    weight, room = every.abs(), torch.where(down > 0, 1 - points, points)
+    if norm == "l1":
+        order = normal.abs().sort(dim=1, descending=True, stable=True).indices.repeat(blocks, 1)
+        move = _dearest(weight, room, height.abs(), order)
+    else:
+        move = _level(weight, room, height.abs(), even=norm == "linf")
     return torch.where(weight > 0, move, 0) * down
 
 
@@ -316,10 +344,9 @@ def _level(weight: Tensor, room: Tensor, need: Tensor, *, even: bool) -> Tensor:
     return torch.minimum(ends[:, None].to(rate.dtype) * rate, room)
 
 
-def _dearest(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """Moves Σ weight·size = need that fill the heaviest features first."""
-    heavy, order = weight.sort(dim=1, descending=True, stable=True)
-    space = room.gather(1, order)
+def _dearest(weight: Tensor, room: Tensor, need: Tensor, order: Tensor) -> Tensor:
+    """Moves Σ weight·size = need that fill the heaviest features first; ``order`` is theirs, (M, d)."""
+    heavy, space = weight.gather(1, order), room.gather(1, order)
     gain = heavy * space
     used = (need[:, None] - (gain.cumsum(1, dtype=torch.float64) - gain)).clamp_min(0).to(gain.dtype)
     size = torch.where(used < gain, used / heavy, space)

@@ -367,3 +367,29 @@ def test_the_untargeted_plane_is_the_nearest_of_all_classes():
         best = int(far.argmin())
         assert torch.allclose(height[i], gaps[best])
         assert torch.allclose(normal[i], normals[best])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_shortcut_comes_near_in_few_steps_and_is_charged(norm):
+    """A boundary close to x between two plateaus, whose slope sends every step to a corner of the box."""
+
+    class Plateaus(nn.Module):
+        def forward(self, x):
+            along = x.flatten(1).mean(1) - 0.5
+            return torch.stack([torch.zeros_like(along), 1e-3 * along + torch.where(along > 0.004, 1.0, -1.0)], 1)
+
+    x, y = torch.full((4, 1, 5, 5), 0.5), torch.zeros(4, dtype=torch.int64)
+    plain, far = run(fab_t, Plateaus(), x, y=y, threat=f"{norm}(inf)", steps=4)
+    cut, near = run(fab_t, Plateaus(), x, y=y, threat=f"{norm}(inf)", steps=4, shortcut=0.5)
+    assert (plain.best_margin <= 0).all() and (cut.best_margin <= 0).all()
+    assert (distance(x, near, norm) < 0.6 * distance(x, far, norm)).all()
+    assert (
+        (plain.forwards == 1 + 2 * 4).all() and (cut.forwards > plain.forwards).all() and (cut.forwards <= 1 + 3 * 4).all()
+    )
+    assert torch.equal(cut.backwards, plain.backwards)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_shortcut_outside_its_range_is_refused(share):
+    with pytest.raises(ConfigError, match="shortcut"):
+        run(fab_t, tiny(), images(2), threat="l2(0.1)", shortcut=share)

@@ -12,6 +12,7 @@ import robench
 from robench.attacks import _protocols
 from robench.attacks._cascade import shrinking, sieve
 from robench.attacks._engine import Engine
+from robench.attacks._escalation import Flags
 from robench.metrics.validity import _unended
 from robench.ops.norms import Ball, distance, sphere
 from robench.ops.random import Draws
@@ -115,11 +116,46 @@ def test_a_search_that_still_wins_at_its_end_is_told_and_doubted(monkeypatch):
     engine = flat(100)
     engine.look()
     _protocols._other_kinds(engine)
-    assert [stage.name for stage in engine.waterfall][-1] == "square-other"
+    assert [stage.name for stage in engine.waterfall][-1] == "fab-t-long"
     told = pd.DataFrame({"escalated": ["", "; ".join(engine.escalated)]})
     reasons = list(_unended(told))
     assert len(reasons) == 1 and reasons[0].startswith(UNENDED)
-    assert "12 of 100" in reasons[0]  # 3 of the nearer half, and of each half of the rest
+    assert "3 of 100" in reasons[0]
+
+
+@pytest.mark.parametrize(("missing", "wins", "queries"), [("", 0, [2000]), ("", 1, [2000, 5000]), ("none", 0, [5000])])
+def test_a_search_without_gradients_is_as_long_as_it_pays(missing, wins, queries, monkeypatch):
+    """A model without gradients has nothing else: there the long search is run at once."""
+    asked = []
+
+    def fake(victim, x, y, *, threat, seeds, **params):
+        asked.append(params["queries"])
+        if wins:
+            victim.margins(x[:wins] + 0.27 * victim.model.way.view(1, 4, 4), torch.arange(wins), inside=True)
+        return victim.result()
+
+    monkeypatch.setattr(_protocols, "square", fake)
+    engine = flat()
+    engine.look()
+    _protocols._without_gradients(engine, Flags(missing=missing, troubles=["a reason"]))
+    assert asked == queries
+
+
+def test_long_runs_in_l1_end_with_the_second_that_gains_nothing(monkeypatch):
+    turns, wins = [], [2, 0, 3, 0, 1]
+
+    def fake(victim, x, y, *, threat, seeds, **params):
+        count = wins[len(turns)]
+        turns.append(params["steps"])
+        if count:
+            victim.margins(x[:count] + 0.27 * victim.model.way.view(1, 4, 4), torch.arange(count), inside=True)
+        return victim.result()
+
+    monkeypatch.setattr(_protocols, "apgd", fake)
+    engine = flat()
+    engine.look()
+    _protocols._long_runs(engine)
+    assert turns == [100] * 4
 
 
 def test_a_stage_of_few_samples_has_narrow_batches():

@@ -1,9 +1,9 @@
 """Processes of robench's own: each runs one top-level function at a time and may die without harm. Imports no torch.
 
-A child is a fresh interpreter that never imports the caller's main script, does not look for modules in the current
-folder, takes jobs through a private socket, writes what its code prints to stderr, leaves Ctrl-C to its parent and ends
-with it. User code (factories, modules, exported programs) runs in children only, so that nothing it does to its
-process (``os._exit``, a crash, a changed global setting) reaches the run.
+A child is a fresh interpreter, or a fork of one (``robench.launcher``). It never imports the caller's main script, does
+not look for modules in the current folder, takes jobs through a private socket, writes what its code prints to stderr,
+leaves Ctrl-C to its parent and ends with it. User code (factories, modules, exported programs) runs in children only, so
+that nothing it does to its process (``os._exit``, a crash, a changed global setting) reaches the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robench import errors
+from robench import errors, launcher
 from robench.errors import ModelError, RobenchError, described, must, one_line
 
 Argument = TypeVar("Argument")
@@ -37,8 +37,8 @@ _START = """
 import json, sys
 told = json.loads(sys.argv[1])
 sys.path += [place for place in told["path"] if place not in sys.path]
-from robench.children import _serve
-_serve(told)
+from robench.children import {begin}
+{begin}(told)
 """
 """What a child runs; what the parent can import comes last, so that nothing there stands in for the standard library."""
 _DEEPEST = 3
@@ -88,30 +88,22 @@ class Child:
 
     Args:
         preload: Modules that the process imports before it counts as ready.
-        keep: Whether its C library keeps freed memory (see ``keep_memory``).
+        keep: Whether its C library keeps freed memory (see ``keep_memory``); where not, it is never a fork.
 
     Raises:
         RobenchError: No process can be started.
     """
 
-    def __init__(self, *, preload: Sequence[str] = (), keep: bool = True) -> None:
+    def __init__(self, *, preload: Sequence[str] = launcher.IMPORTED, keep: bool = True) -> None:
         if _depth[0] >= _DEEPEST:
             remedy = "call robench.run under `if __name__ == '__main__':` in a file that is also named as a model"
             raise RobenchError(must("robench's processes", f"nested at most {_DEEPEST} deep", "one more", remedy))
         ours, theirs = socket.socketpair()
-        told = {"path": child_path(), "fd": theirs.fileno(), "parent": os.getpid(), "depth": _depth[0] + 1}
-        told |= {"preload": list(preload), "keep": keep}
-        command = [sys.executable, *_flags(), "-P", "-c", _START, json.dumps(told)]
-        stderr = 2 if _is_open(2) else subprocess.DEVNULL
+        told = {"parent": os.getpid(), "depth": _depth[0] + 1, "preload": list(preload), "keep": keep}
+        start = _forked if keep and launcher.AVAILABLE else _fresh
         try:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is the parent's, and what the child starts can be ended with it
-            )
+            with _stderr() as stderr:
+                self.process = start(told, theirs.fileno(), stderr)
         except OSError as error:
             ours.close()
             raise RobenchError(must("a worker process", "startable", str(error), "free memory or processes")) from error
@@ -176,7 +168,7 @@ class Child:
 
     def kill(self) -> None:
         """End the process and what it started."""
-        if self.process.poll() is None:
+        if self.process.poll() is None and self.process.pid is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
@@ -282,12 +274,42 @@ def _flags() -> list[str]:
     return [flag for flag, is_set in flags.items() if is_set]
 
 
-def _is_open(descriptor: int) -> bool:
+@contextmanager
+def _stderr() -> Iterator[int]:
+    """A descriptor for what a child prints: this process's stderr, or nowhere where that is closed."""
     try:
-        os.fstat(descriptor)
+        os.fstat(2)
     except OSError:
-        return False
-    return True
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere.fileno()
+    else:
+        yield 2
+
+
+def _command(begin: str) -> list[str]:
+    """What starts a child or a launcher, without its last argument."""
+    return [sys.executable, *_flags(), "-P", "-c", _START.format(begin=begin)]
+
+
+def _forked(told: dict[str, Any], connection: int, stderr: int) -> launcher.Forked:
+    return launcher.forked(_command("_launch"), child_path(), told, connection=connection, stderr=stderr)
+
+
+def _fresh(told: dict[str, Any], connection: int, stderr: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*_command("_serve"), json.dumps({**told, "path": child_path(), "fd": connection})],
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        pass_fds=[connection],
+        process_group=0,  # Ctrl-C is the parent's, and what the child starts can be ended with it
+    )
+
+
+def _launch(told: dict[str, Any]) -> None:
+    """The life of a launcher, and of its forks."""
+    _import(launcher.IMPORTED)
+    launcher.launch(told, _serve)
 
 
 def _told_end(code: int) -> str:
@@ -311,12 +333,7 @@ def _serve(told: dict[str, Any]) -> None:
     threading.Thread(target=_watch, args=(told["parent"],), daemon=True).start()
     if told["keep"]:
         keep_memory()
-    try:
-        for module in told["preload"]:
-            importlib.import_module(module)
-    except BaseException as error:  # noqa: BLE001  one line instead of a traceback
-        sys.stderr.write(f"robench: {one_line(described(error))}\n")
-        os._exit(1)
+    _import(told["preload"])
     connection.send_bytes(pickle.dumps(None))
     while True:
         try:
@@ -328,6 +345,15 @@ def _serve(told: dict[str, Any]) -> None:
             sys.stdout.flush()
         with suppress(BrokenPipeError):
             connection.send_bytes(answer)
+
+
+def _import(modules: Sequence[str]) -> None:
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except BaseException as error:  # noqa: BLE001  one line instead of a traceback
+        sys.stderr.write(f"robench: {one_line(described(error))}\n")
+        os._exit(1)
 
 
 def _answered(asked: bytes) -> bytes:

@@ -25,7 +25,6 @@ def execute(
     failed: Callable[[Job, Answer], Result] | None = None,
     timeout_s: float | None = None,
     apart: bool = False,
-    preload: Sequence[str] = (),
     started: Sequence[Child] = (),
     owners: Callable[[Job], frozenset[str]] | None = None,
 ) -> Iterator[tuple[Job, Result]]:
@@ -42,7 +41,6 @@ def execute(
         failed: The result of a job whose process died, was too slow or could not answer; by default that is an error.
         timeout_s: Seconds that a job may take in a child; None: no limit.
         apart: Whether also one worker runs in a child.
-        preload: Modules that children import before a job's time starts.
         started: Idle children to begin with; they may have run the code of every owner.
         owners: Whose code a job runs. A child that ran one owner's code is given no job without it, since that code may
             still do something (a thread that ends the process, a changed global); by default nobody's.
@@ -54,7 +52,7 @@ def execute(
     if workers <= 1 and not apart:
         yield from queue.here(function)
         return
-    crew = _Crew(min(workers, max(1, len(queue.jobs))), timeout_s=timeout_s, preload=preload)
+    crew = _Crew(min(workers, max(1, len(queue.jobs))), timeout_s=timeout_s)
     everyone = frozenset[str]().union(*map(owners, queue.jobs)) if owners else frozenset[str]()
     for child in started:
         crew.idle.append(child)
@@ -90,8 +88,8 @@ def _result(job: Job, answer: Answer, failed: Callable[[Job, Answer], Result] | 
 class _Crew:
     """A few children, each busy with one job or idle; they are started when there is something to do."""
 
-    def __init__(self, size: int, *, timeout_s: float | None, preload: Sequence[str]) -> None:
-        self.size, self.timeout_s, self.preload = size, timeout_s, preload
+    def __init__(self, size: int, *, timeout_s: float | None) -> None:
+        self.size, self.timeout_s = size, timeout_s
         self.idle: list[Child] = []
         self.busy: dict[Child, int] = {}
         self.since: dict[Child, float] = {}
@@ -112,7 +110,7 @@ class _Crew:
         else:
             while self.idle and len(self.idle) + len(self.busy) >= self.size:
                 self.idle.pop(0).close()
-            child = Child(preload=self.preload)
+            child = Child()
         self.ran[child] = self.ran.get(child, frozenset()) | owners
         self.busy[child] = i
         if child.ready:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 TRIES = 2
 """How often a cell may end its worker process: once may be the machine's doing (memory, a signal), twice is its own."""
-PRELOAD = ("robench.evidence", "robench.builders.models", "robench.builders.predictions", "robench.scenarios.sentinel")
-"""What a worker imports before a cell's time starts: with these comes nearly all that cells need."""
 _GIVEN_UP = f" ({TRIES} times; not tried again without --retry)"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are."""
@@ -160,7 +158,7 @@ def run_plan(
     skipped: list[tuple[str, str]] = []
     done = {"artifacts": 0, "cells": 0}
     waits = _needs(jobs)
-    more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "preload": PRELOAD, "started": started}
+    more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
     more["owners"] = _coded
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):

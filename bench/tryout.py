@@ -10,7 +10,6 @@ from robench.data.classes import require_logits
 from robench.errors import ModelError, StoreError, must
 from robench.metrics.label_checks import label_warnings
 from robench.plan import Plan
-from robench.runner import PRELOAD
 from robench.spec import Artifact, Cell, Context
 from robench.store import Store
 
@@ -38,7 +37,7 @@ def try_out(plan: Plan, context: Context, say: Callable[[str], None], *, timeout
         for look, cell in [*((_shown_look, cell) for cell in shown), *((_pair_look, cell) for cell in pairs)]:
             if ended & {cell.model.digest, *(a.digest for a in cell.extra[:1])}:
                 continue
-            child = child or Child(preload=PRELOAD)
+            child = child or Child()
             answer = child.call(look, (cell, context), timeout_s=timeout_s)
             child = None if answer.gone else child
             if answer.gone or answer.kind in ("SystemExit", "ExitError"):

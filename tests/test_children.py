@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from robench import launcher
 from robench.children import Child, child_path, isolated
 from robench.errors import DataError, ModelError, RobenchError
 
@@ -52,7 +54,7 @@ def do(tmp_path, monkeypatch):
 
 def test_a_result_comes_back(do):
     assert isolated(do, ("value", [1, 2])) == [1, 2]
-    assert isolated(do, ("loaded", ["torch", "pytest"])) == []
+    assert isolated(do, ("loaded", ["pytest", "deeds_of_children"])) == ["deeds_of_children"]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,71 @@ def ran(code: str, folder, **environment: str):
     script.write_text(RUN.format(code=code))
     full = {**os.environ, **environment}
     return subprocess.run([sys.executable, str(script)], cwd=folder, env=full, capture_output=True, text=True)
+
+
+def test_a_child_has_the_callers_folder_and_environment_of_the_moment(do, tmp_path, monkeypatch):
+    told = []
+    for value in ("one", "two"):
+        monkeypatch.setenv("SAID", value)
+        (tmp_path / value).mkdir()
+        monkeypatch.chdir(tmp_path / value)
+        told.append(isolated(eval, "(__import__('os').environ['SAID'], __import__('os').getcwd())"))
+    assert told == [(value, str(tmp_path / value)) for value in ("one", "two")]
+
+
+def test_what_is_read_when_an_interpreter_starts_counts(do, tmp_path, monkeypatch):
+    isolated(do, ("value", 0))
+    (tmp_path / "only_there").mkdir()
+    (tmp_path / "only_there" / "late.py").write_text("said = 'found'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "only_there"))
+    assert isolated(eval, "__import__('late').said") == "found"
+
+
+def test_children_draw_numbers_of_their_own():
+    draw = "(__import__('random').random(), float(__import__('numpy').random.random()))"
+    (a, b), (c, d) = isolated(eval, draw), isolated(eval, draw)
+    assert a != c and b != d
+
+
+@pytest.mark.skipif(not launcher.AVAILABLE, reason="children are forks on Linux only")
+def test_forks_share_one_launcher_and_end_with_it(do):
+    first, second = Child(), Child()
+    assert [child.call(eval, "__import__('os').getppid()").value for child in (first, second)] == [_launcher().pid] * 2
+    pids = [child.process.pid for child in (first, second)]
+    _launcher().kill()
+    assert [child.process.wait(5) for child in (first, second)] == [-9, -9] and gone(pids)
+    assert first.call(do, ("value", 1)).kind == "died"
+    third = Child()
+    assert third.call(do, ("value", 3)).value == 3
+    third.close()
+
+
+def _launcher():
+    [kept] = launcher._kept.values()
+    return kept.process
+
+
+def test_no_process_is_left_when_the_caller_is_gone(tmp_path):
+    code = "import os; open('pids', 'w').write(f'{os.getpid()} {os.getppid()}'); os.kill(int(os.environ['CALLER']), 9)"
+    script = "import os; os.environ['CALLER'] = str(os.getpid())\nfrom robench.children import isolated\n"
+    script += f"isolated(exec, {code!r})"
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -9
+    assert gone([int(pid) for pid in (tmp_path / "pids").read_text().split()])
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether processes end within seconds."""
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_nothing_of_the_current_folder_is_executed(tmp_path):

@@ -17,7 +17,7 @@ LAYERS = [
     ("errors", "escape", "spec", "bounds", "registry", "lineage", "user_code"),
     (
         *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "masking", "probing", "bpda"),
-        *("children", "gate", "admission", "resident", "scripted", "tables"),
+        *("children", "launcher", "gate", "admission", "resident", "scripted", "tables"),
     ),
     ("attacks", "data", "models", "compress", "corrupt", "explainers", "metrics", "ood", "efficiency"),
     ("defenses",),

@@ -141,8 +141,8 @@ def test_a_search_without_gradients_is_as_long_as_it_pays(missing, wins, queries
     assert asked == queries
 
 
-def test_long_runs_in_l1_end_with_the_second_that_gains_nothing(monkeypatch):
-    turns, wins = [], [2, 0, 3, 0, 1]
+def test_long_runs_in_l1_end_with_the_first_that_gains_nothing(monkeypatch):
+    turns, wins = [], [2, 3, 0, 1]
 
     def fake(victim, x, y, *, threat, seeds, **params):
         count = wins[len(turns)]
@@ -155,7 +155,7 @@ def test_long_runs_in_l1_end_with_the_second_that_gains_nothing(monkeypatch):
     engine = flat()
     engine.look()
     _protocols._long_runs(engine)
-    assert turns == [100] * 4
+    assert turns == [100] * 3
 
 
 def test_a_stage_of_few_samples_has_narrow_batches():

@@ -159,7 +159,11 @@ def check(widths: tuple[int, ...], seed: int, style: str, form: str, count: int,
     assert found.validity.status != "sound"
 
 
-@pytest.mark.parametrize(("style", "form"), [("sign", "module"), ("where", "exported"), ("float", "traced")])
+FORMS = [("where", "exported"), *(pytest.param(*told, marks=pytest.mark.slow) for told in (("sign", "module"), ("float", "traced")))]
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("style", "form"), FORMS)
 def test_one_binary_layer_falls_in_every_form(style, form):
     check((24,), 0, style, form, 10, 1.0)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
+
+from robench.metrics.table import tidy
 
 N = 60
 EPS = {"linf(2/255)": 2 / 255, "linf(4/255)": 4 / 255, "linf(8/255)": 8 / 255}
@@ -312,6 +316,16 @@ def frames() -> dict[str, pd.DataFrame]:
         "disagreement": pd.concat([disagreement(m) for m in MODELS], ignore_index=True),
         "explanation_change": pd.concat([explanation_change(m) for m in MODELS], ignore_index=True),
     }
+
+
+@cache
+def _table(limited: bool) -> pd.DataFrame:
+    return tidy(frames(), limited=limited)
+
+
+def table(*, limited: bool = False) -> pd.DataFrame:
+    """The tidy table of ``frames()``, computed once per process; the caller may change it."""
+    return _table(limited).copy()
 
 
 def confident() -> dict[str, pd.DataFrame]:

@@ -114,7 +114,7 @@ def test_a_plug_in_metric_is_in_the_table_the_page_the_audit_and_the_leaderboard
     names = ("even_accuracy", "broken_share", "raising", "too_large")
     (info / "entry_points.txt").write_text("[robench.metrics]\n" + "".join(f"{n} = odd_metrics:{n}\n" for n in names))
     frames = tmp_path / "frames.pickle"
-    frames.write_bytes(pickle.dumps(synthetic.frames()))
+    frames.write_bytes(pickle.dumps({k: v for k, v in synthetic.frames().items() if k in ("clean", "evasion", "sentinel")}))
     done = subprocess.run([sys.executable, "-c", CODE, str(frames)], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)  # fmt: skip
     assert done.stdout.strip() == "fine", done.stderr

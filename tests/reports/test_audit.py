@@ -9,7 +9,7 @@ from robench.reports.audit import AuditResult, audit, parse_requirement
 
 @pytest.fixture(scope="module")
 def table(synthetic):
-    return tidy(synthetic.frames())
+    return synthetic.table()
 
 
 def only(result: AuditResult, model: str):
@@ -72,7 +72,7 @@ def test_what_nothing_speaks_against_and_too_little_for_is_undecided(table, verd
 
 
 def test_limited_unknown_and_empty_fail(synthetic, table):
-    limited = audit(tidy(synthetic.frames(), limited=True), ["accuracy>=0"])
+    limited = audit(synthetic.table(limited=True), ["accuracy>=0"])
     assert {f.reason.partition(":")[0] for f in limited.findings} == {"limited"} and not limited.passed
     unknown = audit(table.assign(n_unknown=3, validity="sound"), ["robust_accuracy[linf(8/255)]>=0"])
     assert only(unknown, "trained").reason == "unknown: an attack failed on 3 samples"

@@ -69,7 +69,7 @@ def test_csv_reads_back_with_one_row_per_name() -> None:
 
 @pytest.fixture(scope="module")
 def table(synthetic) -> pd.DataFrame:
-    return tidy(synthetic.frames())
+    return synthetic.table()
 
 
 class _Tags(HTMLParser):

@@ -16,7 +16,7 @@ THREAT = "linf(8/255)"
 
 @pytest.fixture(scope="module")
 def table(synthetic) -> pd.DataFrame:
-    return tidy(synthetic.frames())
+    return synthetic.table()
 
 
 def _cells(text: str, heading: str) -> list[list[str]]:
@@ -41,7 +41,7 @@ def test_the_first_sentence_says_who_leads_with_interval_samples_and_threat(tabl
 def test_nobody_leads_where_nobody_is_ranked(synthetic, table):
     assert _told(table[table["model"] == "masked"]) == ["digits: no model can be ranked."]
     assert _told(table.iloc[:0]) == []
-    limited = tidy(synthetic.frames(), limited=True)
+    limited = synthetic.table(limited=True)
     assert "Limited run" in page(limited) and "no model can be ranked" in page(limited)
 
 

@@ -11,7 +11,7 @@ from robench.reports.pictures import PICTURES
 
 @pytest.fixture(scope="module")
 def table(synthetic) -> pd.DataFrame:
-    return tidy(synthetic.frames())
+    return synthetic.table()
 
 
 @pytest.mark.parametrize("name", PICTURES)

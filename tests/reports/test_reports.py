@@ -27,7 +27,7 @@ from robench.reports.write import write_reports
 
 @pytest.fixture(scope="module")
 def table(synthetic):
-    return tidy(synthetic.frames())
+    return synthetic.table()
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -62,7 +62,7 @@ def test_unknown_names_are_errors_with_a_remedy(table):
 
 
 def test_limited_runs_and_other_samples_are_not_ranked(synthetic, table):
-    assert set(leaderboard(tidy(synthetic.frames(), limited=True))["rank"]) == {"-"}
+    assert set(leaderboard(synthetic.table(limited=True))["rank"]) == {"-"}
     fewer = (table["model"] == "plain") & (table["metric"] == "robust_accuracy")
     board = leaderboard(table.assign(n=table["n"].mask(fewer, 10))).set_index("model")
     assert board.loc["plain", "rank"] == "-" and "fewer samples" in board.loc["plain", "validity"]

@@ -44,5 +44,5 @@ def test_the_page_and_the_folder_hold_it_only_where_something_was_transferred(fr
     written = {p.name: p for p in write_reports(frames, tmp_path / "a")}
     assert len(pd.read_csv(written["transfer.csv"])) == 12
     assert written["transfer.md"].read_text().startswith("| threat")
-    assert "Transfer between models" not in page(tidy(synthetic.frames()))
+    assert "Transfer between models" not in page(synthetic.table())
     assert not {"transfer.csv", "transfer.md"} & {p.name for p in write_reports(synthetic.frames(), tmp_path / "b")}

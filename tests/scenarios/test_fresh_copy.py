@@ -11,7 +11,8 @@ from robench.data._digits import digits
 from robench.zoo import load
 
 DATA = digits(split="test")
-X, Y = DATA.images()[:24], DATA.labels[:24]
+X, Y = DATA.images()[:16], DATA.labels[:16]
+pytestmark = pytest.mark.usefixtures("narrow")
 ATTACKS = ["noise", "pgd(steps=10)"]
 
 

@@ -38,7 +38,8 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "reason"), TOLD)
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("name", "reason"), [TOLD[0], *(pytest.param(*told, marks=pytest.mark.slow) for told in TOLD[1:])])
 def test_the_gradients_of_a_masked_model_give_it_away(name, reason):
     one = case(name)
     assert reason in " ".join(masked.told_by_gradients(one.make().eval(), *honest.first("digits", FEW), one.threat))

@@ -40,7 +40,8 @@ def shown(rows: pd.DataFrame, capsys) -> None:
 FEW = ("BitDepth", "Boxed", "Flipped", "HalfDetached", "OneHotDecoy", "Watching", "WrongClass")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in FEW[4:] else ()) for n in FEW])
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ("Boxed", "HalfDetached") else pytest.mark.slow) for n in FEW])
 def test_a_trap_is_told_by_the_sentinel_alone(name):
     row = study.examine(study.trap(getattr(models, name)), QUICK, protocol="")
     assert row["outcome"] == "suspicious", row
@@ -64,7 +65,7 @@ def test_the_reason_is_the_right_one(name, reason):
     assert reason in " ".join(found)
 
 
-@pytest.mark.parametrize("name", ["digits-mlp", "digits-standard"])
+@pytest.mark.parametrize("name", ["digits-mlp", pytest.param("digits-standard", marks=pytest.mark.slow)])
 def test_an_honest_model_is_sound(name):
     row = study.examine(next(c for c in study.HONEST if c.name == name), QUICK, protocol="")
     assert row["outcome"] == "sound", row

@@ -159,7 +159,8 @@ def check(widths: tuple[int, ...], seed: int, style: str, form: str, count: int,
     assert found.validity.status != "sound"
 
 
-FORMS = [("where", "exported"), *(pytest.param(*told, marks=pytest.mark.slow) for told in (("sign", "module"), ("float", "traced")))]
+DEAR = (("sign", "module"), ("float", "traced"))
+FORMS = [("where", "exported"), *(pytest.param(*told, marks=pytest.mark.slow) for told in DEAR)]
 
 
 @pytest.mark.usefixtures("narrow")

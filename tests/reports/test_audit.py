@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from robench.errors import ConfigError
-from robench.metrics.table import tidy
 from robench.reports.audit import AuditResult, audit, parse_requirement
 
 

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from robench.escape import for_csv, for_markdown, shortened, visible, visible_lines
-from robench.metrics.table import tidy
 from robench.reports.text import render, show
 from robench.reports.write import write_reports
 

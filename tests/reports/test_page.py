@@ -7,7 +7,6 @@ import re
 import pandas as pd
 import pytest
 
-from robench.metrics.table import tidy
 from robench.reports.leaderboard import leaderboard, ranked_by
 from robench.reports.page import flags, leaders, page, suspects
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robench.metrics.table import tidy
 from robench.reports.pictures import PICTURES
 
 

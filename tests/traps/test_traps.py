@@ -37,11 +37,11 @@ def shown(rows: pd.DataFrame, capsys) -> None:
         print("\n" + "\n".join(study.lines(rows)) + "\n" + table.to_string())
 
 
-FEW = ("BitDepth", "Boxed", "Flipped", "HalfDetached", "OneHotDecoy", "Watching", "WrongClass")
+FEW = ("Boxed", "HalfDetached", "BitDepth", "Flipped", "OneHotDecoy", "Watching", "WrongClass")
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ("Boxed", "HalfDetached") else pytest.mark.slow) for n in FEW])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW[:2] else pytest.mark.slow) for n in FEW])
 def test_a_trap_is_told_by_the_sentinel_alone(name):
     row = study.examine(study.trap(getattr(models, name)), QUICK, protocol="")
     assert row["outcome"] == "suspicious", row

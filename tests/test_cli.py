@@ -181,7 +181,7 @@ def test_code_of_the_user_needs_trust(tmp_path):
         "def make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
     )
     suite = tmp_path / "s.yaml"
-    suite.write_text("name: s\nlimit: 20\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
+    suite.write_text("name: s\nlimit: 4\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")
     args = ["run", "--suite", suite, "--model", f"{code}:make", *HERE, "--out", tmp_path / "out"]
     refused = CliRunner().invoke(main, [str(a) for a in args])
     assert refused.exit_code in (2, 3) and "--trust" in refused.output
@@ -292,7 +292,7 @@ def test_audit_escapes_for_what_reads_it(tiny):
 
 
 def test_limit_marks_the_run_and_fails_every_audit(tiny, tmp_path):
-    robench("run", "--suite", tiny[0], "--model", "digits-pgd-at", "--limit", 20, "--out", tmp_path, "--workers", 1)
+    robench("run", "--suite", tiny[0], "--model", "digits-pgd-at", "--limit", 8, "--out", tmp_path, "--width", 16, *HERE)
     assert "limited" in (tmp_path / "table.csv").read_text()
     robench("audit", tmp_path, "--require", "robust_accuracy[linf(0.1)]>=0", code=1)
 

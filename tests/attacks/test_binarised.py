@@ -166,7 +166,7 @@ FORMS = [("where", "exported"), *(pytest.param(*told, marks=pytest.mark.slow) fo
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("style", "form"), FORMS)
 def test_one_binary_layer_falls_in_every_form(style, form):
-    check((24,), 0, style, form, 10, 1.0)
+    check((24,), 0, style, form, 6, 1.0)
 
 
 @pytest.mark.slow

@@ -186,7 +186,9 @@ HONEST = {
 @pytest.mark.parametrize(
     "decomposed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as exported", "decomposed"]
 )
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("wrn", "resnet18") else n for n in HONEST]
+)
 def test_honest_programs_compute_what_torch_computes(name: str, decomposed: bool, tmp_path: Path) -> None:
     """Bit for bit, at another batch size than that of the export, with the names of the weights."""
     with torch.random.fork_rng(devices=[]):

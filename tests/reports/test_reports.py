@@ -158,8 +158,11 @@ def test_header_is_flattened():
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": "1", "a.c.d": "2", "e": "3"}
 
 
-def test_all_files_are_written_and_nothing_is_left_over(synthetic, table, tmp_path):
-    paths = write_reports(synthetic.frames(), tmp_path / "out", {"seed": 0})
+@pytest.mark.parametrize("scenarios", [("clean", "evasion", "sentinel"), pytest.param((), marks=pytest.mark.slow)])
+def test_all_files_are_written_and_nothing_is_left_over(synthetic, tmp_path, scenarios):
+    """With these scenarios, or with all."""
+    frames = {name: frame for name, frame in synthetic.frames().items() if not scenarios or name in scenarios}
+    paths, table = write_reports(frames, tmp_path / "out", {"seed": 0}), tidy(frames)
     names = {p.name for p in paths}
     assert names == {p.name for p in (tmp_path / "out").iterdir()}
     assert {"table.csv", "table.parquet", "table.md", "leaderboard.csv", "leaderboard.md", "report.html"} <= names

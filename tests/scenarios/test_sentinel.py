@@ -12,7 +12,9 @@ from robench.data._digits import digits
 from robench.scenarios import sentinel as sentinels
 from robench.zoo import load
 
-SIZES = (1, 64)
+FEW, MANY = 16, 64
+"""Samples where a few show it, and where a verdict needs as many."""
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +76,13 @@ class Holes(Wrapped):
 ATTACKS = ["noise(draws=2)", "pgd(steps=5)"]
 
 
-def reasons(model: nn.Module, images, count: int = 64, attacks=ATTACKS) -> tuple[str, ...]:
+def reasons(model: nn.Module, images, count: int = FEW, attacks=ATTACKS) -> tuple[str, ...]:
     x, y = images
     return evaluation.evaluate(model, x[:count], y[:count], threat="linf(0.05)", attacks=attacks).validity.reasons
 
 
 def test_the_honest_network_raises_no_flag(net, images):
-    assert reasons(net, images) == ()
+    assert reasons(net, images, MANY) == ()
 
 
 @pytest.mark.parametrize("model", [Detached, HalfDetached])
@@ -89,7 +91,7 @@ def test_gradients_that_hide_the_truth_are_contradicted_by_finite_differences(ne
     assert "finite differences" in found or "slopes along random directions" in found
 
 
-@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("count", [1, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_a_dependence_on_the_batch_is_seen_at_every_size(net, images, count):
     assert "the output depends on the other images of the batch" in reasons(Crowd(net), images, count)
     assert "the output depends on the other images of the batch" not in reasons(net, images, count)
@@ -101,7 +103,7 @@ def test_scaled_probabilities_are_told_from_logits(net, images):
 
 def test_outputs_that_are_not_finite_on_the_way_make_a_sample_unknown(net, images):
     x, y = images
-    found = evaluation.evaluate(Holes(net), x[:32], y[:32], threat="linf(0.05)", attacks=ATTACKS)
+    found = evaluation.evaluate(Holes(net), x[:FEW], y[:FEW], threat="linf(0.05)", attacks=ATTACKS)
     rows = found.rows[found.rows["score_clean"] > 0]
     assert len(rows) and (rows["nonfinite_outputs"] > 0).all() and (rows["status"] == "failed").all()
     assert found.robust_accuracy.value == 0
@@ -109,7 +111,12 @@ def test_outputs_that_are_not_finite_on_the_way_make_a_sample_unknown(net, image
 
 
 def test_gradient_attacks_alone_do_not_vouch_for_themselves(net, images):
-    found = reasons(net, images, attacks=["pgd(steps=5)"])
+    assert "no attack without gradients was run (at least noise)" in reasons(net, images, attacks=["pgd(steps=5)"])
+
+
+@pytest.mark.slow
+def test_nothing_else_is_said_of_gradient_attacks_alone(net, images):
+    found = reasons(net, images, MANY, attacks=["pgd(steps=5)"])
     assert found == ("no attack without gradients was run (at least noise)",)
 
 
@@ -130,8 +137,12 @@ def watch(model: nn.Module, images, count: int, batch_size: int) -> pd.DataFrame
         return evaluation._watch(objects, "linf(0.05)")
 
 
-def test_short_ascents_meet_the_same_samples_in_every_batch(net, images):
-    whole, parts = (watch(net, images, 80, size) for size in (256, 33))
+@pytest.mark.parametrize(
+    ("watched", "count", "part"), [(6, 8, 3), pytest.param(sentinels.WATCHED, 80, 33, marks=pytest.mark.slow)]
+)
+def test_short_ascents_meet_the_same_samples_in_every_batch(net, images, monkeypatch, watched, count, part):
+    monkeypatch.setattr(sentinels, "WATCHED", watched)
+    whole, parts = (watch(net, images, count, size) for size in (256, part))
     assert whole["broken_margin"].notna().sum() == sentinels.WATCHED
     names = ["broken_margin", "broken_ce", "broken_2x", "broken_4x", "silent"]
     pd.testing.assert_frame_equal(whole[["sample", *names]], parts[["sample", *names]])
@@ -163,8 +174,8 @@ def test_hidden_is_the_share_of_the_gradient_on_pixels_that_claim_none(images):
             seen = torch.arange(1024) % 2 == 0
             return torch.where(seen, flat, flat.detach()) @ weights.T
 
-    x = torch.full((64, 1, 32, 32), 0.5)
-    found = watch(Half(), (x, torch.zeros(64, dtype=torch.int64)), 64, 64)
+    x = torch.full((FEW, 1, 32, 32), 0.5)
+    found = watch(Half(), (x, torch.zeros(FEW, dtype=torch.int64)), FEW, FEW)
     assert 0.3 < found["hidden"].mean() < 0.6
 
 
@@ -182,8 +193,8 @@ def test_outputs_that_saturate_lose_the_gradients_of_some_classes_and_log_softma
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(x.flatten(1) @ weights.T + bias)
 
-    x, y = torch.full((64, 1, 32, 32), 0.5), torch.zeros(64, dtype=torch.int64)
-    even = {name: watch(Outer(f), (x, y), 64, 64)["evenness"] for name, f in (
+    x, y = torch.full((FEW, 1, 32, 32), 0.5), torch.zeros(FEW, dtype=torch.int64)
+    even = {name: watch(Outer(f), (x, y), FEW, FEW)["evenness"] for name, f in (
         ("plain", lambda z: z), ("log", lambda z: z.log_softmax(1)), ("tanh", lambda z: 50 * torch.tanh(z)),
     )}  # fmt: skip
     assert even["plain"].min() > 0.999 and even["log"].min() > 0.99

@@ -72,7 +72,8 @@ def robench(folder: Path, *names: str, **more: str) -> subprocess.CompletedProce
 def numbers(run: Path, model: str) -> pd.DataFrame:
     """What a model's own cells give; a rank depends on the other models too."""
     table = tidy(api.load(run), limited=False)
-    return table[(table["model"] == model) & (table["metric"] != "rank")][["metric", "condition", "value"]].reset_index(drop=True)
+    own = table[(table["model"] == model) & (table["metric"] != "rank")]
+    return own[["metric", "condition", "value"]].reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")

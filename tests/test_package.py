@@ -72,4 +72,4 @@ def test_a_third_party_attack_is_installed_and_found(tmp_path):
         "print(found.version, ATTACKS.resolve('toy'), found.load()(None, 1, 2, threat=None, seeds=None))"
     )
     told = python("-c", code, path=target).strip()
-    assert re.fullmatch(r"robench-toy==1\.2\.3:7:[0-9a-f]{16} toy\(strength=0\.5\) 1", told), told  # with the hash of its files
+    assert re.fullmatch(r"robench-toy==1\.2\.3:7:[0-9a-f]{16} toy\(strength=0\.5\) 1", told), told

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def robench(*args: object, code: int = 0) -> Result:
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert result.exit_code == code, result.output
     return result
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """``robench verify`` judges in this process; others of the tests leave it its own, which starts seconds later."""
+    from robench import verification
+
+    within = partial(verification.verify_run, apart=lambda function, argument, what: function(argument))
+    monkeypatch.setattr(verification, "verify_run", within)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +295,7 @@ def _tamper(file: Path, change) -> None:
     file.write_bytes(save(tensors))
 
 
-def test_one_changed_pixel_is_named(copy):
+def test_one_changed_pixel_is_named(copy, here):
     header = header_of(copy)
 
     def change(tensors):
@@ -364,7 +374,7 @@ def test_a_damaged_header_is_named(copy, text):
     assert "header was changed or is damaged" in line
 
 
-def test_missing_files_are_named(copy):
+def test_missing_files_are_named(copy, here):
     one, other = header_of(copy), header_of(copy, threat="l2(2.0)")
     images_of(one).unlink()
     images_of(other).unlink()
@@ -455,7 +465,7 @@ def test_a_second_run_computes_nothing_and_a_lost_image_is_made_again(copy):
     assert {p.name for p in (copy / "cells").iterdir()} == rows
 
 
-def test_cells_finished_without_images_are_run_again_for_them_and_keep_their_rows(tmp_path):
+def test_cells_finished_without_images_are_run_again_for_them_and_keep_their_rows(tmp_path, here):
     small = SUITE.model_copy(update={"threats": ["linf(0.1)"], "limit": 4})
     run(small, out=tmp_path, **HERE)
     with pytest.raises(StoreError, match="one with attacks, made with --save-adversarials"):
@@ -538,10 +548,15 @@ def mine(measured) -> Iterator[tuple[Path, Path]]:
     measured[0].write_text(text)
 
 
-def test_a_user_s_code_is_verified_with_trust_only(mine, tmp_path):
-    code, folder = mine
+def test_a_user_s_code_is_verified_with_trust_only(mine):
+    _, folder = mine
     assert "--trust" in robench("verify", folder, "--device", "cpu", code=2).output
     assert "the same verdicts" in robench("verify", folder, "--device", "cpu", "--trust").output
+
+
+@pytest.mark.slow
+def test_a_user_s_code_that_moved_is_verified_where_it_is(mine, tmp_path):
+    code, folder = mine
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     code.rename(moved / "mine.py")
@@ -549,6 +564,7 @@ def test_a_user_s_code_is_verified_with_trust_only(mine, tmp_path):
     robench("verify", folder, "--device", "cpu", "--trust", "--model", f"{moved / 'mine.py'}:make")
 
 
+@pytest.mark.slow
 def test_another_model_in_the_user_s_file_is_named(mine):
     code, folder = mine
     code.write_text(code.read_text().replace("manual_seed(3)", "manual_seed(4)"))
@@ -556,7 +572,7 @@ def test_another_model_in_the_user_s_file_is_named(mine):
     assert "mine.py:make is not what the run measured" in told
 
 
-def test_weights_files_and_changed_data_are_verified(tmp_path):
+def test_weights_files_and_changed_data_are_verified(tmp_path, here):
     from robench.models.weights import fresh
     from robench.sources import UserModel
 

@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 run: install
 	$(BIN)/robench run --suite full --out $(OUT)
 
+# files in their order, the dear ones of tests/ before short ones: ordered by their number of tests those came last
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)

@@ -391,7 +391,7 @@ def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
 def test_a_users_model_is_seen_first_and_one_that_does_not_fit_leaves_nothing(tiny, tmp_path):
     """The clean accuracy through the wrapped path is said before anything is attacked."""
     weights = WEIGHTS / "digits-standard.safetensors"
-    args = ("run", "--suite", tiny[0], "--model", weights, "--workers", "1")
+    args = ("run", "--suite", tiny[0], "--limit", 8, "--width", 16, "--model", weights, "--workers", "1")
     said = robench(*args, "--arch", "small_cnn", "--out", tmp_path / "good").stderr
     assert "clean accuracy" in said and said.index("clean accuracy") < said.index("cells")
     robench(*args, "--arch", "small_cnn(width=8)", "--out", tmp_path / "bad", code=2)
@@ -506,7 +506,7 @@ def test_streams_that_cannot_be_written_end_quietly(streams, code):
     assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.05, 0.15])
+@pytest.mark.parametrize("gap", [0.05, *(pytest.param(gap, marks=pytest.mark.slow) for gap in (0.0, 0.15))])
 def test_a_second_interrupt_ends_at_once_without_a_traceback(gap, tmp_path):
     program = "import time, robench.suite as s; s.read_suite = lambda n: (print('go', flush=True), time.sleep(60))\n"
     command = [sys.executable, "-c", program + "from robench.cli import main; main()", "run"]

@@ -16,7 +16,7 @@ from robench.metrics.table import SKIPPED, tidy
 from robench.reports.leaderboard import leaderboard
 from robench.reports.page import page
 from robench.runner import Job, Outcome, perform
-from robench.spec import Artifact, Cell, Context, Ref
+from robench.spec import Artifact, Cell, Context, Ref, Settings
 from robench.store import Store
 from robench.suite import parse_suite
 
@@ -30,6 +30,7 @@ compression:
   threats: [linf(0.1)]
   attacks: [noise(draws=2)]
 """
+HERE = {"workers": 1, "device": "cpu", "settings": Settings(width=16)}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def without(monkeypatch):
 
 
 def test_the_run_goes_on_and_the_rows_say_how_to_get_it(without, tmp_path):
-    done = api.run(parse_suite(SUITE), out=tmp_path / "run", workers=1, device="cpu")
+    done = api.run(parse_suite(SUITE), out=tmp_path / "run", **HERE)
     assert done.summary.failures == ()
     asked = [cell for cell in done.plan.cells if cell.condition == "onnx_int8"]
     assert len(done.summary.skipped) == len(asked) > 3
@@ -64,6 +65,7 @@ def test_the_run_goes_on_and_the_rows_say_how_to_get_it(without, tmp_path):
 def test_the_command_line_says_it_and_ends_well(without, tmp_path):
     (tmp_path / "suite.yaml").write_text(SUITE.replace("limit: 8", "limit: 4").replace("prune(amount=0.5), ", ""))
     told = ["run", "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "run"), "--workers", "1"]
+    told += ["--width", "16"]
     done = CliRunner().invoke(main, told, catch_exceptions=False)
     assert done.exit_code == 0
     assert re.search(r"skipped: \d+ cells: the library onnxruntime must be installed", done.stderr)
@@ -72,10 +74,10 @@ def test_the_command_line_says_it_and_ends_well(without, tmp_path):
 def test_installed_later_the_same_command_measures_what_is_missing(without, tmp_path):
     pytest.importorskip("onnx")
     suite = parse_suite(SUITE)
-    first = api.run(suite, out=tmp_path, workers=1, device="cpu")
+    first = api.run(suite, out=tmp_path, **HERE)
     without.undo()
     workshop.forget()
-    again = api.run(suite, out=tmp_path, workers=1, device="cpu")
+    again = api.run(suite, out=tmp_path, **HERE)
     assert again.summary.computed == len(first.summary.skipped) and again.summary.skipped == again.summary.failures == ()
     table = tidy(api.load(tmp_path))
     assert SKIPPED not in set(table["status"])

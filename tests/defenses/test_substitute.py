@@ -379,7 +379,11 @@ def count_broken(model: nn.Module, x: Tensor, y: Tensor) -> int:
     return int((predict(model, found, width=64).argmax(1) != y).sum())
 
 
-@pytest.mark.parametrize("make", [lambda m: bit_depth(m, bits=3), lambda m: jpeg(m, quality=75)], ids=["bit_depth", "jpeg"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda m: bit_depth(m, bits=3), pytest.param(lambda m: jpeg(m, quality=75), marks=pytest.mark.slow)],
+    ids=["bit_depth", "jpeg"],
+)
 def test_with_substitutes_a_defended_net_falls_to_within_two_points_of_the_undefended_one(make):
     from robench.data._digits import digits
 

@@ -39,7 +39,15 @@ def test_a_call_on_a_plain_module_is_measured_with_its_trial_on_images_of_either
         told = {"tools": ("robench.attacks.pgd",), "repeats": 1, "channels_last": channels_last}
         table = stepcost.measure("small_cnn(width=4, in_channels=3)", (3, 32, 32), 64, **told)
         assert table["gradients"][0] == 40 and table["forwards"][0] > 41
-    assert seen[0] and not seen[-1]
+    halves = [all(seen[k : k + 20]) for k in range(0, len(seen), 20)]
+    assert halves == [True, False] * (len(halves) // 2) and len(halves) == 8  # before and after each tool, both layouts
+
+
+def test_the_floor_is_that_of_the_faster_layout(monkeypatch):
+    took = iter([4.0, 3.0, 2.0, 6.0])
+    monkeypatch.setattr(stepcost, "_seconds", lambda work: next(took))
+    x = torch.rand(2, 3, 4, 4)
+    assert [stepcost._floors(torch.nn.Identity(), x, torch.zeros(2)) for _ in range(2)] == [3 / 20, 2 / 20]
 
 
 def test_only_installed_peers_are_run():

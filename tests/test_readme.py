@@ -121,7 +121,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     for name, make in MADE.items():
         make(folder / name)
-    text = "{name: quick, limit: 12, models: [%s], threats: [linf(0.1)], attacks: [noise(draws=5), pgd(steps=10)]}"
+    text = "{name: quick, limit: 30, models: [%s], threats: [linf(0.1)], attacks: [noise(draws=5), pgd(steps=10)]}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, models in (("quick", "digits-standard, digits-trades"), ("full", "digits-trades, digits-pgd-at")):

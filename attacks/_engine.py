@@ -22,6 +22,7 @@ from robench.judge import judge
 from robench.ops.norms import dual_size
 from robench.ops.precision import bears_channels_last, lowered
 from robench.ops.random import Draws
+from robench.progress import Progress, silent
 from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import BOOKS, Victim
@@ -86,6 +87,8 @@ class Engine:
     """What the names of the stages begin with."""
     surrogate: nn.Module | None = None
     """A second model that the runner gives to protocols that transfer from one: the parent of a compressed model."""
+    watch: Progress = silent
+    """Called before each stage with its name, how many samples are broken and how many there are."""
 
     def __post_init__(self) -> None:
         self.books = {name: torch.zeros(len(self.x), dtype=torch.int64) for name in BOOKS}
@@ -135,6 +138,7 @@ class Engine:
 
         With ``copies``, how many of each sample share a batch in this stage, batches are no wider than they need to be.
         """
+        self.watch(f"{self.prefix}{name}, broken so far", int(self.broken.sum()), len(self.x))
         start, before = time.perf_counter(), {k: int(v.sum()) for k, v in self.books.items()}
         rows = self.survivors() if rows is None else rows
         self.narrow = self._fitting(len(rows) * copies)

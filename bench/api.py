@@ -17,7 +17,8 @@ from robench.data.classes import ClassList, ClassMap
 from robench.errors import ConfigError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
-from robench.runner import Progress, Summary, run_plan, versions
+from robench.progress import Progress, telling
+from robench.runner import Summary, run_plan, versions
 from robench.spec import Context, Settings
 from robench.store import Store
 from robench.suite import Suite, read_suite
@@ -36,6 +37,10 @@ class Run:
     out: Path
     plan: Plan
     summary: Summary
+
+    def __repr__(self) -> str:
+        counts = f"{self.summary.computed} cells computed, {self.summary.kept} kept, {len(self.summary.failures)} failed"
+        return f"Run({str(self.out)!r}: {counts}; robench.load({str(self.out)!r}) reads its rows)"
 
 
 def plan_run(
@@ -63,7 +68,7 @@ def plan_run(
         raise ConfigError(must("--data", "the name of a data set", data, "leave it out for the suite's own"))
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     elsewhere = data is not None and data != chosen.data
-    chosen = chosen.override(data=data, limit=limit, classes=classes, class_map=class_map)
+    chosen = chosen.override(data=data, classes=classes, class_map=class_map)
     named = listed(models)
     if not named:
         kept, notes = fitting_models(chosen.data, chosen.models) if elsewhere else (chosen.models, [])
@@ -72,10 +77,25 @@ def plan_run(
     labels = [model.label for model in named]
     chosen = chosen if labels == chosen.models else chosen.for_models(labels)
     sources, paths = resolve_sources(chosen.data, named, files=chosen.files(), trust=trust)
+    chosen = chosen.override(limit=_departing(limit, chosen.limit, None if sources.ids is None else len(sources.ids)))
     others = [other for other in (named_data(text)[1] for text in chosen.ood.sources) if other]
     files, notes = other_data(sources.data, others)
     sources = replace(sources, files={**sources.files, **files}, notes=(*sources.notes, *notes))
     return expand(chosen, sources, seed=seed, settings=settings), paths
+
+
+def _departing(limit: int | None, declared: int | None, count: int | None) -> int | None:
+    """The limit that was asked for; None where it leaves the suite's own number of test images as it is.
+
+    Args:
+        limit: What was asked for.
+        declared: The suite's own limit.
+        count: Number of the data's test images, where it is known.
+    """
+    images = [n for n in (declared, count) if n is not None]
+    whole = min(images) if images else None
+    met = limit if limit is None or count is None else min(limit, count)
+    return None if met == whole else limit
 
 
 def run(
@@ -93,6 +113,7 @@ def run(
     save_adversarials: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
+    verbose: bool | None = None,
     announce: Callable[[str], None] | None = None,
     cell_timeout: float | None = None,
     retry: bool = False,
@@ -111,44 +132,60 @@ def run(
     longer than ``cell_timeout`` seconds is stopped and fails. Cells that ended their worker process twice are left out
     unless ``retry`` is set. Models of the user's run in child processes; no main guard is needed.
 
+    ``progress`` is called with what is being done, how many are done and how many there are. Without it a line on stderr
+    shows that, where stderr is a terminal or ``verbose`` is True.
+
     Raises:
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
     """
     from robench.devices import resolve_device, usable_cores
-    from robench.sources import kept_sources, listed
     from robench.tryout import try_out
 
     if cell_timeout is not None and not 0 < cell_timeout < math.inf:
         raise ConfigError(must("the cell timeout", "a finite number of seconds above 0", cell_timeout, "e.g. 600"))
-    mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
-    plan, paths = plan_run(suite, models=models, data=data, limit=limit, seed=seed, settings=settings, **mapped)
     if out is not None and not str(out).strip():
         raise ConfigError(must("--out", "the name of a folder", out, "leave it out for a new folder under runs/"))
-    folder = Path(out) if out is not None else Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{plan.suite.name}"
-    where = resolve_device(device)
-    context = Context(str(folder), where, batch_size, trust=trust, sources=paths, code=plan.code)
-    count = workers or (usable_cores() if where == "cpu" else 1)
-    store = Store(folder)
-    say = announce or _say_nothing
-    for line in _remarks(plan):
-        say(line)
-    child = try_out(plan, context, say, timeout_s=cell_timeout)
-    with closing_child(child), store.locked():
-        store.clean_temporary()
-        finished = store.finished()
-        for line in [*reasons(plan.cells, finished, store.last_run(), plan.identities), *_left_behind(plan, finished)]:
+    chosen = read_suite(suite) if isinstance(suite, str) else suite
+    folder = Path(out) if out is not None else new_folder(chosen)
+    mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
+    say, where = announce or _say_nothing, resolve_device(device)
+    with telling(progress, verbose=verbose) as tell:
+        tell("reading data and models", 0, 1)
+        plan, paths = plan_run(chosen, models=models, data=data, limit=limit, seed=seed, settings=settings, **mapped)
+        context = Context(str(folder), where, batch_size, trust=trust, sources=paths, code=plan.code)
+        count = workers or (usable_cores() if where == "cpu" else 1)
+        store = Store(folder)
+        for line in _remarks(plan):
             say(line)
-        header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
-        header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
-        given = listed(models) or listed((read_suite(suite) if isinstance(suite, str) else suite).models)
-        header |= {"sources": kept_sources(given), "limit": limit, **_edits(plan)}
-        header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}
-        planned = {c.digest: columns_of(c) for c in plan.cells}
-        store.write_run({**header, "cells": planned, "adversarials": save_adversarials})
-        told: dict[str, Any] = {"progress": progress or _silent, "images": save_adversarials}
-        told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
-        summary = run_plan(plan, store, context, workers=count, **told)
+        tell("trying out the models", 0, 1)
+        child = try_out(plan, context, say, timeout_s=cell_timeout)
+        with closing_child(child), store.locked():
+            store.clean_temporary()
+            finished = store.finished()
+            for line in [*reasons(plan.cells, finished, store.last_run(), plan.identities), *_left_behind(plan, finished)]:
+                say(line)
+            store.write_run(_header(plan, chosen, models, seed=seed, images=save_adversarials))
+            told: dict[str, Any] = {"progress": tell, "images": save_adversarials}
+            told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
+            summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
+
+
+def new_folder(suite: Suite) -> Path:
+    """A run directory that is named after the time and the suite."""
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{suite.name}"
+
+
+def _header(plan: Plan, suite: Suite, models: Models, *, seed: int, images: bool) -> dict[str, Any]:
+    """What is kept in ``run.json``; ``suite`` is the one that was asked for, before options and data changed it."""
+    from robench.sources import kept_sources, listed
+
+    limit = plan.suite.limit if plan.suite.limit != suite.limit else None
+    header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
+    header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
+    header |= {"sources": kept_sources(listed(models) or listed(suite.models)), "limit": limit, **_edits(plan)}
+    header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}
+    return {**header, "cells": {c.digest: columns_of(c) for c in plan.cells}, "adversarials": images}
 
 
 def _remarks(plan: Plan) -> Iterator[str]:
@@ -177,10 +214,6 @@ def _edits(plan: Plan) -> dict[str, Any]:
 
 def _say_nothing(text: str) -> None:
     """No announcement."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:

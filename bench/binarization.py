@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -51,7 +51,7 @@ class Binarization:
     """Usable samples: those whose planted point a linear readout tells from the others."""
     threshold: float
     """Success rate from which the attack passes."""
-    rows: pd.DataFrame
+    rows: pd.DataFrame = field(repr=False)
     """One row per sample: ``sample, usable, attack_success, random_success, status``."""
 
     @property

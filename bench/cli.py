@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import click
 from robench import __version__
 from robench.errors import LINE, ConfigError, RobenchError, described, must, one_line
 from robench.escape import visible_lines
+from robench.progress import Line, is_terminal
+from robench.screen import ORDINARY, screen_width, wrapped_lines
 
 FORMATS = click.Choice(["table", "json", "csv", "md"])
 FAILED_CELLS = 3
@@ -32,10 +35,39 @@ UNEXPECTED = 70
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
-def _print(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print lines that may hold names and texts of others: what a terminal would obey is written out."""
-    start = "\r" if text.startswith("\r") else ""
-    click.echo(start + visible_lines(text.removeprefix(start)), err=err, nl=nl)
+def _print(text: str, *, err: bool = False, nl: bool = True, whole: bool = False, indent: int = 2) -> None:
+    """Print lines that may hold names and texts of others: what a terminal would obey is written out.
+
+    Args:
+        text: One line or several.
+        err: Whether on stderr.
+        nl: Whether a line break follows.
+        whole: Whether lines stay as they are where the screen is narrower, as other programs' input must.
+        indent: Blanks before the further lines of one that is broken.
+    """
+    width = None if whole else screen_width(sys.stderr if err else sys.stdout)
+    click.echo(wrapped_lines(visible_lines(text), width, indent=indent), err=err, nl=nl)
+
+
+def _telling() -> tuple[Line, Callable[[str], None]]:
+    """A line of progress on stderr, and how other lines are printed there while it stands."""
+    line = Line()
+
+    def say(text: str) -> None:
+        line.clear()
+        _print(text, err=True)
+
+    return line, say
+
+
+def _works_on(folder: Path) -> Path:
+    """The folder, which is from now on the one whose details of an unexpected error belong to the command."""
+    click.get_current_context().meta[_FOLDER] = folder
+    return folder
+
+
+_FOLDER = "robench.run_directory"
+"""Key of the command's context."""
 
 
 class _Group(click.Group):
@@ -68,7 +100,7 @@ class _Group(click.Group):
         except (click.exceptions.Exit, click.ClickException):
             raise
         except BaseException as error:  # noqa: BLE001  as above
-            ctx.exit(_told(error))
+            ctx.exit(_told(error, ctx.meta.get(_FOLDER)))
 
 
 class _Interrupts:
@@ -84,8 +116,8 @@ class _Interrupts:
         raise KeyboardInterrupt
 
 
-def _told(error: BaseException) -> int:
-    """Say in one line what ended a command, and give its exit code."""
+def _told(error: BaseException, folder: Path | None = None) -> int:
+    """Say in one line what ended a command that worked on a folder, and give its exit code."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         _say("interrupted; the same command goes on where it stopped")
         return INTERRUPTED
@@ -104,7 +136,7 @@ def _told(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and not error.filename:
         _say(must("stdout", "writable", error.strerror, "free space, or write elsewhere"))
         return ConfigError.exit_code
-    _say(f"unexpected error: {one_line(described(error), 200)}; details in {_logged(error)}; please report it")
+    _say(f"unexpected error: {one_line(described(error), 200)}; details in {_logged(error, folder)}; please report it")
     return UNEXPECTED
 
 
@@ -115,13 +147,14 @@ def _end(code: int) -> None:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # nowhere to say it
-        _print(f"robench: {one_line(text, LINE)}", err=True)
+        _print(f"robench: {one_line(text, LINE)}", err=True, whole=not is_terminal(sys.stderr))
 
 
-def _logged(error: BaseException) -> str:
-    """The path of a new private file in the temporary folder with the traceback of an error."""
+def _logged(error: BaseException, folder: Path | None) -> str:
+    """The path of a new private file with the traceback of an error: in the run directory, else in the temporary folder."""
+    own = folder if folder is not None and (folder / "run.json").is_file() and os.access(folder, os.W_OK) else None
     try:
-        handle, path = tempfile.mkstemp(prefix="robench-", suffix=".log")
+        handle, path = tempfile.mkstemp(prefix="robench-", suffix=".log", dir=own)
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
             log.write(" ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error)))
     except OSError as reason:
@@ -236,10 +269,14 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def run(**options: Any) -> None:
     """Run a suite: attacks, scarcity, compression, corruption, explanations; then print the leaderboard."""
+    suite, line, say = _suite(options), *_telling()
+    line("loading robench and torch", 0, 1)
     from robench import api
+    from robench.reports.write import require_free
     from robench.spec import Settings
 
-    suite, named = _suite(options), _models(options)
+    named, out = _models(options), _works_on(options["out"] or api.new_folder(suite))
+    require_free(out)
     shared: dict[str, Any] = {
         "models": named,
         "data": options["data"],
@@ -251,29 +288,29 @@ def run(**options: Any) -> None:
         "class_map": options["class_map"],
     }
     if options["dry_run"]:
-        _dry_run(suite, shared, options)
+        _dry_run(suite, shared, options, line)
         return
     done = api.run(
         suite,
         **shared,
-        out=options["out"],
+        out=out,
         device=options["device"],
         workers=options["workers"],
         batch_size=options["batch_size"],
         save_adversarials=options["save_adversarials"],
         cell_timeout=options["cell_timeout"],
         retry=options["retry"],
-        progress=_progress(),
-        announce=lambda text: _print(text, err=True),
+        progress=line,
+        announce=say,
     )
+    line.clear()
     _print(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
     for what, error in done.summary.failures:
         _print(f"failed: {what}: {error.splitlines()[0]}", err=True)
     for reason in dict.fromkeys(reason for _, reason in done.summary.skipped):
         count = sum(reason == other for _, other in done.summary.skipped)
         _print(f"skipped: {count} cells: {reason}", err=True)
-    unknown = _report(done.out, options["form"])
-    _print(f"report: {done.out / 'report.html'}", err=True)
+    unknown = _report(done.out, options["form"], line)
     if done.summary.failures or unknown:
         _end(FAILED_CELLS)
 
@@ -314,7 +351,7 @@ def _shifts(texts: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> None:
+def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any], line: Line) -> None:
     """Print how long a run will take, what it consists of and what it leaves out; with -v every cell."""
     from robench.api import plan_run
     from robench.devices import resolve_device
@@ -322,23 +359,28 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
     from robench.spec import Context
     from robench.tryout import try_out
 
+    line("reading data and models", 0, 1)
     plan, paths = plan_run(suite, **shared)
+    line("trying out the models", 0, 1)
     device, trust = options["device"], options["trust"]
     seen: list[str] = []
     child = try_out(plan, Context("", resolve_device(device), trust=trust, sources=paths, code=plan.code), seen.append)
     if child:
         child.close()
+    line("estimating the time", 0, 1)
     seconds, workers = estimate(plan, device=device, workers=options["workers"], sources=paths, trust=trust)
+    line.clear()
     for note in plan.data_notes:
         _print(note)
-    _print(f"{len(plan.cells)} cells, about {duration(seconds)} with {workers} worker(s); nothing was computed")
+    about = f"about {duration(seconds)} on an idle machine with {workers} worker(s)"
+    _print(f"{len(plan.cells)} cells, {about}; nothing was computed")
     for what, count in plan.counts().items():
         _print(f"{count:5d}  {what}")
     _print("cells per model:")
     for label, count in Counter(cell.model.label for cell in plan.cells).items():
         _print(f"{count:5d}  {label}")
-    for line in [*seen, *(f"left out: {note}" for note in plan.notes)]:
-        _print(line)
+    for text in [*seen, *(f"left out: {note}" for note in plan.notes)]:
+        _print(text)
     if not options["verbose"]:
         _print("with -v every cell is listed")
         return
@@ -346,44 +388,36 @@ def _dry_run(suite: Any, shared: dict[str, Any], options: dict[str, Any]) -> Non
         _print(f"  {cell.digest[:8]}  {cell.model.label:18s} {cell.condition:26s} {cell.scenario}")
 
 
-def _progress() -> Any:
-    from time import monotonic
-
-    last = [0.0]
-
-    def show(what: str, done: int, total: int) -> None:
-        if done == total or monotonic() - last[0] > (0.2 if sys.stderr.isatty() else 10):
-            last[0] = monotonic()
-            _print(f"\r{what}: {done}/{total} ", err=True, nl=not sys.stderr.isatty() or done == total)
-
-    return show
-
-
-def _report(folder: Path, form: str) -> int:
+def _report(folder: Path, form: str, line: Line) -> int:
     """Write the reports of a run, print its leaderboard, and return how many samples are unknown."""
-    from robench.reports.leaderboard import leaderboard, main_threats
+    line("scoring the results", 0, 1)
+    from robench.reports.leaderboard import leaderboard, main_threats, ranked_by
     from robench.reports.text import label_doubts
     from robench.reports.write import write_reports
     from robench.store import Store
 
     table, header = _table(folder), Store(folder).read_run()
-    write_reports(table, folder, {k: v for k, v in header.items() if k != "cells"})
-    for line in label_doubts(table):
-        _print(f"WARNING: {line}", err=True)
-    _echo(leaderboard(table, threats=main_threats(header)), form)
+    write_reports(table, folder, {k: v for k, v in header.items() if k != "cells"}, progress=line)
+    line.clear()
+    for doubt in label_doubts(table):
+        _print(f"WARNING: {doubt}", err=True)
+    threats = main_threats(header)
+    _echo(leaderboard(table, threats=threats), form, ranked_by(table, threats=threats))
+    _print(f"report: {folder / 'report.html'}", err=True)
     return int(table["n_unknown"].fillna(0).sum()) if len(table) else 0
 
 
-def _echo(table: Any, form: str) -> None:
-    """Print a table on stdout: drawn and coloured for the eye, or as csv, json, md."""
+def _echo(board: Any, form: str, ranked: tuple[str, str]) -> None:
+    """Print a leaderboard on stdout: drawn and coloured for the eye, or as csv, json, md."""
+    from robench.reports.leaderboard import ranking_column
     from robench.reports.text import render, show
 
     if form != "table":
-        _print(render(table, format=form), nl=False)
+        _print(render(board, format=form), nl=False, whole=True)
         return
     from rich.console import Console
 
-    show(table, console=Console(width=None if sys.stdout.isatty() else 180))
+    show(board, console=Console(width=screen_width(sys.stdout) or ORDINARY), ranked=ranking_column(ranked))
 
 
 @main.command()
@@ -391,8 +425,7 @@ def _echo(table: Any, form: str) -> None:
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def report(run_directory: Path, form: str) -> None:
     """Score stored rows again and write tables, pictures and the page; no model is run."""
-    _report(run_directory, form)
-    _print(f"report: {run_directory / 'report.html'}", err=True)
+    _report(_works_on(run_directory), form, Line())
 
 
 @main.command()
@@ -403,7 +436,7 @@ def report(run_directory: Path, form: str) -> None:
 def leaderboard(run_directories: tuple[Path, ...], form: str, by: str | None, threat: str | None) -> None:
     """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
     from robench.reports.leaderboard import leaderboard as rank
-    from robench.reports.leaderboard import main_threats, named_apart
+    from robench.reports.leaderboard import joined, main_threats, named_apart, ranked_by
     from robench.store import Store
 
     folders = list(dict.fromkeys(run_directories))
@@ -413,7 +446,8 @@ def leaderboard(run_directories: tuple[Path, ...], form: str, by: str | None, th
         {name: _table(store.root) for name, store in stores.items()},
         {name: store.models() for name, store in stores.items()},
     )
-    _echo(rank(tables, by=by, threat=threat, threats=[*threats, *([threat] if threat else [])]), form)
+    told: dict[str, Any] = {"by": by, "threat": threat, "threats": [*threats, *([threat] if threat else [])]}
+    _echo(rank(tables, **told), form, ranked_by(joined(tables), **told))
 
 
 def _run_names(folders: list[Path]) -> list[str]:
@@ -443,11 +477,14 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     from robench.errors import suggestion
     from robench.reports.audit import audit as check
     from robench.reports.audit import parse_requirement, require_measured
-    from robench.reports.text import pipes, render
+    from robench.reports.leaderboard import main_threats
+    from robench.reports.terminal import finding_lines
+    from robench.reports.text import render
     from robench.store import Store
 
     parsed = [parse_requirement(text) for text in requirements]
-    cells = Store(run_directory).read_run()["cells"].values()
+    header = Store(_works_on(run_directory)).read_run()
+    cells = header["cells"].values()
     known = {cell["model"] for cell in cells if not cell["condition"]}
     for name in models:
         if name not in known:
@@ -455,10 +492,12 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     wanted, table = set(models) or known, _table(run_directory)
     require_measured(table, parsed, planned={str(cell["threat"]) for cell in cells if cell.get("threat")})
     table = table[table["model"].isin(wanted)]
-    result = check(table, parsed)
+    result = check(table, parsed, threats=main_threats(header))
     missing = sorted(wanted - set(table["model"]))
-    found = result.frame()
-    _print(pipes(found) if form == "table" else render(found, format=form), nl=False)
+    for text in finding_lines(result.findings) if form == "table" else ():
+        _print(text, indent=4)
+    if form != "table":
+        _print(render(result.frame(), format=form), nl=False, whole=True)
     aside = form in ("csv", "json")  # their readers take nothing but the findings
     for name in missing:  # planned, and nothing was tried yet: what failed has rows
         _print(f"{name}: pending: no result yet; run the same command again", err=aside)
@@ -476,16 +515,22 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
 @click.option("--rerun", is_flag=True, help="Run attacks again too, and compare what they say of their search.")
 def verify(run_directory: Path, models: tuple[str, ...], **options: Any) -> None:
     """Look at a run again: plan, headers, rows, kept images, tables; exit 1 and a list where anything differs."""
+    line = Line()
+    line("loading robench and torch", 0, 1)
     from robench.verification import verify_run
 
-    found = verify_run(run_directory, models=models, **options)
+    line.clear()
+    found = verify_run(_works_on(run_directory), models=models, verbose=True, **options)
+    line("comparing the tables with the rows", 0, 1)
     lines = [*found.differences, *_unlike_tables(run_directory)]
-    for line in lines:
-        _print(line)
+    line.clear()
+    for text in lines:
+        _print(text)
     for note in found.notes:
-        _print(note, err=True)
-    told = f"{found.cells} cells looked at again, {found.images} float32 and {found.images_8bit} 8-bit images judged again"
-    _print(f"{told}: {len(lines)} differences" if lines else f"{told}: the same verdicts and numbers")
+        _print(f"not checked: {note}", err=True)
+    images = f"{found.images} float32 and {found.images_8bit} 8-bit adversarial images judged again"
+    told = f"{found.cells} of {found.planned} cells checked, {images}"
+    _print(f"{told}: {len(lines)} differences" if lines else f"{told}: no difference")
     _end(1 if lines else 0)
 
 
@@ -521,10 +566,10 @@ def list_(kind: str | None, form: str) -> None:
 
         from robench.reports.text import render
 
-        _print(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False)
+        _print(render(pd.DataFrame(rows, columns=["name", "summary"]), format=form), nl=False, whole=True)
         return
     for name, summary in rows:
-        _print(f"{name:24s} {summary}")
+        _print(f"{name:24s} {summary}", indent=25)
 
 
 _NAMED = ("models", "suites")
@@ -570,7 +615,7 @@ def show(kind: str, name: str) -> None:
 
     if kind in ("suite", "suites"):
         read_suite(name)
-        _print(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"))
+        _print(packaged(name) if name in PACKAGED else Path(name).read_text(encoding="utf-8"), whole=True)
         return
     if kind in ("model", "models", "zoo"):
         _show_model(name)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from robench import catalog
-from robench.errors import ConfigError, DataError, must
+from robench.errors import ConfigError, DataError, must, one_line
 from robench.metrics.robust import robust_accuracy
 from robench.metrics.validity import Verdict, verdict
+from robench.progress import Progress, telling
 from robench.spec import Artifact, Cell, Context, DatasetSpec, Estimate, Ref, Settings, ThreatModel
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Evaluation:
     validity: Verdict
     """Whether the number can be believed, with reasons."""
 
+    def __repr__(self) -> str:
+        return f"Evaluation({_summary(self.robust_accuracy, self.validity)}; fields: {_names(self)})"
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -62,6 +66,27 @@ class Attacked:
         """Share of all samples that stayed right, with a 95 % interval."""
         return robust_accuracy(self.rows)
 
+    def __repr__(self) -> str:
+        escalated = f"; escalated: {one_line('; '.join(self.escalated), _SHOWN)}" if self.escalated else ""
+        return f"Attacked({_summary(self.robust_accuracy, self.validity)}{escalated}; fields: {_names(self)})"
+
+
+_SHOWN = 160
+"""Most characters of a reason in a summary."""
+
+
+def _summary(rate: Estimate, validity: Verdict) -> str:
+    """Robust accuracy with its interval, and the verdict with its first reason; no rows and no tensors."""
+    more = f" (and {len(validity.reasons) - 1} more)" if len(validity.reasons) > 1 else ""
+    reason = f": {one_line(validity.reasons[0], _SHOWN)}{more}" if validity.reasons else ""
+    low, high = (f"{100 * end:.1f}" for end in (rate.low, rate.high))
+    return f"robust accuracy {100 * rate.value:.1f} % [{low}, {high}], n = {rate.n}, {validity.status}{reason}"
+
+
+def _names(result: Evaluation | Attacked) -> str:
+    names = [field.name for field in fields(result)]
+    return ", ".join(names if "robust_accuracy" in names else ["robust_accuracy", *names])
+
 
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
@@ -73,6 +98,7 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     batch_size: int | None = None,
+    verbose: bool | None = None,
 ) -> Evaluation:
     """Attack a model and judge it: per-sample worst case over the attacks, with a validity verdict.
 
@@ -86,6 +112,7 @@ def evaluate(
         seed: Seed of every draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
         batch_size: Samples held at once; results do not depend on it.
+        verbose: Whether a line on stderr shows what is being done; by default where stderr is a terminal.
 
     Raises:
         ConfigError: Unknown attack, argument or threat.
@@ -96,8 +123,10 @@ def evaluate(
     """
     if not attacks or isinstance(attacks, str):
         raise ConfigError(must("attacks", "at least one attack", list(attacks), "e.g. attacks=['pgd(steps=40)']"))
-    with _opened(model, x, y, threat=threat, attacks=attacks, seed=seed, device=device, batch_size=batch_size) as objects:
-        frame, x_adv = _attack_all(objects, attacks, ThreatModel.parse(threat))
+    told: dict[str, Any] = {"threat": threat, "seed": seed, "device": device, "batch_size": batch_size}
+    with telling(verbose=verbose) as tell, _opened(model, x, y, attacks=attacks, **told) as objects:
+        frame, x_adv = _attack_all(objects, attacks, ThreatModel.parse(threat), tell)
+        tell("checking gradients", 0, 1)
         watch = _watch(objects, threat)
     return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
 
@@ -113,6 +142,7 @@ def attack(
     device: str | None = None,
     batch_size: int | None = None,
     search_precision: str = "float32",
+    verbose: bool | None = None,
 ) -> Attacked:
     """Attack a model with a named protocol and judge it.
 
@@ -128,6 +158,7 @@ def attack(
         batch_size: Samples judged at once; results do not depend on it.
         search_precision: ``float32``, or ``bfloat16`` where the protocol may search with a copy of the model in lower
             precision; whatever it finds is confirmed by the model itself in float32.
+        verbose: Whether a line on stderr shows the stages; by default where stderr is a terminal.
 
     Raises:
         ConfigError: Unknown protocol, precision or threat, or a norm that the protocol does not attack.
@@ -143,8 +174,13 @@ def attack(
         raise ConfigError(must("a protocol", f"one of {known}", protocol, "attacks of one's choice go to robench.evaluate"))
     told: dict[str, Any] = {"threat": threat, "seed": seed, "device": device, "batch_size": batch_size}
     settings = Settings(search_precision=search_precision)
-    with _opened(model, x, y, attacks=[protocol], settings=settings, **told) as objects:
-        engine, rows = protocol_rows(objects, attack=protocol, threat=ThreatModel.parse(threat), seed=seed)
+    with (
+        telling(verbose=verbose) as tell,
+        _opened(model, x, y, attacks=[protocol], settings=settings, **told) as objects,
+    ):
+        parsed = ThreatModel.parse(threat)
+        engine, rows = protocol_rows(objects, attack=protocol, threat=parsed, seed=seed, progress=tell)
+        tell("checking gradients", 0, 1)
         watch = _watch(objects, threat)
     frame = pd.DataFrame(rows).assign(**_lead("evasion", objects))
     robust = torch.tensor(((frame["score_adv"] > 0) & (frame["status"] == "ok")).to_numpy())
@@ -268,7 +304,9 @@ def _objects(model: nn.Module, data: Dataset, seed: int, context: Context, setti
     return Objects(Cell(Ref("memory"), "1", nothing, nothing, seed=seed, settings=settings), context, Model(model, {}), data)
 
 
-def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -> tuple[pd.DataFrame, Tensor]:
+def _attack_all(
+    objects: Objects, attacks: Sequence[str], threat: ThreatModel, tell: Progress
+) -> tuple[pd.DataFrame, Tensor]:
     """Rows of every attack, and per sample the image of the attack with the lowest judged margin."""
     import torch
 
@@ -279,14 +317,17 @@ def _attack_all(objects: Objects, attacks: Sequence[str], threat: ThreatModel) -
     best = objects.data.images()
     lowest = torch.full((len(best),), torch.inf)
     seed = objects.cell.seed
-    for name in attacks:
+    for count, name in enumerate(attacks, 1):
+        what = f"attack {count} of {len(attacks)}, {name}"
         if is_protocol(name):
-            engine, found = protocol_rows(objects, attack=name, threat=threat, seed=seed)
+            engine, found = protocol_rows(objects, attack=name, threat=threat, seed=seed, progress=tell)
             images = engine.best
         else:
             holds = objects.holds(size=hold_size(name))
-            again, parts = FreshCopy(objects.fresh, objects.net, threat), []
+            again = FreshCopy(objects.fresh, objects.net, threat)
+            parts: list[tuple[Tensor, list[dict[str, Any]]]] = []
             for hold in holds:
+                tell(what, sum(len(part) for _, part in parts), len(best))
                 parts.append(attack_hold(objects.net, hold, attack=name, threat=threat, seed=seed))
                 again.add(hold, *parts[-1])
             again.judge()

@@ -22,6 +22,7 @@ from robench.inference import fingerprint, untouched
 from robench.judge import Verdicts, decide
 from robench.lineage import cell_of, lineage, planned
 from robench.ops.norms import Ball, distance, per_sample
+from robench.progress import telling
 from robench.spec import SCHEMA, Artifact, Cell, Context, ThreatModel, canonical, sha256
 from robench.store import Finished, Store
 from robench.task import CLASSIFICATION, Task
@@ -236,6 +237,7 @@ def verify(
     batch_size: int = 64,
     models: Iterable[str] = (),
     trust: bool = False,
+    verbose: bool | None = None,
 ) -> Replay:
     """Judge a run's kept images again and compare with its rows; no attack code is imported.
 
@@ -245,6 +247,7 @@ def verify(
         batch_size: Samples held at once.
         models: Where the user's model files are now, if they moved; found by their file names.
         trust: Whether code named by the user may be executed.
+        verbose: Whether a line on stderr counts the attacks; by default where stderr is a terminal.
 
     Raises:
         StoreError: No run directory, or one that kept no images.
@@ -264,8 +267,9 @@ def verify(
     context = Context(str(store.root), resolve_device(device), batch_size, trust=trust)
     context, changed = _surroundings(store, cases, context, models)
     counts = [0, 0]
-    with exact_arithmetic(context.threads):
-        for case in cases:
+    with exact_arithmetic(context.threads), telling(verbose=verbose) as tell:
+        for count, case in enumerate(cases):
+            tell("judging kept images, attacks", count, len(cases))
             told = changed.get(case.cell.digest) or case.replay(store, done, context, counts)
             findings += [f"{case.name}: {line}" for line in told]
     return Replay(len(cases), counts[0], counts[1], (*damaged, *findings), len(set(wanted) - set(headers) - set(lost)))

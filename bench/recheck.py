@@ -19,6 +19,7 @@ from robench.inference import predict, untouched
 from robench.judge import decide
 from robench.lineage import artifacts
 from robench.metrics.table import MEASURED
+from robench.progress import telling
 from robench.runner import run_cell
 from robench.scenarios.objects import Objects, open_cell
 from robench.spec import Cell, Context, Ref, ThreatModel
@@ -57,15 +58,22 @@ class Task:
     context: Context
     rerun: bool = False
     """Whether attacks are run again too."""
+    verbose: bool | None = None
+    """Whether a line on stderr counts the cells; by default where stderr is a terminal."""
 
 
 def recheck(task: Task) -> list[tuple[str, str]]:
     """(digest, what differs) for the rows of finished cells; nothing where they come out as they are stored."""
     store = Store(task.context.root, lenient=True)
     done, lines = store.finished(), []
-    with tempfile.TemporaryDirectory() as place, exact_arithmetic(task.context.threads):
+    with (
+        tempfile.TemporaryDirectory() as place,
+        exact_arithmetic(task.context.threads),
+        telling(verbose=task.verbose) as tell,
+    ):
         scratch = replace(task.context, root=place)
-        for digest in task.digests:
+        for count, digest in enumerate(task.digests):
+            tell("checking cells", count, len(task.digests))
             try:
                 lines += [(digest, text) for text in _rechecked(store, done[digest], scratch, task)]
             except RobenchError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from robench.children import Answer, Child, inside
 from robench.errors import NotInstalledError, described, must, one_line
 from robench.executors import execute
 from robench.plan import Plan
+from robench.progress import Progress
 from robench.spec import Artifact, Cell, Context
 from robench.store import Store
 from robench.user_code import require_unchanged
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 TRIES = 2
 """How often a cell may end its worker process: once may be the machine's doing (memory, a signal), twice is its own."""
 _GIVEN_UP = f" ({TRIES} times; not tried again without --retry)"
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,7 @@ def run_plan(
     more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
     more["owners"] = _coded
+    progress("artifacts" if built else "cells", 0, len(built) or len(todo))
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)

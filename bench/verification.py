@@ -14,6 +14,7 @@ from robench.errors import ConfigError, StoreError
 from robench.evidence import Replay, named, require_file
 from robench.evidence import verify as replay_images
 from robench.plan import Plan
+from robench.progress import telling
 from robench.recheck import ATTACKED, SEARCH, Task, recheck
 from robench.sources import UserModel, listed
 from robench.spec import Cell, Context, Settings
@@ -33,6 +34,8 @@ class Verification:
     """One line per finding, which names the field; none where everything is as it was computed."""
     cells: int
     """Cells whose rows were computed again."""
+    planned: int
+    """Cells of the run."""
     images: int
     """Adversarial images that were judged again, as float32."""
     images_8bit: int
@@ -48,6 +51,7 @@ def verify_run(
     models: Iterable[str] = (),
     trust: bool = False,
     rerun: bool = False,
+    verbose: bool | None = None,
     apart: Apart = isolated,
 ) -> Verification:
     """Look at everything of a run directory again: plan, headers, rows, images. No model runs in this process.
@@ -59,6 +63,7 @@ def verify_run(
         models: Where the user's model files are now, if they moved.
         trust: Whether code named by the user may be executed.
         rerun: Whether attacks are run again, so that what they say of their search is compared too.
+        verbose: Whether a line on stderr shows what is being done; by default where stderr is a terminal.
         apart: How models are kept out of this process.
 
     Raises:
@@ -72,31 +77,37 @@ def verify_run(
     stored = {d: done[d] for d in run["cells"] if d in done and done[d].cell is not None}
     lines += [f"cells/{done[d].rows.stem}.json: schema is {done[d].header['schema']}, an older one; {ANEW}"
               for d in run["cells"] if d in done and d not in stored]  # fmt: skip
-    plan, paths, found = _planned_again(run, stored, models, trust)
+    with telling(verbose=verbose) as tell:
+        tell("planning the run again", 0, 1)
+        plan, paths, found = _planned_again(run, stored, models, trust)
     lines += found
     context = Context(str(store.root), where, batch_size, trust=trust, sources=paths, code=plan.code if plan else ())
-    images = _images(store, run, context, models, apart)
+    images = _images(store, run, context, models, apart, verbose)
     lines += images.differences
     present = {cell.digest for cell in plan.cells} if plan else set()
     digests = tuple(sorted(d for d in stored if d in present))
-    told = apart(recheck, Task(digests, context, rerun), what="a look at the rows again") if digests else []
+    told = apart(recheck, Task(digests, context, rerun, verbose), what="a look at the rows again") if digests else []
     lines += [f"{named(run['cells'][d], d)}: {text}" for d, text in told]
     return Verification(
         tuple(dict.fromkeys(lines)),
         len(digests),
+        len(run["cells"]),
         images.images,
         images.images_8bit,
         tuple(_notes(run, stored, images, rerun)),
     )
 
 
-def _images(store: Store, run: Mapping[str, Any], context: Context, models: tuple[str, ...], apart: Apart) -> Replay:
+def _images(
+    store: Store, run: Mapping[str, Any], context: Context, models: tuple[str, ...], apart: Apart, verbose: bool | None
+) -> Replay:
     """The kept images judged again; nothing where none were asked for."""
     if not store.image_headers() and not run.get("adversarials"):
         return Replay(0, 0, 0, (), 0)
     if not any(about.get("scenario") == "evasion" for about in run["cells"].values()):
         return Replay(0, 0, 0, (), 0)
     told = {"device": context.device, "batch_size": context.batch_size, "models": models, "trust": context.trust}
+    told |= {"verbose": verbose}
     found: Replay = apart(_replayed, (str(store.root), told), what="the judging of the kept images")
     return found
 
@@ -192,9 +203,9 @@ def _notes(run: Mapping[str, Any], stored: Mapping[str, Finished], images: Repla
     searched = [d for d in stored if run["cells"][d]["scenario"] in ATTACKED]
     without = sum(run["cells"][d]["scenario"] == "evasion" for d in searched) - images.cells
     if without > 0:
-        yield f"{without} attacked cells kept no images (--save-adversarials): their scores were not judged again"
+        yield f"the scores of {without} attacked cells, which kept no images (--save-adversarials keeps them)"
     if searched and not rerun:
-        yield f"not compared without --rerun: what attacks say of their own search ({', '.join(SEARCH)})"
+        yield f"what attacks say of their own search, which --rerun compares ({', '.join(SEARCH)})"
     unfinished = len(set(run["cells"]) - set(stored))
     if unfinished:
-        yield f"{unfinished} planned cells have no readable result"
+        yield f"{unfinished} planned cells, which have no readable result"

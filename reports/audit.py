@@ -128,8 +128,10 @@ _LOST = ("failed", "skipped", PENDING)
 """Status of rows without a value."""
 
 
-@facts(version=2)
-def audit(table: pd.DataFrame, requirements: Sequence[str | Requirement], *, condition: str = "") -> AuditResult:
+@facts(version=3)
+def audit(
+    table: pd.DataFrame, requirements: Sequence[str | Requirement], *, condition: str = "", threats: Sequence[str] = ()
+) -> AuditResult:
     """Whether every model keeps every requirement.
 
     A lower bound is held against the lower end of the interval, an upper bound against the upper end. Missing, limited,
@@ -140,19 +142,23 @@ def audit(table: pd.DataFrame, requirements: Sequence[str | Requirement], *, con
         table: A tidy table.
         requirements: Texts as for ``parse_requirement``.
         condition: Condition of the models to look at; the plain models by default.
+        threats: Threats that a requirement on attacks without a selector speaks of, of which the least favourable counts:
+            a suite's own, as the leaderboard shows them, without those of its security curves; by default all.
     """
     parsed = [parse_requirement(r) if isinstance(r, str) else r for r in requirements]
     rows = table[table["condition"] == condition]
     findings = [
-        _judge(part, requirement, str(model), str(dataset))
+        _judge(part, requirement, str(model), str(dataset), threats)
         for (model, dataset), part in rows.groupby(["model", "dataset"], sort=True)
         for requirement in parsed
     ]
     return AuditResult(tuple(findings))
 
 
-def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str) -> Finding:
+def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str, threats: Sequence[str]) -> Finding:
     found = _select(rows, wanted)
+    if not wanted.selector:
+        found = _at_own(found, threats)
     if found.empty:
         waiting = f"{PENDING}: no result yet; run the same command again" if rows["status"].eq(PENDING).any() else ""
         reason = waiting or "missing: not measured"
@@ -160,6 +166,12 @@ def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str) ->
     findings = [_one(row, wanted, model, dataset) for row in found.to_dict("records")]
     sign = 1 if wanted.relation.startswith(">") else -1
     return min(findings, key=lambda f: (f.passed, f.undecided, math.isfinite(f.judged), sign * f.judged))
+
+
+def _at_own(found: pd.DataFrame, threats: Sequence[str]) -> pd.DataFrame:
+    """The rows of one metric without those of attacks at other threats than the suite's own, where it has own ones."""
+    own = found["threat"].isin(threats)
+    return found[own | (found["scenario"] != "evasion")] if own.any() else found
 
 
 def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) -> Finding:

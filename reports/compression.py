@@ -10,7 +10,7 @@ import pandas as pd
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
 from robench.reports.sections import Section
-from robench.reports.text import interval
+from robench.reports.cells import interval
 
 PLAIN = "(as it is)"
 _RATES = {

@@ -6,7 +6,7 @@ import pandas as pd
 
 from robench.metrics.confidence import AFTER, BEFORE
 from robench.reports.sections import Section
-from robench.reports.text import interval, percent
+from robench.reports.cells import interval, percent
 
 _SHOWN = {
     "ece": "ECE %",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from robench.reports.sections import Section
-from robench.reports.text import interval
+from robench.reports.cells import interval
 
 _MARK = " | "
 

@@ -71,7 +71,7 @@ def named_apart(tables: Mapping[str, pd.DataFrame], models: Mapping[str, Mapping
     ]
 
 
-def _joined(tables: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
+def joined(tables: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table with the columns ``RUN`` and ``OWN_NAME``; a table without them is a run of its own."""
     parts = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
     marked = [part if RUN in part else part.assign(**{RUN: str(i), OWN_NAME: part["model"]}) for i, part in enumerate(parts)]
@@ -114,7 +114,7 @@ def leaderboard(
     Raises:
         ConfigError: Unknown metric, or a threat that was not measured.
     """
-    table = _joined(tables)
+    table = joined(tables)
     ranked = ranked_by(table, by=by, threat=threat, threats=threats)
     base = _ordered(table[table["condition"] == ""])
     if base.empty:
@@ -178,6 +178,13 @@ def ranked_by(
     counts["linf"] = counts["norm"].str.startswith("linf")
     best = counts.sort_values(["models", "linf"], ascending=False, kind="stable")
     return by, "" if best.empty else str(best.index[0])
+
+
+def ranking_column(ranked: tuple[str, str]) -> str:
+    """The leaderboard's column that shows the number by which it ranks, where it has one."""
+    metric, threat = ranked
+    plain = {name: column for column, (name, _) in _PLAIN.items()}
+    return f"robust@{threat}" if metric == ATTACKED else plain.get(metric, metric)
 
 
 def _default(table: pd.DataFrame) -> str:

@@ -13,10 +13,11 @@ from robench.metrics.pending import PENDING
 from robench.metrics.table import FAILED, SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by
+from robench.reports.cells import interval, leaderboard_cells, tidy_cells
+from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by, ranking_column
 from robench.reports.pictures import Picture, pictures
 from robench.reports.sections import sections
-from robench.reports.text import escalations, exclusions, interval, label_doubts, leaderboard_cells, tidy_cells
+from robench.reports.text import escalations, exclusions, label_doubts
 from robench.reports.transfers import transfer_matrix
 
 _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
@@ -28,11 +29,8 @@ _APART = ("left_out", "data_notes")
 _PLAIN = "(as it is)"
 _POINTS = ("accuracy_in_bin", "risk_at_coverage")
 """Metrics that are the points of a picture; their numbers are in ``table.csv``."""
-_LED = {
-    "corrupted_accuracy": ("corrupted", "right, as the mean over all corruptions"),
-    "accuracy": ("clean", "right"),
-}
-"""Ranking metric → its column, and what of its images a leader keeps; of others it is robust accuracy."""
+_LED = {"corrupted_accuracy": "right, as the mean over all corruptions", "accuracy": "right"}
+"""Ranking metric → what of its images a leader keeps; of others it is robust accuracy."""
 
 
 @facts(version=3)
@@ -95,7 +93,7 @@ def page(
 
 def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
     """A sentence per data set on who is ranked first, or that nobody is."""
-    column, kept = _LED.get(ranked[0], (f"robust@{ranked[1]}", f"right under every attack at {ranked[1]}"))
+    column, kept = ranking_column(ranked), _LED.get(ranked[0], f"right under every attack at {ranked[1]}")
     found = []
     for dataset, part in board.groupby("dataset", sort=True):
         best = part[part["rank"] == "1"]
@@ -163,7 +161,7 @@ def _who(model: str, condition: str) -> str:
 def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
     """The leaderboard's texts: verdict, n and the ranking number next to the model, empty columns left out."""
     cells = leaderboard_cells(board)
-    first = ["rank", "model", "dataset", "validity", "n", f"{_LED.get(ranked[0], (f'robust@{ranked[1]}',))[0]} %"]
+    first = ["rank", "model", "dataset", "validity", "n", f"{ranking_column(ranked)} %"]
     order = [*(c for c in first if c in cells), *(c for c in cells if c not in first)]
     cells["n"] = ["" if n == "0" else n for n in cells["n"]]
     kept = [c for c in order if (cells[c] != "").any() and not (c == "dataset" and cells[c].nunique() == 1)]

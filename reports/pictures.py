@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.escape import shortened
+from robench.progress import Progress, silent
 from robench.reports.corruptions import family_curves
 from robench.reports.curves import corruption_curve, image, security_curve
 from robench.reports.pareto import pareto_picture
@@ -59,11 +60,12 @@ def _shown(name: Any) -> Any:
     return f" {text}" if text.startswith("_") else text
 
 
-def pictures(table: pd.DataFrame) -> list[Picture]:
+def pictures(table: pd.DataFrame, *, progress: Progress = silent) -> list[Picture]:
     """All pictures that there is something to draw for, by data set, in the order of the page."""
     found = []
     for dataset in sorted(set(table["dataset"])):
         for name, draw in PICTURES.items():
+            progress(f"drawing {name.replace('_', ' ')}", 0, 1)
             figure = drawn(draw, table, dataset=dataset)
             if figure is not None:
                 title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).replace(r"\$", "$").strip()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -14,13 +12,13 @@ from rich.text import Text
 
 from robench.errors import ConfigError, must, suggestion
 from robench.escape import for_csv, for_markdown, visible
-from robench.metrics.ranks import RANK
 from robench.metrics.table import LABELS
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
+from robench.reports.cells import tidy_cells
+from robench.reports.terminal import board_lines
 
 FORMATS = ("table", "json", "csv", "md")
-_RATES = ("accuracy", "gap", "clean", "robust", "corrupted", "ece", "data_efficiency", "area", "auc", "transfer")
 
 
 @facts(version=1)
@@ -70,14 +68,24 @@ def spreadsheet(table: pd.DataFrame) -> str:
     return safe.to_csv(index=False, lineterminator="\n")
 
 
-def show(table: pd.DataFrame, *, console: Console, title: str | None = None) -> None:
-    """Draw a tidy table or a leaderboard on a console; suspicious models are red and say why below."""
-    cells = leaderboard_cells(table) if "rank" in table else tidy_cells(table)
-    drawn = RichTable(title=title, header_style="bold")
-    for column in cells:
+def show(table: pd.DataFrame, *, console: Console, ranked: str = "") -> None:
+    """Draw a tidy table or a leaderboard on a console; doubted models are red and say why below.
+
+    Args:
+        table: A tidy table, or a leaderboard, of which the columns that fit are shown.
+        console: Where to; its width counts.
+        ranked: The leaderboard's column that ranks.
+    """
+    if "rank" in table:
+        for line, style in board_lines(table, width=console.width, main=ranked):
+            console.print(Text(line, style=style), soft_wrap=True)
+        return
+    texts = tidy_cells(table)
+    drawn = RichTable(header_style="bold")
+    for column in texts:
         left = column in ("model", "dataset", "scenario", "condition", "threat", "attack", "metric", "validity")
         drawn.add_column(Text(visible(column)), justify="left" if left else "right", overflow="fold")
-    for values in cells.itertuples(index=False):
+    for values in texts.itertuples(index=False):
         bad = any(str(v).startswith(DOUBTED) for v in values)
         drawn.add_row(*(Text(visible(str(v))) for v in values), style="red" if bad else None)
     console.print(drawn)
@@ -122,66 +130,3 @@ def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:
     rows = table[table[column].fillna("").astype(str) != ""]
     parts = zip(rows["model"], rows["condition"], rows["threat"], rows[column], strict=True)
     return list(dict.fromkeys(f"{' '.join(filter(None, (m, c, t)))}: {what}{text}" for m, c, t, text in parts))
-
-
-def percent(value: Any, *, digits: int = 1) -> str:
-    """A rate as percent without the sign, empty when missing."""
-    return "" if value is None or pd.isna(value) else f"{100 * float(value):.{digits}f}"
-
-
-def interval(value: Any, low: Any, high: Any) -> str:
-    """``71.2 [68.0, 74.1]`` in percent; without brackets when there is no interval."""
-    if value is None or pd.isna(value):
-        return ""
-    return percent(value) if pd.isna(low) else f"{percent(value)} [{percent(low)}, {percent(high)}]"
-
-
-def leaderboard_cells(board: pd.DataFrame) -> pd.DataFrame:
-    """The leaderboard's texts: intervals in percent, one column each; verdicts without reasons."""
-    cells = {}
-    for column in board:
-        if column.endswith(("_low", "_high")):
-            continue
-        if column == "rank":
-            cells[column] = _ranks(board)
-        elif f"{column}_low" in board:
-            triples = zip(board[column], board[f"{column}_low"], board[f"{column}_high"], strict=True)
-            cells[f"{column} %"] = [interval(*t) for t in triples]
-        elif column.startswith("score"):
-            cells[f"{column} %"] = [percent(v) for v in board[column]]
-        elif column == "validity":
-            cells[column] = [str(v).partition(":")[0] for v in board[column]]
-        else:
-            cells[column] = ["" if pd.isna(v) else str(v) for v in board[column]]
-    return pd.DataFrame(cells)
-
-
-def _ranks(board: pd.DataFrame) -> list[str]:
-    """``2 (1-3)``: the rank, and all that the paired tests leave possible."""
-    if "rank_low" not in board:
-        return [str(r) for r in board["rank"]]
-    rows = zip(board["rank"], board["rank_low"], board["rank_high"], strict=True)
-    return [f"{r} ({low}-{high})" if low != high else str(r) for r, low, high in rows]
-
-
-def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table's texts: rates in percent with their interval, without columns that are empty throughout."""
-    kept = ["model", "dataset", "condition", "threat", "attack", "metric"]
-    cells = {c: table[c].astype(str).tolist() for c in kept if (table[c] != "").any()}
-    if (table["threat"] != "").any():
-        severities = zip(table["threat"], table["eps"], strict=True)
-        cells["threat"] = [t if "(" in t or math.isnan(e) else f"{t} {e:g}" for t, e in severities]
-    rows = zip(table["metric"], table["value"], table["ci_low"], table["ci_high"], strict=True)
-    cells["value"] = [_value(*row) for row in rows]
-    for column in ("n", "n_unknown"):
-        cells[column] = ["" if pd.isna(v) else str(v) for v in table[column]]
-    cells["validity"] = table["validity"].str.partition(":")[0].tolist() if len(table) else []
-    return pd.DataFrame(cells)
-
-
-def _value(metric: str, value: float, low: float, high: float) -> str:
-    if metric == RANK:
-        return f"{value:.0f} ({low:.0f}-{high:.0f})"
-    if any(word in metric for word in _RATES) and not math.isnan(low):
-        return f"{interval(value, low, high)} %"
-    return f"{value:,.6g}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"

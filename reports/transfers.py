@@ -6,7 +6,7 @@ import pandas as pd
 
 from robench.metrics.transfer import matrix
 from robench.registry import facts
-from robench.reports.text import interval
+from robench.reports.cells import interval
 
 
 @facts(version=1)

@@ -8,16 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from robench.errors import ConfigError, must
 from robench.files import write_atomically
 from robench.metrics.pareto import pareto
 from robench.metrics.table import tidy
 from robench.metrics.transfer import matrix
+from robench.progress import Progress, silent
 from robench.registry import facts
 from robench.reports.compression import compression
 from robench.reports.curves import image
 from robench.reports.leaderboard import leaderboard, main_threats
 from robench.reports.page import page
-from robench.reports.pictures import pictures
+from robench.reports.pictures import PICTURES, pictures
 from robench.reports.text import render
 from robench.reports.transfers import transfer_matrix
 from robench.tables import to_parquet
@@ -30,6 +32,7 @@ def write_reports(
     header: Mapping[str, Any] | None = None,
     *,
     limited: bool = False,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Write table, leaderboard, transfer matrix, page and pictures; returns the paths.
 
@@ -38,16 +41,39 @@ def write_reports(
         out: Folder, made if missing.
         header: Versions and settings for the page.
         limited: The run was limited to a part of the samples (for frames; a tidy table says so itself).
+        progress: Called with what is being done, how many are done and how many there are.
     """
+    progress("writing tables", 0, 1)
     table = source if isinstance(source, pd.DataFrame) else tidy(source, limited=limited)
-    drawn = pictures(table)
     files = table_files(table, header)
+    drawn = pictures(table, progress=progress)
+    progress("writing the page", 0, 1)
     files["report.html"] = page(table, header=header, drawn=drawn).encode()
     for picture in reversed(drawn):  # of several data sets the first one's have files
         files |= {f"{picture.name}.png": picture.png, f"{picture.name}.svg": image(picture.figure, "svg")}
     for name, data in sorted(files.items()):
         write_atomically(out / name, data)
     return [out / name for name in sorted(files)]
+
+
+TABLES = ("table", "leaderboard", "transfer", "pareto", "compression")
+"""Names of the tables that may be written, each with one or several of the endings csv, md and parquet."""
+
+
+def require_free(out: Path) -> None:
+    """Refuse a folder that is no run directory and has files of the names that reports are written under.
+
+    Raises:
+        ConfigError: Names such files.
+    """
+    if (out / "run.json").exists() or not out.is_dir():
+        return
+    own = {f"{name}.{end}" for name in TABLES for end in ("csv", "md", "parquet")}
+    own |= {"report.html", *(f"{name}.{end}" for name in PICTURES for end in ("png", "svg"))}
+    there = sorted(own & {entry.name for entry in out.iterdir()})
+    if there:
+        expected = f"a run directory, or a folder without {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
+        raise ConfigError(must("--out", expected, str(out), "choose another --out: a run's report would overwrite these"))
 
 
 @facts(version=1)

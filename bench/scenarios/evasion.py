@@ -19,6 +19,7 @@ from robench.evidence import breaks_in_8bit, shown
 from robench.inference import predict, untouched
 from robench.judge import Verdicts, decide
 from robench.ops.random import Draws
+from robench.progress import Progress, silent
 from robench.registry import facts
 from robench.scenarios.fresh_copy import FreshCopy
 from robench.scenarios.objects import Hold, Objects, columns, walk
@@ -96,7 +97,13 @@ def _measure(
 
 
 def protocol_rows(
-    objects: Objects, *, attack: str, threat: ThreatModel, seed: int, surrogate: nn.Module | None = None
+    objects: Objects,
+    *,
+    attack: str,
+    threat: ThreatModel,
+    seed: int,
+    surrogate: nn.Module | None = None,
+    progress: Progress = silent,
 ) -> tuple[Engine, list[dict[str, Any]]]:
     """Run a protocol on all of the cell's samples; the engine with what it found, and the rows.
 
@@ -108,7 +115,7 @@ def protocol_rows(
         objects.net, x, data.labels, data.ids, threat,
         seed=seed, device=device, width=objects.cell.settings.width, task=objects.model.task,
         hold=hold_size(attack) or HOLD * objects.context.batch_size, precision=objects.cell.settings.search_precision,
-        surrogate=surrogate,
+        surrogate=surrogate, watch=progress,
     )  # fmt: skip
     ref = catalog.ATTACKS.resolve(attack)
     start, error = time.perf_counter(), ""

@@ -10,7 +10,7 @@ from robench.metrics import comparisons
 from robench.metrics.robust import worst_case
 from robench.metrics.table import tidy
 from robench.reports.leaderboard import leaderboard
-from robench.reports.text import leaderboard_cells, tidy_cells
+from robench.reports.cells import leaderboard_cells, tidy_cells
 
 THREAT = "linf(8/255)"
 

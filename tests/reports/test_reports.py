@@ -17,11 +17,12 @@ from robench.files import write_atomically
 from robench.metrics.table import tidy
 from robench.registry import Table
 from robench.reports import TABLE
+from robench.reports.cells import interval
 from robench.reports.curves import image, security_curve, spread
 from robench.reports.leaderboard import leaderboard, score
 from robench.reports.page import flat, page
 from robench.reports.scarcity import scarcity_curve
-from robench.reports.text import interval, render
+from robench.reports.text import render
 from robench.reports.write import write_reports
 
 

@@ -435,8 +435,8 @@ def report(run_directory: Path, form: str) -> None:
 @click.option("--threat", help="Threat that ranks, e.g. 'linf(8/255)' [default: the most measured].")
 def leaderboard(run_directories: tuple[Path, ...], form: str, by: str | None, threat: str | None) -> None:
     """Rank the models of one or more runs; suspicious numbers are shown and not ranked."""
-    from robench.reports.leaderboard import leaderboard as rank
     from robench.reports.leaderboard import joined, main_threats, named_apart, ranked_by
+    from robench.reports.leaderboard import leaderboard as rank
     from robench.store import Store
 
     folders = list(dict.fromkeys(run_directories))
@@ -688,7 +688,7 @@ def build(name: str, out: Path, data: str) -> None:
     """Train a model of the zoo again from its recorded recipe and seed."""
     from robench.zoo.building import build as rebuild
 
-    _print(rebuild(name, out, data=data, progress=_training()))
+    _print(str(rebuild(name, out, data=data, progress=_training())))
 
 
 def _training() -> Any:

@@ -160,7 +160,8 @@ def run_plan(
     more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
     more["owners"] = _coded
-    progress("artifacts" if built else "cells", 0, len(built) or len(todo))
+    if todo:
+        progress("artifacts" if built else "cells", 0, len(built) or len(todo))
     for job, outcome in execute(perform, jobs, workers=min(workers, len(jobs)), needs=waits, instead=_lost, **more):
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)

@@ -227,7 +227,7 @@ def _require_fit(name: str, data: str, spec: DatasetSpec) -> None:
     if own.spec.shape[0] != spec.shape[0]:
         expected = f"of {own.spec.shape[0]} channel(s), as of {own.data}"
         raise ConfigError(must(f"the images for {name}", expected, spec.shape[0], f"use --data {own.data}"))
-    require_logits(spec, own.spec.num_classes, model=name)
+    require_logits(spec, own.spec.num_classes, model=name, source=data)
 
 
 def fitting_models(data: str, names: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -102,6 +102,10 @@ class Ref:
         """The same reference with every missing argument filled in."""
         return Ref.of(self.name, **{**defaults, **self.kwargs})
 
+    def replaced(self, **args: Any) -> Ref:
+        """The same reference with these arguments in place of its own."""
+        return Ref.of(self.name, **{**self.kwargs, **args})
+
     def __str__(self) -> str:
         inner = ", ".join(f"{k}={v!r}" for k, v in self.args)
         return f"{self.name}({inner})" if inner else self.name

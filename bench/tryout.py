@@ -95,7 +95,8 @@ def _look(cell: Cell, context: Context) -> list[str]:
     data, name = load_artifact(cell.data, context), cell.model.label
     admitted = _admitted(cell.model, cell, context)
     _require_kept(cell, context, admitted, _spread(len(data), cell.settings.width))
-    require_logits(data.spec, int(admitted.logits.shape[1]), model=name)
+    source = str(cell.data.builder.kwargs["source"])
+    require_logits(data.spec, int(admitted.logits.shape[1]), model=name, source=source)
     predicted, labels = admitted.logits.argmax(1).cpu(), data.labels[_spread(len(data), cell.settings.width)]
     count, right = len(labels), int((predicted == labels).sum())
     which = f"all {count} images" if count == len(data) else f"{count} of {len(data)} images"

@@ -9,8 +9,8 @@ import pandas as pd
 
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.sections import Section
 from robench.reports.cells import interval
+from robench.reports.sections import Section
 
 PLAIN = "(as it is)"
 _RATES = {

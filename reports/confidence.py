@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from robench.metrics.confidence import AFTER, BEFORE
-from robench.reports.sections import Section
 from robench.reports.cells import interval, percent
+from robench.reports.sections import Section
 
 _SHOWN = {
     "ece": "ECE %",

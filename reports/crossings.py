@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robench.reports.sections import Section
 from robench.reports.cells import interval
+from robench.reports.sections import Section
 
 _MARK = " | "
 

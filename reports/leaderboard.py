@@ -147,7 +147,9 @@ def main_threats(*headers: Mapping[str, Any] | None) -> list[str]:
 
 
 def _suite_threats(header: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(str(ThreatModel.parse(t)) for t in header.get("suite", {}).get("threats", [])))
+    """A suite's own threats; none where nothing attacks at them, as with ``--scenario clean``."""
+    suite = header.get("suite", {})
+    return list(dict.fromkeys(str(ThreatModel.parse(t)) for t in suite.get("threats", []) if suite.get("attacks", True)))
 
 
 def ranked_by(

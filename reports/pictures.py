@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robench.escape import shortened
+from robench.escape import shortened, visible
 from robench.progress import Progress, silent
 from robench.reports.corruptions import family_curves
 from robench.reports.curves import corruption_curve, image, security_curve
+from robench.reports.fonts import families, spelled
 from robench.reports.pareto import pareto_picture
 from robench.reports.reliability import reliability_diagram, risk_coverage
 from robench.reports.scarcity import augmentation_gains, data_quality_curve, scarcity_curve, transfer_gains
@@ -48,15 +50,19 @@ _NAMED = ("model", "dataset", "condition", "attack")
 
 def drawn(draw: Callable[..., Figure | None], table: pd.DataFrame, *, dataset: str | None) -> Figure | None:
     """A picture whose names are drawn letter by letter: no mathematical notation, nothing invisible, not too long."""
-    shown = {column: table[column].map(_shown) for column in _NAMED if column in table}
-    return draw(table.assign(**shown), dataset=None if dataset is None else _shown(dataset))
+    columns = [column for column in _NAMED if column in table]
+    texts = {name: visible(name) for column in columns for name in set(table[column]) if isinstance(name, str)}
+    fonts, missing = families(texts.values())
+    shown = {column: table[column].map(lambda name: _shown(name, missing)) for column in columns}
+    with matplotlib.rc_context({"font.family": fonts}):
+        return draw(table.assign(**shown), dataset=None if dataset is None else _shown(dataset, missing))
 
 
-def _shown(name: Any) -> Any:
+def _shown(name: Any, missing: frozenset[str]) -> Any:
     """A name as matplotlib draws it letter by letter: ``$`` begins no formula, a leading ``_`` does not hide it."""
     if not isinstance(name, str):
         return name
-    text = shortened(name).replace("$", r"\$")
+    text = shortened(spelled(visible(name), missing)).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

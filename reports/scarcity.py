@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from robench.metrics.scarcity import TARGETS
 from robench.metrics.validity import DOUBTED, worst_of
 from robench.registry import facts
+from robench.reports.cells import interval
 from robench.reports.curves import COLOURS, MARKERS
 from robench.reports.sections import Section
-from robench.reports.cells import interval
 from robench.spec import Ref
 
 _MEASURES = ("accuracy", "corrupted_accuracy", "robust_accuracy")

@@ -22,6 +22,8 @@ _GAP = 2
 """Blanks between columns."""
 _NARROW_MODEL = 16
 """Columns that a model's name keeps where there is little room; a longer name goes on in the next line."""
+_NARROW_DATA = 8
+"""Likewise for a data set's name."""
 _NARROW_VERDICT = 10
 """As wide as ``suspicious``; longer verdicts are of several words."""
 _NOTE = 160
@@ -57,7 +59,7 @@ class Column:
 
 
 def board_lines(board: pd.DataFrame, *, width: int, main: str = "") -> list[tuple[str, str]]:
-    """The leaderboard in lines of at most ``width`` columns, each with its style (empty, ``bold``, ``red``, ``dim``).
+    """The leaderboard in lines of at most ``width`` columns (from 80 on, whatever it holds), each with its rich style.
 
     Rank, model, the ranking number with its interval, clean accuracy and the verdict are always there; further columns
     where there is room. Below it stand n, what was left out for want of room, and one short note for each reason why
@@ -142,7 +144,7 @@ def _fitted(columns: list[Column], width: int) -> list[Column]:
         ("verdict", lambda column: replace(column, width=_NARROW_VERDICT)),
         ("model", lambda column: replace(column, width=2 * _NARROW_MODEL)),
         ("clean %", _without_interval),
-        ("data", lambda column: replace(column, width=_NARROW_MODEL)),
+        ("data", lambda column: replace(column, width=_NARROW_DATA)),
         ("model", lambda column: replace(column, width=_NARROW_MODEL)),
         ("", _without_interval),
     ]

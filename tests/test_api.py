@@ -284,6 +284,37 @@ def test_package_offers_the_api():
     assert ThreatModel.parse("linf(8/255)").eps == pytest.approx(8 / 255)
 
 
+def test_results_are_printed_in_one_short_line_without_tensors(images, tmp_path):
+    x, y = images
+    found = evaluate(Line(), images)
+    attacked = evaluation.attack(Line(), x[:4], y[:4], threat=f"linf({EPS})")
+    for result in (found, attacked):
+        text = repr(result)
+        rate = result.robust_accuracy
+        assert (
+            f"robust accuracy {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}], n = {rate.n}" in text
+        )
+        assert result.validity.status in text and "x_adv" in text
+        assert len(text) < 700 and "tensor(" not in text and "\n" not in text
+    done = api.run(parse_suite("name: s\nlimit: 8\nmodels: [digits-mlp]\n"), out=tmp_path, device="cpu", workers=1)
+    assert repr(done).startswith(f"Run({str(tmp_path)!r}: 2 cells computed, 0 kept, 0 failed")
+
+
+def test_the_api_shows_signs_of_life_on_request_only(images, capsys, tmp_path):
+    x, y = images
+    evaluate(Line(), images, verbose=True)
+    assert "attack 1 of 1, pgd(steps=10): 0/40" in capsys.readouterr().err
+    evaluation.attack(Line(), x[:4], y[:4], threat=f"linf({EPS})", verbose=True)
+    assert "clean, broken so far: 0/4" in capsys.readouterr().err
+    suite = parse_suite("name: s\nlimit: 8\nmodels: [digits-mlp]\n")
+    api.run(suite, out=tmp_path, device="cpu", workers=1, verbose=True)
+    told = capsys.readouterr().err
+    assert told.startswith("reading data and models ...\n") and "cells: 2/2" in told
+    evaluate(Line(), images)
+    api.run(suite, out=tmp_path, device="cpu", workers=1)
+    assert capsys.readouterr().err == ""
+
+
 def test_run_and_load_round_trip(tmp_path):
     suite = tmp_path / "s.yaml"
     suite.write_text("name: s\nlimit: 20\nmodels: [digits-mlp]\nthreats: [linf(0.1)]\nattacks: [fgsm]\n")

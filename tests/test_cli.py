@@ -192,8 +192,8 @@ def test_code_of_the_user_needs_trust(tmp_path):
 
 def test_dry_run_computes_nothing(tiny, tmp_path):
     result = robench("run", "--suite", tiny[0], "--dry-run", "--out", tmp_path / "out", *HERE)
-    first = result.output.splitlines()[0]
-    assert "18 cells, about" in first and "nothing was computed" in first
+    first = result.stdout.splitlines()[0]
+    assert "18 cells, about" in first and "on an idle machine" in first and "nothing was computed" in first
     assert "6  digits-trap" in result.output and "pgd(steps=10)" not in result.output
     assert "9  evasion" in result.output and "3  sentinel" in result.output
     assert not (tmp_path / "out").exists()
@@ -279,7 +279,7 @@ def test_audit_of_no_model_never_passes(tiny):
 
 def test_audit_says_at_which_threat_it_judged(tiny):
     said = robench("audit", tiny[1], "--require", "robust_accuracy>=0.4", "--model", "digits-pgd-at").output
-    assert "judged_at" in said and "| linf(0.1) |" in said and "robust_accuracy>=0.4" in said
+    assert "passed    digits-pgd-at on digits: robust_accuracy>=0.4" in said and "at linf(0.1), judged" in said
 
 
 def test_audit_escapes_for_what_reads_it(tiny):
@@ -435,8 +435,8 @@ def test_a_model_without_any_result_is_pending(tiny, tmp_path):
         if json.loads(header.read_text())["model"] == "digits-standard":
             header.unlink()
     require = ("--require", "accuracy>=0.1")
-    (line,) = [t for t in robench("audit", copy, *require, code=3).output.splitlines() if "digits-standard" in t]
-    assert "pending: no result yet" in line
+    said = robench("audit", copy, *require, code=3).output
+    assert re.search(r"undecided digits-standard .*\n +pending: no result yet", said)
     board = json.loads(robench("leaderboard", copy, "--format", "json").stdout)
     (shown,) = [r for r in board if r["model"] == "digits-standard"]
     assert shown["rank"] == "-" and shown["validity"].startswith("pending")
@@ -476,11 +476,83 @@ def test_an_unexpected_error_is_one_line_a_log_and_exit_code_70(monkeypatch, tmp
 
     monkeypatch.setattr("robench.suite.read_suite", wrong)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    done = CliRunner().invoke(cli.main, ["run"])
+    (tmp_path / "no run").mkdir()
+    done = CliRunner().invoke(cli.main, ["run", "--out", str(tmp_path / "no run")])
     assert done.exit_code == 70 and done.stdout == "" and done.stderr.count("\n") == 1
     (log,) = tmp_path.glob("robench-*.log")
     assert str(log) in done.stderr and "ZeroDivisionError: no way" in done.stderr and log.stat().st_mode & 0o777 == 0o600
     assert "Traceback" in log.read_text() and "Traceback" not in done.output
+
+
+def test_the_log_of_an_unexpected_error_lies_in_the_run_directory(tiny, monkeypatch):
+    def wrong(*args, **more):
+        raise ZeroDivisionError("no way")
+
+    monkeypatch.setattr("robench.reports.write.write_reports", wrong)
+    for command in (["report", tiny[1]], ["run", "--suite", tiny[0], "--out", tiny[1], *HERE]):
+        said = robench(*command, code=70).stderr
+        (log,) = tiny[1].glob("robench-*.log")
+        assert str(log) in said and "no way" in log.read_text() and log.stat().st_mode & 0o777 == 0o600
+        log.unlink()
+
+
+@pytest.mark.parametrize("name", ["report.html", "table.csv", "security_curve.svg", "pareto.png", "leaderboard.md"])
+def test_files_of_others_are_not_overwritten(tiny, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    said = robench("run", "--suite", tiny[0], "--out", tmp_path, *HERE, code=2).output
+    assert name in said and "would overwrite" in said and (tmp_path / name).read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "notes.txt"])
+
+
+def test_every_file_that_a_report_writes_is_looked_for(tiny, tmp_path):
+    from robench.errors import ConfigError
+    from robench.reports.write import require_free
+
+    written = [p.name for p in tiny[1].iterdir() if p.is_file() and p.name not in ("run.json", ".lock")]
+    assert {"report.html", "table.parquet", "leaderboard.csv", "security_curve.png"} <= {*written, "security_curve.png"}
+    for name in written:
+        (tmp_path / name).touch()
+        with pytest.raises(ConfigError, match=re.escape(name)):
+            require_free(tmp_path)
+        (tmp_path / name).unlink()
+    require_free(tmp_path)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_of_a_command_is_wider_than_the_screen(tiny, monkeypatch, width):
+    """Only words that cannot be broken, such as paths, may be."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    commands = [
+        ("run", "--suite", tiny[0], "--out", tiny[1], *HERE),
+        ("leaderboard", tiny[1]),
+        ("audit", tiny[1], "--require", "robust_accuracy>=0.4", "--require", "ece<=0.5"),
+        ("list", "attacks"),
+        ("list", "metrics"),
+    ]
+    for command in commands:
+        result = CliRunner().invoke(main, [str(part) for part in command])
+        for line in result.output.splitlines():
+            assert len(line) <= width or len(line.split()[-1]) > width - 20, line
+    assert len(robench("leaderboard", tiny[1], "--format", "csv").stdout.splitlines()[0]) > 120, "data is never broken"
+
+
+def test_a_limit_that_leaves_the_suite_as_it_is_marks_nothing(tiny, tmp_path):
+    """The suite's own number of images, asked for once more, is the same run: nothing is computed again."""
+    said = robench("run", "--suite", tiny[0], "--limit", 60, "--out", tiny[1], *HERE).output
+    assert "0 cells computed, 18 kept" in said and "limited" not in said
+    assert json.loads((tiny[1] / "run.json").read_text())["limited"] is False
+    suite = tmp_path / "all.yaml"
+    suite.write_text("name: all\nmodels: [digits-standard]\n")
+    for limit, limited in ((5000, False), (20, True)):
+        robench("run", "--suite", suite, "--limit", limit, "--out", tmp_path / str(limit), *HERE)
+        assert json.loads((tmp_path / str(limit) / "run.json").read_text())["limited"] is limited
+
+
+def test_clean_images_alone_are_ranked_by_clean_accuracy(tiny, tmp_path):
+    robench("run", "--suite", tiny[0], "--scenario", "clean", "--out", tmp_path, *HERE)
+    rows = json.loads(robench("leaderboard", tmp_path, "--format", "json").stdout)
+    assert {row["n"] for row in rows} == {60} and "-" not in {row["rank"] for row in rows}
 
 
 def test_an_exit_in_foreign_code_is_no_success(monkeypatch):

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from robench.api import run
 from robench.cli import _report, _unlike_tables, main
+from robench.progress import Line
 from robench.recheck import INFORMATIVE, SEARCH
 from robench.store import Store, _sealed
 from robench.suite import parse_suite
@@ -42,7 +43,7 @@ def looked_at(folder: Path, **more) -> tuple[str, ...]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verification") / "run"
     run(parse_suite(SUITE), out=folder, workers=1, device="cpu", save_adversarials=True)
-    _report(folder, "json")
+    _report(folder, "json", Line())
     return folder
 
 
@@ -273,6 +274,14 @@ def test_a_run_that_was_not_touched_is_verified(whole):
     found = verify_run(whole, device="cpu", apart=here)
     assert found.differences == () and found.cells == 4 and found.images > 0
     assert _unlike_tables(whole) == []
+
+
+def test_cells_are_counted_while_they_are_checked(whole, capsys):
+    found = verify_run(whole, device="cpu", apart=here, verbose=True)
+    said = capsys.readouterr().err
+    assert found.differences == () and found.cells == found.planned == 4
+    assert "planning the run again ..." in said and "checking cells: 0/4" in said
+    assert verify_run(whole, device="cpu", apart=here).cells == 4 and capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

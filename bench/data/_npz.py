@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from robench.data.checks import check_labels
-from robench.data.classes import MOST_CLASSES
+from robench.data.classes import LABELS_ONLY, MOST_CLASSES
 from robench.data.dataset import Dataset, from_arrays
 from robench.data.names import split_of
 from robench.errors import ConfigError, DataError, must
 from robench.registry import facts
-from robench.spec import DatasetSpec, canonical, sha256
+from robench.spec import DatasetSpec, Ref, canonical, sha256
 
 _LAYOUTS = ("auto", "NCHW", "NHWC", "NHW")
 _OWN = "not stated: files of the user"
@@ -60,9 +60,16 @@ def npz(
         raise DataError(must("split", f"x, y or x_{split}, y_{split} in the archive", got, "name the arrays so"))
     x = arrays[splits[split][0]]
     labels = {name: _labels(arrays[key], first_label) for name, (_, key) in splits.items()}
-    names = _classes(arrays, torch.cat(list(labels.values())), num_classes, first_label)
-    order = "names of the archive" if "classes" in arrays else "labels of the archive"
-    spec = DatasetSpec(f"npz:{path}", names, (0, 0, 0), tuple(splits), licence=_OWN, citation=_OWN, order=order)
+    given = {"layout": layout, "num_classes": num_classes, "first_label": first_label}
+    asked = Ref.of(f"npz:{path}", **{k: v for k, v in given.items() if v not in ("auto", None, 0)})
+    every = torch.cat(list(labels.values()))
+    names = _classes(arrays, every, num_classes, first_label, asked)
+    shift = f" minus {first_label}" if first_label else ""
+    order = "names of the archive" if "classes" in arrays else f"{LABELS_ONLY}{shift}"
+    used = () if "classes" in arrays else tuple(every.unique().tolist())
+    about: dict[str, Any] = {"licence": _OWN, "citation": _OWN, "order": order}
+    about["used"] = used if len(used) < len(names) else ()
+    spec = DatasetSpec(f"npz:{path}", names, (0, 0, 0), tuple(splits), **about)
     found = from_arrays(spec, _images(x, layout), check_labels(labels[split], len(names)))
     identity = sha256(canonical([found.spec.sha256, list(names)]))
     return replace(found, spec=replace(found.spec, sha256=identity))
@@ -103,7 +110,7 @@ def _splits(arrays: Arrays) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _classes(arrays: Arrays, labels: Tensor, num_classes: int | None, first_label: int) -> tuple[str, ...]:
+def _classes(arrays: Arrays, labels: Tensor, num_classes: int | None, first_label: int, asked: Ref) -> tuple[str, ...]:
     """Names of the classes; the labels of all splits count, so that every split has the same ones.
 
     Raises:
@@ -125,7 +132,8 @@ def _classes(arrays: Arrays, labels: Tensor, num_classes: int | None, first_labe
     told = num_classes is not None or (named is not None and len(named) > high)
     if not told and low == 1 and len(labels.unique()) == high:
         got = f"exactly 1..{high}"
-        remedy = f"say first_label=1, or num_classes={high + 1} where class 0 has no image"
+        one, other = asked.replaced(first_label=first_label + 1), asked.replaced(num_classes=high + 1)
+        remedy = f"say {one} if they count from 1, or {other} if class 0 has no image"
         raise DataError(must("labels", "counted from 0", got, remedy))
     return named or tuple(str(i) for i in range(count))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from robench.data.classes import printable
-from robench.data.names import SPLITS, is_system, split_of
+from robench.data.names import SPLITS, almost_split, is_system, split_of
 from robench.errors import ConfigError, DataError, must
 
 FORMATS = (
@@ -113,8 +113,7 @@ def _splits(home: Path, layout: str) -> tuple[dict[str, Path], list[str]]:
     others = []
     for place in folders:
         split = split_of(place.name)
-        holds = any(not is_system(entry.name) and _is_folder(entry) for entry in _listed(place))
-        if split and holds:
+        if split and _holds_folders(place):
             named[split].append(place)
         elif not split:
             others.append(place.name)
@@ -130,8 +129,27 @@ def _splits(home: Path, layout: str) -> tuple[dict[str, Path], list[str]]:
         remedy = "say layout='classes' if all of them are classes, layout='splits' if only the split is to be read"
         raise DataError(must(f"the folders of {home}", "classes or splits", got, remedy))
     if not named:
+        _require_no_splits(home, others, layout)
         return {"test": home}, []
     return {split: named[split][0] for split in SPLITS if split in named}, sorted(others)
+
+
+def _require_no_splits(home: Path, folders: list[str], layout: str) -> None:
+    """Refuse folders that look like splits under other names (``train_set``, ``val2017``): as classes they mean nothing.
+
+    Raises:
+        DataError: Names them.
+    """
+    alike = {name: meant for name in folders if (meant := almost_split(name)) and _holds_folders(home / name)}
+    if layout == "auto" and (len(set(alike.values())) > 1 or (alike and len(alike) == len(folders))):
+        names = " and ".join(f"{name!r} to {meant!r}" for name, meant in sorted(alike.items())[:3])
+        remedy = f"rename {names}, or say layout='classes' if they are classes"
+        got = ", ".join(sorted(alike)[:3])
+        raise DataError(must(f"the folders of {home}", "classes, or the splits train, validation and test", got, remedy))
+
+
+def _holds_folders(place: Path) -> bool:
+    return any(not is_system(entry.name) and _is_folder(entry) for entry in _listed(place))
 
 
 def _part(root: Path, boundary: Path) -> Part:

@@ -18,7 +18,7 @@ from typing import Any
 
 from robench.data.names import parse_data
 from robench.errors import ConfigError, ModelError, must, suggestion
-from robench.spec import DatasetSpec, canonical, sha256
+from robench.spec import DatasetSpec, Ref, canonical, sha256
 
 MOST_CLASSES = 262_144
 """Classes at most: above the largest public set of labelled images (Google Landmarks v2: 203,094), far below full memory."""
@@ -26,6 +26,10 @@ AGREEMENT = ("classes", "class_map")
 """Arguments that every data set takes besides its own."""
 NUMBERS = "numbers"
 """Class map for classes whose names are already the indices of the model's outputs."""
+NO_OUTPUT = -1
+"""Index of a class that has no images and that the class map does not name."""
+LABELS_ONLY = "labels of the archive"
+"""How the order of a data set begins whose classes have no names but their numbers."""
 _LARGEST_FILE = 1 << 26
 """Bytes of a class file at most: 256 per class, of which an ImageNet list has about 30."""
 _SHOWN = 10
@@ -42,7 +46,7 @@ class Agreement:
     """Where each class of the data stands among the outputs of the model."""
 
     index: tuple[int, ...]
-    """Per class of the data, the index of the model's output."""
+    """Per class of the data, the index of the model's output, or ``NO_OUTPUT``."""
     classes: tuple[str, ...]
     """Names by index: the data's own where it has the class."""
     order: str
@@ -73,7 +77,13 @@ def natural(names: Sequence[str], order: str = "auto") -> tuple[tuple[str, ...],
     return tuple(sorted(names)), "names in alphabetical order"
 
 
-def agree(names: Sequence[str], *, classes: ClassList | None = None, class_map: ClassMap | None = None) -> Agreement:
+def agree(
+    names: Sequence[str],
+    *,
+    classes: ClassList | None = None,
+    class_map: ClassMap | None = None,
+    used: Sequence[int] = (),
+) -> Agreement:
     """The index of each class of the data in the model's outputs.
 
     Args:
@@ -82,6 +92,7 @@ def agree(names: Sequence[str], *, classes: ClassList | None = None, class_map: 
             dictionary (``{"0": ["n01440764", "tench"]}``, ``{"tench": 0}``, ``id2label``); or the names themselves.
         class_map: Index per class of the data: a file with JSON ``{"tench": 0}`` or lines ``tench,0``; the word ``numbers``,
             where the names are the indices; or pairs.
+        used: Positions of the names that images have, where not all do; a class map may leave out the others.
 
     Raises:
         ConfigError: Both or none given, a file that cannot be read as one, a class of the data that is not found in it or
@@ -92,18 +103,19 @@ def agree(names: Sequence[str], *, classes: ClassList | None = None, class_map: 
         got = "none" if classes is None else "both"
         raise ConfigError(must("the classes of a model", "given once", got, remedy))
     if class_map is not None:
-        return _by_map(names, class_map)
+        return _by_map(names, class_map, used or range(len(names)))
     return _by_list(names, classes or ())
 
 
-def _by_map(names: Sequence[str], class_map: ClassMap) -> Agreement:
+def _by_map(names: Sequence[str], class_map: ClassMap, used: Sequence[int]) -> Agreement:
     given = _numbers(names) if class_map == NUMBERS else _read_map(class_map)
     told = f"class map {class_map}" if isinstance(class_map, str) and class_map != NUMBERS else "class map"
-    _require_all([name for name in names if _key(name) not in given], given, told)
-    index = tuple(given[_key(name)] for name in names)
+    _require_all([names[k] for k in used if _key(names[k]) not in given], given, told)
+    index = tuple(given.get(_key(name), NO_OUTPUT) for name in names)
     at: dict[int, list[str]] = defaultdict(list)
     for name, i in zip(names, index, strict=True):
-        at[i].append(name)
+        if i != NO_OUTPUT:
+            at[i].append(name)
     found = tuple(" or ".join(at[i]) if i in at else f"output {i}" for i in range(max(index) + 1))
     unused = sorted(set(given) - {_key(name) for name in names})
     more = f"; no images of {_few(unused)}" if unused else ""
@@ -263,7 +275,9 @@ def agreed(spec: DatasetSpec, agreement: Agreement) -> DatasetSpec:
     """The facts of a data set whose labels are indices of the model's outputs; the agreement is part of its hash."""
     identity = sha256(canonical([spec.sha256, list(agreement.index), list(agreement.classes), agreement.open_classes]))
     changes: dict[str, Any] = {"order": agreement.order, "open_classes": agreement.open_classes}
-    return replace(spec, classes=agreement.classes, used=tuple(sorted(set(agreement.index))), sha256=identity, **changes)
+    return replace(
+        spec, classes=agreement.classes, used=tuple(sorted(set(agreement.index) - {NO_OUTPUT})), sha256=identity, **changes
+    )
 
 
 def fits(spec: DatasetSpec, logits: int) -> bool:
@@ -271,13 +285,14 @@ def fits(spec: DatasetSpec, logits: int) -> bool:
     return logits == len(spec.classes) or (spec.open_classes and logits > len(spec.classes))
 
 
-def require_logits(spec: DatasetSpec, logits: int, *, model: str) -> None:
+def require_logits(spec: DatasetSpec, logits: int, *, model: str, source: str) -> None:
     """Refuse a model whose outputs are not the classes of the data.
 
     Args:
         spec: Facts of the data set, after the agreement.
         logits: Number of the model's outputs.
         model: Its name.
+        source: The data set as the user wrote it.
 
     Raises:
         ModelError: Another number of outputs; with a class map that names some of them, fewer than it needs.
@@ -286,17 +301,36 @@ def require_logits(spec: DatasetSpec, logits: int, *, model: str) -> None:
         return
     count = len(spec.classes)
     expected = f"{count} per image, one for each class of {spec.name}" + (", or more" if spec.open_classes else "")
-    raise ModelError(must(f"the outputs of {model}", expected, logits, _remedy(spec, logits)))
+    raise ModelError(must(f"the outputs of {model}", expected, logits, _remedy(spec, logits, source)))
 
 
-def _remedy(spec: DatasetSpec, logits: int) -> str:
+def _remedy(spec: DatasetSpec, logits: int, source: str) -> str:
     if spec.open_classes or spec.order.startswith("class list"):
         return "give the classes of this model, or choose a model that was trained on these"
-    if spec.name.startswith("npz:") and logits > len(spec.classes):
-        return f"if labels count the model's outputs from 0, say {spec.name}(num_classes={logits}); else --classes FILE"
+    if spec.order.startswith(LABELS_ONLY):
+        return _remedy_for_labels(len(spec.classes), logits, parse_data(source))
     if spec.order:
         return "say which output is which class: --classes FILE (the model's class names in order) or --class-map FILE"
     return "choose a model that was trained on this data's classes"
+
+
+def _remedy_for_labels(count: int, logits: int, data: Ref) -> str:
+    """What may be said of labels without names; each way keeps the arguments that the data set was given with.
+
+    Args:
+        count: Classes that the labels were taken for.
+        logits: Number of the model's outputs.
+        data: The data set as the user wrote it.
+    """
+    shifted, told = data.kwargs.get("first_label", 0), "num_classes" in data.kwargs
+    ways = []
+    if logits > count or told:
+        ways.append(f"if labels count the model's outputs from {shifted}, say {data.replaced(num_classes=logits)}")
+    if not shifted and (logits >= count - 1 or told):
+        more = {"num_classes": logits} if logits > count - 1 or told else {}
+        ways.append(f"if labels count the model's outputs from 1, say {data.replaced(first_label=1, **more)}")
+    start = f"{'else ' if ways else ''}{'leave first_label out and ' if shifted else ''}"
+    return "; ".join([*ways, f"{start}give --class-map FILE with a line LABEL,OUTPUT for each label, such as 3,0"])
 
 
 def mapping_line(spec: DatasetSpec) -> str:

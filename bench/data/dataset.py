@@ -145,7 +145,7 @@ def in_model_classes(dataset: Dataset, **given: Any) -> Dataset:
     Raises:
         ConfigError: As ``agree``.
     """
-    agreement = agree(dataset.spec.classes, **given)
+    agreement = agree(dataset.spec.classes, used=dataset.spec.used, **given)
     index = torch.tensor(agreement.index, dtype=torch.int64)
     true = None if dataset.true_labels is None else index[dataset.true_labels]
     return replace(dataset, spec=agreed(dataset.spec, agreement), labels=index[dataset.labels], true_labels=true)

@@ -30,6 +30,12 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
 
 
+def almost_split(name: str) -> str | None:
+    """The split that one word of a name means, as in ``train_set``, ``val2017`` or ``Test images``; None for others."""
+    words = re.split(r"[^a-z]+", name.casefold())
+    return next((split for word in words if (split := split_of(word))), None)
+
+
 def is_system(name: str) -> bool:
     """Whether a file or folder was put there by a system or a program, not by the owner of the images."""
     return any(fnmatchcase(name.casefold(), pattern) for pattern in _SYSTEM)

@@ -62,6 +62,15 @@ _USER_ERRORS = (RobenchError, ArithmeticError, AttributeError, LookupError, Type
 _LOG = logging.getLogger("robench")
 
 
+_SHORT = {
+    "clean": "accuracy", "clean_accuracy": "accuracy", "robust": "robust_accuracy",
+    "adversarial_accuracy": "robust_accuracy",
+    "corrupted": "corrupted_accuracy", "corruption_accuracy": "corrupted_accuracy",
+    "data_efficiency": "data_efficiency_auc", "calibration_error": "ece",
+}  # fmt: skip
+"""What people call metrics (the leaderboard's columns among them), and their names."""
+
+
 @cache
 def metrics() -> Table:
     """Metrics that are functions of one frame: ours and plug-ins'."""
@@ -89,7 +98,8 @@ def facts_of(name: str, *, what: str = "a metric") -> Mapping[str, Any]:
         if name.removeprefix(measure) in _CURVES:
             return metrics()[name.removeprefix(measure)].facts
     if name not in metrics():
-        raise ConfigError(must(what, "a known one", name, suggestion(name, names())))
+        remedy = f"did you mean {_SHORT[name]!r}?" if name in _SHORT else suggestion(name, names())
+        raise ConfigError(must(what, "a known one", name, remedy))
     return metrics()[name].facts
 
 

@@ -6,8 +6,10 @@ import hashlib
 import importlib
 import importlib.util
 import pickle
+import re
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from robench.admission import admit, as_module
 from robench.children import inside
 from robench.devices import kept_settings
-from robench.errors import ConfigError, ModelError, must, one_line
+from robench.errors import ConfigError, ModelError, must, one_line, suggestion
 from robench.inference import require_finite_weights, untouched
 from robench.models.exported import load_exported
 from robench.models.weights import ARCHITECTURES, DAMAGED, construct, require_planned
@@ -141,6 +143,7 @@ def _from_weights(
     path: Path, arch: str | None, *, num_classes: int, shape: _Shape | None
 ) -> tuple[nn.Module, Ref, _Shape, tuple[str, ...]]:
     if arch is None:
+        _read(_present(path))  # a file of another kind is told as such, rather than asked for an architecture
         raise ConfigError(must(f"the architecture of {path}", "given", None, "add --arch 'resnet18(num_classes=10)'"))
     given = Ref.parse(arch)
     entry = ARCHITECTURES[given.name]
@@ -176,19 +179,56 @@ def _present(path: Path) -> Path:
     return path
 
 
+def _present_code(path: Path) -> Path:
+    """The Python file of a factory.
+
+    Raises:
+        ModelError: It is not there; names Python files that are.
+    """
+    if path.is_file():
+        return path
+    near = sorted(other.name for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    remedy = f"{suggestion(path.name, near)} in {path.parent}" if near else "give its path, e.g. nets/mine.py:make"
+    raise ModelError(must("the Python file of the model's factory", "there", str(path), remedy))
+
+
 def _state(path: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    return _unwrapped(_read(path), path, wanted)
+
+
+def _read(path: Path) -> Any:
+    """What a file of weights holds; no code is executed.
+
+    Raises:
+        ModelError: A damaged file, or one of another kind.
+    """
     try:
         if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path)
+        if _is_torchscript(path):
+            remedy = (
+                f"a scripted model is code: load it by a factory, def make(): return torch.jit.load({path.name!r}), "
+                "named as FILE.py:make with --trust; or save model.state_dict()"
+            )
+            raise ModelError(must(f"{path}", "a state dict of tensors", "a TorchScript archive", remedy))
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         remedy = "save model.state_dict(), best as safetensors; whole pickled models execute code and are not read"
-        raise ModelError(must(f"{path}", "a state dict of tensors", one_line(str(error), 160), remedy)) from error
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        got = f"a pickled object of {foreign[1]}" if foreign else one_line(str(error), 160)
+        raise ModelError(must(f"{path}", "a state dict of tensors", got, remedy)) from error
     except (safetensors.SafetensorError, *DAMAGED) as error:
         got = one_line(str(error), 160)
         raise ModelError(must(f"{path}", "a whole weight file", got, "copy or export it again")) from error
-    return _unwrapped(found, path, wanted)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of ``torch.jit.save``, which holds code beside its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, *DAMAGED):  # no archive, or one that torch's own reader will refuse
+        return False
 
 
 def _unwrapped(found: Any, path: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -200,8 +240,15 @@ def _unwrapped(found: Any, path: Path, wanted: Mapping[str, Tensor]) -> tuple[di
     notes: tuple[str, ...] = ()
     if not _is_state(found):
         entry = _entry(found, path)
-        found, notes = found[entry], (f"takes its weights from the entry {entry!r} of the file",)
+        for key in entry:
+            found = found[key]
+        notes = (f"takes its weights from the entry {'.'.join(map(str, entry))!r} of the file",)
     state = {str(key): value for key, value in found.items()}
+    counts = [key for key in state if key.rpartition(".")[2] in _COUNTS and key not in wanted]
+    if counts:
+        state = {key: value for key, value in state.items() if key not in counts}
+        names = sorted({key.rpartition(".")[2] for key in counts})
+        notes += (f"leaves out {len(counts)} entries of the file that are no weights ({', '.join(names)})",)
     while state and not set(state) & set(wanted):
         first = {key.partition(".")[0] for key in state}
         if len(first) != 1 or not all("." in key for key in state):
@@ -218,8 +265,12 @@ _ENTRIES = ("state_dict", "model_state_dict", "model", "net")
 """Names under which training scripts keep the model's own weights, beside averaged copies of other names."""
 
 
-def _entry(found: Any, path: Path) -> str:
-    """The entry of a checkpoint that holds the model's weights.
+_COUNTS = ("total_ops", "total_params", "n_averaged")
+"""Buffers that profilers (thop) and ``torch.optim.swa_utils.AveragedModel`` leave in a state dict; no layer has such."""
+
+
+def _entry(found: Any, path: Path) -> tuple[Any, ...]:
+    """Where in a checkpoint the model's weights are: the key, or two where the entry is itself a checkpoint.
 
     Raises:
         ModelError: None does, or several do.
@@ -227,11 +278,14 @@ def _entry(found: Any, path: Path) -> str:
     if not isinstance(found, Mapping):
         remedy = "save model.state_dict()"
         raise ModelError(must(f"{path}", "a state dict (names to tensors)", type(found).__name__, remedy))
-    fitting = [str(key) for key, value in found.items() if _is_state(value)]
-    named = [key for key in _ENTRIES if key in fitting]
+    fitting: list[tuple[Any, ...]] = [(key,) for key, value in found.items() if _is_state(value)]
+    inner = [(key, value) for key, value in found.items() if isinstance(value, Mapping)]
+    fitting = fitting or [(outer, key) for outer, held in inner for key, value in held.items() if _is_state(value)]
+    named = [keys for keys in fitting if all(key in _ENTRIES for key in keys)]
     if len(named) == 1 or len(fitting) == 1:
         return (named or fitting)[0]
-    got = f"entries {[str(key)[:40] for key in list(found)[:8]]}, of which {fitting[:8] or 'none'} hold tensors only"
+    shown = [".".join(str(key)[:40] for key in keys) for keys in fitting[:8]]
+    got = f"entries {[str(key)[:40] for key in list(found)[:8]]}, of which {shown or 'none'} hold tensors only"
     expected = "a state dict (names to tensors), or a checkpoint with one"
     raise ModelError(must(f"{path}", expected, got, "save model.state_dict()"))
 
@@ -357,7 +411,13 @@ def _called(factory: Callable[[], Any], source: str) -> Any:
             return factory()
     except _USER_ERRORS as error:
         got = f"{type(error).__name__}: {error}"[:200]
-        raise ModelError(must(f"the factory {source}", "callable without arguments", got, "correct the factory")) from error
+        raise ModelError(must(f"the factory {source}", "callable without arguments", got, _factory_remedy(error))) from error
+
+
+def _factory_remedy(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "name the file from the factory's own folder, Path(__file__).parent / 'FILE', or by its whole path"
+    return "correct the factory"
 
 
 def _module(place: str) -> Any:
@@ -366,7 +426,7 @@ def _module(place: str) -> Any:
             with kept_settings():
                 return importlib.import_module(place)
         name = f"robench_user_{Path(place).stem}"
-        spec = importlib.util.spec_from_file_location(name, _present(Path(place)))
+        spec = importlib.util.spec_from_file_location(name, _present_code(Path(place)))
         if spec is None or spec.loader is None:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)

@@ -133,18 +133,19 @@ def test_the_agreement_is_part_of_the_identity() -> None:
 
 
 def test_outputs_must_be_the_classes() -> None:
-    require_logits(spec(order="folder names"), 3, model="net")
+    told = {"model": "net", "source": "folder:pets"}
+    require_logits(spec(order="folder names"), 3, **told)
     for logits in (2, 4, 1000):
         with pytest.raises(ModelError, match=rf"must be 3 per image.*got {logits}; say which output .* --classes FILE"):
-            require_logits(spec(order="folder names"), logits, model="net")
+            require_logits(spec(order="folder names"), logits, **told)
     mapped = agreed(spec(), agree(PETS, class_map={"cat": 281, "dog": 207, "horse": 339}))
-    require_logits(mapped, 1000, model="net")
+    require_logits(mapped, 1000, **told)
     with pytest.raises(ModelError, match="must be 340 per image, one for each class of folder:pets, or more, got 10"):
-        require_logits(mapped, 10, model="net")
+        require_logits(mapped, 10, **told)
     listed = agreed(spec(), agree(PETS, classes=[*PETS, "zebra"]))
-    require_logits(listed, 4, model="net")
+    require_logits(listed, 4, **told)
     with pytest.raises(ModelError, match="must be 4 per image"):
-        require_logits(listed, 1000, model="net")
+        require_logits(listed, 1000, **told)
 
 
 def test_the_mapping_is_one_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from robench.data._npz import npz
-from robench.errors import ConfigError, DataError
+from robench.data.classes import in_classes, require_logits
+from robench.errors import ConfigError, DataError, ModelError
+from robench.workshop import read_split
 
 BYTES = np.arange(4 * 6 * 5 * 3, dtype=np.uint8).reshape(4, 6, 5, 3)
 Y = np.array([2, 0, 1, 2])
@@ -86,8 +89,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "lengths": ({"x": BYTES[:3], "y": Y}, "as many, got (3, 4)"),
     "float labels": ({"x": BYTES, "y": Y / 4}, "labels must be integers"),
     "nan labels": ({"x": BYTES, "y": np.array([0, 1, np.nan, 2])}, "labels must be integers"),
-    "one-based": ({"x": BYTES, "y": Y + 1}, "counted from 0, got 'exactly 1..3'; say first_label=1, or num_classes=4"),
-    "one-based with names": ({"x": BYTES, "y": Y + 1, "classes": np.array(["a", "b", "c"])}, "say first_label=1"),
+    "one-based": ({"x": BYTES, "y": Y + 1}, "counted from 0, got 'exactly 1..3'; say npz:"),
+    "one-based with names": ({"x": BYTES, "y": Y + 1, "classes": np.array(["a", "b", "c"])}, "(first_label=1) if"),
     "huge": ({"x": BYTES, "y": Y + 2**62}, "labels must be in 0..262143"),
     "huge unsigned": ({"x": BYTES, "y": np.array([2**64 - 1, 0, 1, 2], dtype=np.uint64)}, "labels must be in 0..262143"),
     "very negative": ({"x": BYTES, "y": Y - 2**62}, "labels must be in"),
@@ -157,3 +160,39 @@ def test_enormous_headers_are_refused_without_memory(tmp_path: Path) -> None:
         archive.writestr("y", b"no array")
     with pytest.raises(DataError, match="npz file without pickled objects"):
         npz(str(path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "args", "logits", "images"),
+    [
+        ((1, 2, 3, 1), "", None, (0, 1, 2, 0)),
+        ((1, 2, 3, 1), "layout='NHWC'", None, (0, 1, 2, 0)),
+        ((1, 3, 4, 1), "", 4, (0, 2, 3, 0)),
+        ((1, 3, 4, 1), "", 10, (1, 3, 4, 1)),
+        ((1, 3, 4, 1), "first_label=1", 10, (0, 2, 3, 0)),
+        ((1, 2, 3, 1), "layout='NHWC', first_label=1", 10, (0, 1, 2, 0)),
+    ],
+)
+def test_every_remedy_that_is_a_reference_works_and_keeps_the_arguments(
+    tmp_path: Path, labels: tuple[int, ...], args: str, logits: int | None, images: tuple[int, ...]
+) -> None:
+    """The text after ``say`` is given as it stands; the first is tried, which fits these labels."""
+    source = f"npz:{save(tmp_path, x=BYTES, y=np.array(labels))}({args})".removesuffix("()")
+    with pytest.raises((DataError, ModelError)) as refused:
+        require_logits(read_split(source, "test").spec, logits or 3, model="net", source=source)
+    assert refused.value.exit_code == 2
+    way = re.search(r"say (npz:\S+?\(.*?\))", str(refused.value))
+    assert way and all(arg in way[1] for arg in args.split(", "))
+    data = read_split(way[1], "test")
+    require_logits(data.spec, logits or 3, model="net", source=way[1])
+    assert data.labels.tolist() == list(images)
+
+
+def test_a_class_map_names_only_the_labels_that_there_are(tmp_path: Path) -> None:
+    source = f"npz:{save(tmp_path, x=BYTES, y=np.array((1, 3, 4, 1)))}"
+    assert read_split(source, "test").spec.used == (1, 3, 4)
+    mapped = read_split(in_classes(source, None, {"1": 0, "3": 1, "4": 2}), "test")
+    require_logits(mapped.spec, 3, model="net", source=source)
+    assert mapped.labels.tolist() == [0, 1, 2, 0] and mapped.spec.classes == ("1", "3", "4")
+    with pytest.raises(ConfigError, match="none for 4"):
+        read_split(in_classes(source, None, {"1": 0, "3": 1, "0": 2}), "test")

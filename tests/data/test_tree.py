@@ -184,3 +184,20 @@ def test_unknown_arguments_are_refused_in_one_line(tmp_path: Path) -> None:
     for text in ("digits(x=1)", f"folder:{tree(tmp_path, 'a/1.png')}(sise=3)"):
         with pytest.raises(ConfigError, match="an argument of"):
             read_split(text, "test")
+
+
+@pytest.mark.parametrize(
+    "folders", [("train_set", "test_set"), ("train2017", "val2017"), ("Training images", "eval-images", "x")]
+)
+def test_folders_that_look_like_splits_are_no_classes(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    place = tree(tmp_path, *(f"{name}/{pet}/1.png" for name in folders for pet in ("cat", "dog")))
+    with pytest.raises(DataError, match=r"rename .* to 't.*layout='classes'"):
+        read_split(f"folder:{place}", "test")
+    assert set(read_split(f"folder:{place}(layout='classes')", "test").spec.classes) == set(folders)
+
+
+def test_a_class_may_be_called_after_a_split(tmp_path: Path) -> None:
+    place = tree(tmp_path, "test tube/1.png", "train station/1.png", "cat/1.png")
+    assert read_split(f"folder:{place}", "test").spec.classes == ("cat", "test tube", "train station")
+    place = tree(tmp_path / "nested", "test tube/old/1.png", "cat/1.png", "dog/1.png")
+    assert read_split(f"folder:{place}", "test").spec.classes == ("cat", "dog", "test tube")

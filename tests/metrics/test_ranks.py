@@ -9,8 +9,8 @@ import pytest
 from robench.metrics import comparisons
 from robench.metrics.robust import worst_case
 from robench.metrics.table import tidy
-from robench.reports.leaderboard import leaderboard
 from robench.reports.cells import leaderboard_cells, tidy_cells
+from robench.reports.leaderboard import leaderboard
 
 THREAT = "linf(8/255)"
 

@@ -54,8 +54,22 @@ def test_safetensors(net: nn.Module, weights: Path) -> None:
         lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
         lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
         lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"model": {"state_dict": s, "epoch": 3}, "ema": {"state_dict": {k: v * 0 for k, v in s.items()}}},
+        lambda s: {"best": {"weights": s}, "epoch": 3},
     ],
-    ids=["plain", "state_dict", "net", "model", "beside averages", "parallel", "compiled", "both", "lightning"],
+    ids=[
+        "plain",
+        "state_dict",
+        "net",
+        "model",
+        "beside averages",
+        "parallel",
+        "compiled",
+        "both",
+        "lightning",
+        "nested",
+        "nested once",
+    ],
 )
 def test_state_dicts_of_torch(net: nn.Module, tmp_path: Path, wrap) -> None:
     torch.save(wrap(net.state_dict()), tmp_path / "net.pt")
@@ -68,6 +82,7 @@ def test_state_dicts_of_torch(net: nn.Module, tmp_path: Path, wrap) -> None:
         (lambda s: {"a": s, "b": s, "epoch": 3}, r"'a', 'b', 'epoch'"),
         (lambda s: {"state_dict": s, "model": s}, r"'state_dict', 'model'"),
         (lambda s: {"epoch": 3, "args": {}}, r"'epoch', 'args'.*none"),
+        (lambda s: {"best": {"weights": s}, "last": {"weights": s}}, r"'best\.weights', 'last\.weights'"),
     ],
 )
 def test_a_checkpoint_that_can_be_read_in_two_ways_is_refused(net: nn.Module, tmp_path: Path, wrap, named: str) -> None:
@@ -247,12 +262,44 @@ def test_logits_that_are_not_finite_are_told(weights: Path) -> None:
     ("source", "arch", "kind", "part"),
     [
         ("there/is/none.safetensors", ARCH, ModelError, "check the path"),
-        ("there/is/none.py:make", None, ModelError, "check the path"),
+        ("there/is/none.py:make", None, ModelError, "the Python file of the model's factory must be there"),
         ("something", None, ConfigError, "FILE.safetensors"),
-        ("net.safetensors", None, ConfigError, "--arch"),
+        ("net.safetensors", None, ModelError, "check the path"),
         ("net.safetensors", "smal_cnn", ConfigError, "did you mean 'small_cnn'"),
     ],
 )
 def test_impossible_sources_are_told(source: str, arch: str | None, kind: type[Exception], part: str) -> None:
     with pytest.raises(kind, match=part):
         load_model(source, arch=arch, trust=True)
+
+
+def test_weights_without_an_architecture_are_told(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="--arch"):
+        load_model(str(weights))
+
+
+def test_counts_of_profilers_are_left_out_and_told(net: nn.Module, tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in net.state_dict().items()}
+    counts = {"module.total_ops": torch.zeros(1), "total_params": torch.zeros(1), "module.0.total_ops": torch.zeros(1)}
+    torch.save({"state_dict": {**counts, **state}}, tmp_path / "net.pt")
+    model, spec = load_model(str(tmp_path / "net.pt"), arch=ARCH)
+    assert torch.equal(model(X), net(X))
+    assert any("leaves out 3 entries of the file that are no weights (total_ops, total_params)" in n for n in spec.notes)
+
+
+@pytest.mark.parametrize("arch", [None, ARCH])
+@pytest.mark.parametrize("kind", ["scripted", "pickled"])
+def test_a_pt_file_that_is_no_state_dict_says_what_it_is(tmp_path: Path, arch: str | None, kind: str) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    (torch.jit.script(module).save if kind == "scripted" else lambda path: torch.save(module, path))(tmp_path / "net.pt")
+    told = "a TorchScript archive.*torch.jit.load" if kind == "scripted" else "a pickled object of torch.nn.*Sequential"
+    with pytest.raises(ModelError, match=told):
+        load_model(str(tmp_path / "net.pt"), arch=arch)
+
+
+def test_a_factory_whose_file_is_missing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("def make():\n    return open('weights-that-are-not-there.pt')\n")
+    with pytest.raises(ModelError, match=r"did you mean 'nets\.py'\? in"):
+        load_model(f"{tmp_path / 'net.py'}:make", trust=True)
+    with pytest.raises(ModelError, match=r"FileNotFoundError.*Path\(__file__\)\.parent"):
+        load_model(f"{tmp_path / 'nets.py'}:make", trust=True)

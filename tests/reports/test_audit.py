@@ -90,3 +90,30 @@ def test_without_selector_every_threat_must_hold_and_corruptions_mean_the_mean(t
 def test_findings_are_a_table(table):
     frame = audit(table, ["accuracy>=0.5"]).frame()
     assert list(frame["model"]) == ["masked", "plain", "trained"] and frame["passed"].all()
+
+
+def test_without_a_selector_the_suites_own_threats_are_judged(table):
+    """A security curve goes to eps at which nothing survives; nobody asks a release to hold there."""
+    trained = table[table["model"] == "trained"]
+    free = only(audit(trained, ["robust_accuracy>=0.3"]), "trained")
+    own = only(audit(trained, ["robust_accuracy>=0.3"], threats=["linf(2/255)"]), "trained")
+    both = only(audit(trained, ["robust_accuracy>=0.3"], threats=["linf(2/255)", "linf(4/255)"]), "trained")
+    assert [f.judged_at for f in (free, own, both)] == ["linf(8/255)", "linf(2/255)", "linf(4/255)"]
+    assert free.value == 0.5 < both.value < own.value
+    named = only(audit(trained, ["robust_accuracy[linf(8/255)]>=0.3"], threats=["linf(2/255)"]), "trained")
+    assert named.judged_at == "linf(8/255)"
+    elsewhere = only(audit(trained, ["robust_accuracy>=0.3"], threats=["l2(9)"]), "trained")
+    assert elsewhere.judged_at == "linf(8/255)", "a suite with curves only is judged at all of them"
+
+
+def test_other_metrics_do_not_depend_on_the_suites_threats(table):
+    asked = ["accuracy>=0.5", "corrupted_accuracy>=0.1", "security_curve_area>=0.1"]
+    assert audit(table, asked).frame().equals(audit(table, asked, threats=["linf(2/255)"]).frame())
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("clean_accuracy", "accuracy"), ("robust", "robust_accuracy"), ("clean", "accuracy")]
+)
+def test_what_people_call_a_metric_is_suggested(said, meant):
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        parse_requirement(f"{said}>=0.1")

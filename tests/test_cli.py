@@ -519,6 +519,13 @@ def test_every_file_that_a_report_writes_is_looked_for(tiny, tmp_path):
     require_free(tmp_path)
 
 
+def test_every_file_of_a_run_is_documented(tiny):
+    pages = (Path(__file__).parent.parent / "docs" / "suites.md").read_text()
+    for path in tiny[1].iterdir():
+        names = {f"`{path.name}`", f"`{path.name}/`", f"`*{path.suffix}`"}
+        assert path.name.startswith(".") or any(name in pages for name in names), path.name
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_line_of_a_command_is_wider_than_the_screen(tiny, monkeypatch, width):
     """Only words that cannot be broken, such as paths, may be."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
 from robench.errors import ConfigError
-from robench.suite import PACKAGED, Suite, packaged, parse_suite, read_suite
+from robench.suite import PACKAGED, Suite, _models, packaged, parse_suite, read_suite
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -140,3 +143,22 @@ def test_entries_must_fit_where_the_user_named_them():
     assert not own.adapts and own.requires("fgsm")
     packaged_one = read_suite("quick").override(attacks=["fgsm"])
     assert packaged_one.requires("fgsm") and not packaged_one.requires("noise(draws=20)")
+
+
+def documented() -> dict[str, set[str]]:
+    """Key of a suite -> its keys inside, as docs/suites.md says."""
+    text = (Path(__file__).parent.parent / "docs" / "suites.md").read_text().partition("## Keys of a suite")[2]
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            names, inside, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
+            found |= {name: set(re.findall(r"`(\w+)`", inside)) for name in re.findall(r"`(\w+)`", names)}
+    return found
+
+
+def test_the_documented_keys_are_those_of_the_code():
+    told = documented()
+    assert set(told) == set(Suite.model_fields)
+    for name, field in Suite.model_fields.items():
+        sections = list(_models(field.annotation))
+        assert told[name] == (set(sections[0].model_fields) if sections else set()), name

@@ -306,12 +306,10 @@ def _tests(rows: pd.DataFrame, ranked: tuple[str, str], chosen: pd.Series) -> fr
 
 
 def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
-    """Limited first, then the ranking threat's verdict, else any suspicious verdict of the model.
+    """The ranking threat's verdict, else any suspicious verdict of the model; that it is limited stands behind a doubt.
 
     Verdicts on curves over trainings are not the model's: of those the curves speak.
     """
-    if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
-        return "limited: not all samples were asked for"
     if (found["status"] == PENDING).any():
         return str(found.loc[found["status"] == PENDING, "validity"].iloc[0])
     judged = (
@@ -320,7 +318,10 @@ def _validity(rows: pd.DataFrame, threat: str, found: pd.DataFrame) -> str:
     verdicts = rows.loc[judged, ["threat", "validity"]]
     own = verdicts.loc[verdicts["threat"] == threat, "validity"]
     bad = (own if len(own) else verdicts["validity"]).loc[lambda v: v.str.startswith(DOUBTED)]
-    return max(bad, key=lambda v: (len(v), v)) if len(bad) else "sound" if len(verdicts) else ""
+    doubt = max(bad, key=lambda v: (len(v), v)) if len(bad) else ""
+    if (found["status"] == "limited").any() or (rows["status"] == "limited").any():
+        return _said(doubt, "limited: not all samples were asked for")
+    return doubt or ("sound" if len(verdicts) else "")
 
 
 def _said(*parts: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from robench.errors import ConfigError
-from robench.metrics.table import COLUMNS
+from robench.metrics.table import COLUMNS, tidy
 from robench.reports.leaderboard import SEVERAL, leaderboard, main_threats, named_apart, ranked_by
 from robench.reports.text import render
 
@@ -261,3 +261,11 @@ def test_threats_of_one_suite_keep_its_order_and_of_several_do_not_depend_on_the
     assert main_threats(one) == main_threats(one, one) == ["l2(1)", "linf(0.1)"]
     assert main_threats(one, other) == main_threats(other, one) == ["l2(1)", "linf(0.2)", "linf(0.1)"]
     assert main_threats(None) == main_threats({}) == main_threats() == []
+
+
+def test_a_limited_run_does_not_hide_that_a_number_is_doubted(synthetic):
+    board = leaderboard(tidy(synthetic.frames(), limited=True)).set_index("model")
+    masked = board.loc["masked", "validity"]
+    assert masked.startswith("suspicious: zero gradients") and masked.endswith("limited: not all samples were asked for")
+    assert board.loc["trained", "validity"] == "limited: not all samples were asked for"
+    assert set(board["rank"]) == {"-"}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from robench.errors import ModelError, must
+from robench.errors import ConfigError, ModelError, must
 
 _INSTALLED = ("site-packages", "dist-packages")
 """Folders of packages that an installer put there: their distribution's version names them."""
@@ -123,7 +123,11 @@ def content_of_module(module: str) -> str:
 
 
 def files_of_module(module: str) -> tuple[Path, ...]:
-    """The files of the top-level package of a module, or its one file, and what of the user's they import."""
+    """The files of the top-level package of a module, or its one file, and what of the user's they import.
+
+    Raises:
+        ConfigError: The module is there and has no file, so that nothing would tell when it is changed.
+    """
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError, AttributeError):
@@ -131,8 +135,13 @@ def files_of_module(module: str) -> tuple[Path, ...]:
     if spec is None:
         return ()
     folders = [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-    own = [path for folder in folders for path in sorted(folder.rglob("*")) if _counts(path)]
-    own += [Path(spec.origin).resolve()] if spec.origin and spec.has_location and not folders else []
+    own = [path for folder in folders for path in sorted(folder.rglob("*")) if _counts(path, folder)]
+    if not own and spec.origin and spec.has_location:
+        named = Path(spec.origin).resolve()
+        own = [path for path in (named, *named.parents) if path.is_file()][:1]  # of a module in an archive the archive
+    if not own:
+        remedy = "install it as files of Python code"
+        raise ConfigError(must(f"the module {module!r}", "code in files, whose content is part of a result", "none", remedy))
     return tuple(sorted({*own, *with_imports(own)}))
 
 
@@ -142,9 +151,10 @@ def _top(module: str) -> Path | None:
     return Path(folders[0]).resolve() if folders else None
 
 
-def _counts(path: Path) -> bool:
-    """Whether a file of a package is content: no bytecode, and nothing of a folder that begins with a dot."""
-    return path.is_file() and path.suffix not in (".pyc", ".pyo") and not any(p.startswith(".") for p in path.parts[-3:])
+def _counts(path: Path, package: Path) -> bool:
+    """Whether a file is content of a package: no bytecode, and nothing whose name, or folder's in it, begins with a dot."""
+    inside = path.relative_to(package).parts
+    return path.is_file() and path.suffix not in (".pyc", ".pyo") and not any(part.startswith(".") for part in inside)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from robench.sources import UserModel
 from robench.spec import Context
 from robench.store import Store
 from robench.suite import parse_suite
-from robench.user_code import content_of_module, with_imports
+from robench.user_code import content_of_module, files_of_module, with_imports
 from robench.workshop import load
 
 CODE = """
@@ -307,6 +308,40 @@ def test_the_same_package_elsewhere_has_the_same_content(tmp_path, monkeypatch):
             patch.syspath_prepend(str(tmp_path / where))
             found.append(content_of_module("some_package.sub"))
     assert found[0] == found[1] != content_of_module("no_such_package")
+
+
+@pytest.mark.parametrize("place", [".plugins", "plain", ".a/b/c"])
+def test_a_package_counts_wherever_it_lies_and_its_dotted_folders_do_not(place, tmp_path, monkeypatch):
+    """Content is what lies in the package: dots above it mean nothing, dots in it leave files out at any depth."""
+    package = tmp_path / place / "dotted_package"
+    files = {"__init__.py": "", "code.py": "x = 1", "data/weights.bin": "1"}
+    hidden = {".git/objects/ab/cdef": "1", "data/.cache/x/y/z": "1", "__pycache__/code.pyc": "1", ".DS_Store": "1"}
+    for name, text in {**files, **hidden}.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert {str(path.relative_to(package)) for path in files_of_module("dotted_package.code")} == set(files)
+    before = content_of_module("dotted_package.code")
+    for name in hidden:
+        (package / name).write_text("changed")
+    assert content_of_module("dotted_package.code") == before
+    for name in ("code.py", "data/weights.bin"):
+        (package / name).write_text("changed")
+        assert content_of_module("dotted_package.code") != before
+        (package / name).write_text(files[name])
+
+
+def test_a_module_in_an_archive_has_the_archives_content(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.writestr("packed_package/__init__.py", "x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path / "packed.zip"))
+    assert files_of_module("packed_package") == (tmp_path / "packed.zip",)
+
+
+def test_a_module_without_files_is_refused():
+    """An edit of it would change nothing that is compared."""
+    with pytest.raises(ConfigError, match="code in files"):
+        content_of_module("sys")
 
 
 @pytest.mark.slow

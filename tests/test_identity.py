@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import logging
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from torch import nn
 
 from robench import catalog
 from robench.api import plan_run
@@ -21,7 +27,7 @@ from robench.cli import main
 from robench.errors import ConfigError, ModelError
 from robench.lineage import planned
 from robench.models import weights
-from robench.models.identity import describe
+from robench.models.identity import attributes_of, describe
 from robench.models.weights import fresh
 from robench.plan import Plan
 from robench.runner import Job, perform
@@ -406,6 +412,95 @@ def test_weights_that_hide_in_python_objects_are_part_of_the_identity(form, tmp_
         torch.save(torch.randn(10, 64, generator=torch.Generator().manual_seed(seed)), tmp_path / "w.pt")
         found.append(describe((f"{code}:{form}",))[0].sha256)
     assert found[0] == found[1] != found[2]
+
+
+class Holding(nn.Module):
+    """A model that keeps a value."""
+
+    def __init__(self, value=None) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        nn.init.ones_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.value = value
+
+
+def nested(value, depth: int):
+    for level in range(depth):
+        value = [value] if level % 2 else {"inner": value}
+    return value
+
+
+class Chain:
+    """An object that holds another."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+
+def chained(value, count: int):
+    for _ in range(count):
+        value = Chain(value)
+    return value
+
+
+DIFFERENT = {
+    "a numpy function": (np.tanh, np.sin),
+    "a torch function": (torch.tanh, torch.sin),
+    "a class": (nn.ReLU, nn.GELU),
+    "a numpy scalar": (np.float64(1), np.float64(2)),
+    "an array": (np.ones(3), np.zeros(3)),
+    "an array of objects": (np.array([1, "a"], dtype=object), np.array([1, "b"], dtype=object)),
+    "an array's type": (np.dtype("float32"), np.dtype("float64")),
+    "deep lists": (nested(1, 30), nested(2, 30)),
+    "deep objects": (chained(1, 30), chained(2, 30)),
+    "a set": ({"a", "b", 1}, {"a", "c", 1}),
+    "a function with a default": (lambda x, y=1: x, lambda x, y=2: x),
+    "a cached function": (functools.lru_cache(lambda x, y=1: x), functools.lru_cache(lambda x, y=2: x)),
+    "a partial": (functools.partial(torch.clamp, min=0), functools.partial(torch.clamp, min=1)),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_values_that_a_model_keeps_are_part_of_its_identity(kind):
+    one, other = DIFFERENT[kind]
+    assert attributes_of(Holding(one)) == attributes_of(Holding(copy.deepcopy(one))) != attributes_of(Holding(other))
+
+
+def looped(kind: str, number: int) -> Holding:
+    """A model that can be reached from itself."""
+    net = Holding(number)
+    if kind == "head":
+        net.head.owner = [net]
+    elif kind == "list":
+        net.loop = [number]
+        net.loop.append(net.loop)
+    elif kind == "objects":
+        net.one, net.other = Chain(None), Chain(number)
+        net.one.inner, net.other.back = net.other, net.one
+    elif kind == "method":
+        net.call = net.head.forward
+        net.head.loss = net.forward
+    else:
+        net.crowd = [Chain(number) for _ in range(12)]
+        for member in net.crowd:
+            member.others = net.crowd, list(net.crowd)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["head", "list", "objects", "method", "crowd"])
+def test_back_references_are_followed_once(kind):
+    assert attributes_of(looped(kind, 1)) == attributes_of(looped(kind, 1)) != attributes_of(looped(kind, 2))
+
+
+def test_what_no_identity_can_follow_does_not_stop_it():
+    """Longer chains than Python follows, locks, files, modules; a logger holds every logger of the process."""
+    logger = logging.getLogger("robench.test")
+    for value in (chained(1, 5000), nested(1, 5000), threading.Lock(), sys.stderr, torch, logger):
+        assert len(attributes_of(Holding(value))) == 64
+    before = attributes_of(Holding(logger))
+    logging.getLogger("robench.test.other").setLevel(logging.ERROR)
+    assert attributes_of(Holding(logger)) == before
 
 
 @pytest.mark.slow

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +23,13 @@ from robench.models.weights import bytes_of, weights_of
 from robench.spec import canonical, sha256
 from robench.user_code import is_users, sha256_of, with_imports
 
-_DEPTH = 4
-"""How deep lists and dictionaries in a module's attributes are followed."""
+_DEPTH = 100
+"""How deep lists, dictionaries and objects are followed: far beyond what people write, and within Python's own limit of 1000
+calls. What lies deeper (a long linked list) shows only in the model's answers, which are compared with its kept results."""
+_NAMED = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, np.ufunc)
+"""What is known by its name."""
+_LONG = 200
+"""Characters of a text that is kept as its hash."""
 _OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
@@ -119,48 +126,85 @@ def _name(path: Path) -> str:
 
 def attributes_of(net: nn.Module) -> str:
     """SHA-256 over the classes of all modules and what plain values they keep besides parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, module in net.named_modules():
-        kept = {k: _plain(v) for k, v in vars(module).items() if k not in _OWN}
-        text = {k: v for k, v in sorted(kept.items()) if v is not None}
-        digest.update(f"{name}|{type(module).__qualname__}|{text}|{_graph(module)}\n".encode())
-    return digest.hexdigest()
+    return _Look().modules(net)
 
 
-def _plain(value: Any, depth: int = 0) -> str | None:
-    """Text of a number, string, tensor, array, module, function's closure, or list, dictionary or object of them.
+@dataclass
+class _Look:
+    """One walk through what a model holds, at any depth; what holds itself again is a step back."""
 
-    None of anything else.
-    """
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return bytes_of(value)
-    if type(value).__module__ == "numpy":
-        return f"{getattr(value, 'dtype', '')}|{getattr(value, 'shape', '')}|{sha256(bytes(value.tobytes()))}"
-    if depth < _DEPTH and isinstance(value, list | tuple):
-        return str([_plain(v, depth + 1) for v in value])
-    if depth < _DEPTH and isinstance(value, set | frozenset):
-        return str(sorted(str(_plain(v, depth + 1)) for v in value))
-    if depth < _DEPTH and isinstance(value, Mapping):
-        return str({str(k): _plain(v, depth + 1) for k, v in value.items()})
-    return _held(value, depth + 1) if depth < _DEPTH else None
+    open: list[int] = field(default_factory=list)
+    """Ids of what is being looked into."""
+    done: dict[int, tuple[Any, str | None]] = field(default_factory=dict)
+    """Id -> what was looked into (kept, so that its id stays its own) and its text."""
 
+    def modules(self, net: nn.Module) -> str:
+        """SHA-256 over all modules of a model."""
+        self.open.append(id(net))
+        digest = hashlib.sha256()
+        for name, module in net.named_modules():
+            kept = {k: self.text(v) for k, v in vars(module).items() if k not in _OWN}
+            text = {k: v for k, v in sorted(kept.items()) if v is not None}
+            digest.update(f"{name}|{type(module).__qualname__}|{text}|{_graph(module)}\n".encode())
+        self.open.pop()
+        return digest.hexdigest()
 
-def _held(value: Any, depth: int) -> str | None:
-    """Text of what a module, a function or another object holds; None where that cannot be looked into."""
-    if isinstance(value, nn.Module):
-        return f"{weights_of(value)}|{attributes_of(value)}"
-    if isinstance(value, functools.partial):
-        return str([_plain(part, depth) for part in (value.func, value.args, value.keywords)])
-    if isinstance(value, types.MethodType):
-        return _plain(value.__self__, depth)
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        return str([_plain(part, depth) for part in (*cells, value.__defaults__, value.__kwdefaults__)])
-    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
-        return None
-    return f"{type(value).__qualname__}|{({k: _plain(v, depth) for k, v in sorted(vars(value).items())})}"
+    def text(self, value: Any) -> str | None:
+        """Text of a plain value, tensor, array, module, function, or list, dictionary or object of them.
+
+        None of anything else.
+        """
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | np.dtype):
+            return repr(value)
+        if isinstance(value, Tensor):
+            return bytes_of(value)
+        if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+            return f"{value.dtype}|{value.shape}|{sha256(value.tobytes())}"
+        if id(value) in self.open:
+            return f"^{self.open.index(id(value))}"
+        if id(value) in self.done:
+            return self.done[id(value)][1]
+        if len(self.open) >= _DEPTH:
+            return None
+        self.open.append(id(value))
+        text = self._inside(value)
+        self.open.pop()
+        text = sha256(text) if text and len(text) > _LONG else text
+        self.done[id(value)] = (value, text)
+        return text
+
+    def _inside(self, value: Any) -> str | None:
+        if isinstance(value, np.ndarray):
+            return f"{value.shape}|{self._all(value.flat)}"
+        if isinstance(value, list | tuple):
+            return self._all(value)
+        if isinstance(value, set | frozenset):  # whatever the order in which its members are looked into
+            return str(sorted(str(_Look([*self.open], dict(self.done)).text(v)) for v in value))
+        if isinstance(value, Mapping):
+            return str({str(k): self.text(v) for k, v in value.items()})
+        if isinstance(value, nn.Module):
+            return f"{weights_of(value)}|{self.modules(value)}"
+        if isinstance(value, functools.partial):
+            return self._all((value.func, value.args, value.keywords))
+        if isinstance(value, _NAMED):
+            return self._function(value)
+        if isinstance(value, types.ModuleType | logging.Logger) or not hasattr(value, "__dict__"):
+            return None
+        return f"{type(value).__qualname__}|{({k: self.text(v) for k, v in sorted(vars(value).items())})}"
+
+    def _all(self, values: Iterable[Any]) -> str:
+        return str([self.text(value) for value in values])
+
+    def _function(self, value: Any) -> str:
+        """A function's or class's name, and what comes with a method or a closure; its code counts as a file."""
+        name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '') or value.__name__}"
+        parts: tuple[Any, ...] = ()
+        if isinstance(value, types.MethodType):
+            parts = (value.__self__,)
+        elif isinstance(value, types.FunctionType):
+            cells = (cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType())
+            parts = (*cells, value.__defaults__, value.__kwdefaults__)
+        return f"{name}|{self._all(parts)}"
 
 
 def _graph(module: nn.Module) -> str:

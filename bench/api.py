@@ -71,9 +71,9 @@ def plan_run(
     chosen = chosen.override(data=data, classes=classes, class_map=class_map)
     named = listed(models)
     if not named:
-        kept, notes = fitting_models(chosen.data, chosen.models) if elsewhere else (chosen.models, [])
+        kept, left_out = fitting_models(chosen.data, chosen.models) if elsewhere else (chosen.models, [])
         named = listed(kept)
-        chosen = chosen.noted(*notes)
+        chosen = chosen.noted(*left_out)
     labels = [model.label for model in named]
     chosen = chosen if labels == chosen.models else chosen.for_models(labels)
     sources, paths = resolve_sources(chosen.data, named, files=chosen.files(), trust=trust)

@@ -85,9 +85,9 @@ class _Group(click.Group):
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
         """Run a command line and exit with its code."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **more)
+            return super().main(*args, standalone_mode=False, **more)  # type: ignore[call-overload]  # what click passes on
         try:
-            code = super().main(*args, standalone_mode=False, **more) or 0
+            code = super().main(*args, standalone_mode=False, **more) or 0  # type: ignore[call-overload]
             sys.stdout.flush()
         except BaseException as error:  # noqa: BLE001  the last door: what comes here is told and never a traceback
             code = _told(error)

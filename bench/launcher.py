@@ -197,12 +197,12 @@ def launch(told: dict[str, Any], serve: Callable[[dict[str, Any]], None]) -> NoR
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     statuses: dict[int, int] = {}
     while True:
-        ready = select.select([control, woken], [], [])[0]
+        ready = select.select([control.fileno(), woken], [], [])[0]
         if woken in ready:
             with suppress(BlockingIOError):
                 os.read(woken, 4096)
             _reap(statuses)
-        if control not in ready:
+        if control.fileno() not in ready:
             continue
         asked = _asked(control)
         if asked is None:

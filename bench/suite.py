@@ -290,7 +290,7 @@ class Suite(_Strict):
         replaced = {"data": data, "limit": limit, "threats": threats, "attacks": attacks, "groups": groups}
         update |= {key: value for key, value in replaced.items() if value}
         update |= {"data": agreed, "classes": "", "class_map": ""}
-        notes = ()
+        notes: tuple[str, ...] = ()
         if (threats or attacks) and self.curves:
             update["curves"] = []
             notes = ("security curves of the suite: --threat and --attack say what to measure",)

@@ -123,8 +123,8 @@ def _classes(arrays: Arrays, labels: Tensor, num_classes: int | None, first_labe
             must("labels", f"at least {first_label}", got, "leave unlabelled images out, or correct first_label")
         )
     if max(high + 1, num_classes or 0) > MOST_CLASSES or (num_classes is not None and num_classes < 1):
-        got = num_classes if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES else high + first_label
-        raise DataError(must("labels and num_classes", f"for 1..{MOST_CLASSES} classes", got, "correct the labels"))
+        count = num_classes if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES else high + first_label
+        raise DataError(must("labels and num_classes", f"for 1..{MOST_CLASSES} classes", count, "correct the labels"))
     named = _named(arrays["classes"]) if "classes" in arrays else None
     if named is not None and num_classes not in (None, len(named)):
         raise DataError(must("num_classes", f"{len(named)}, the archive's classes", num_classes, "leave it out"))

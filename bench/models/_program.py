@@ -480,7 +480,7 @@ def _structures(entries: Any) -> Any:
         raise ValueError("the program's call is not described")
     _keys(top[0], "inputs outputs in_spec out_spec", "forward_arg_names")
     inputs = _structure(top[0]["in_spec"])
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     if not (_is_structure(inputs, "tuple", 2) and _is_structure(inputs["children_spec"][0], "tuple", 1)):
         raise ValueError("the program does not take one argument")
     if inputs["children_spec"][0]["children_spec"][0] != leaf or not _is_structure(inputs["children_spec"][1], "dict", 0):

@@ -98,8 +98,9 @@ def load_model(
     if shape:
         model, more = _tried(model, num_classes if exact else None, shape)
         notes += more
-    known = {"mean": tuple(mean), "std": tuple(std), "input_range": (input_range[0], input_range[1]), "notes": notes}
-    return model, ModelSpec(ref, num_classes, shape or _DEFAULT_SHAPE, **known)
+    low, high = input_range
+    shape = shape or _DEFAULT_SHAPE
+    return model, ModelSpec(ref, num_classes, shape, mean=tuple(mean), std=tuple(std), input_range=(low, high), notes=notes)
 
 
 def _require_channels(mean: Sequence[float], shape: _Shape) -> None:

@@ -63,13 +63,14 @@ class FreshCopy:
     def add(self, hold: Hold, x_adv: Tensor, rows: list[Row]) -> None:
         """Note some of a batch's images and their rows, each of which gets ``fresh_copy_agrees`` (NaN: not looked at)."""
         self.width = hold.width
-        for row, *images in zip(rows, hold.x, x_adv, hold.y, hold.ids, strict=True):
+        for row, x, last, label, sample in zip(rows, hold.x, x_adv, hold.y, hold.ids, strict=True):
             row["fresh_copy_agrees"] = math.nan
             if self.make is None or row["status"] != "ok" or row["draws"] or row["unstable"] or not row["score_clean"]:
                 continue
             kept, most = (self.survivors, SURVIVORS) if row["score_adv"] else (self.fallen, FALLEN)
             if len(kept) < most:
-                kept.append(_Kept(*(image.detach().clone() for image in images), row))
+                x, last, label, sample = (image.detach().clone() for image in (x, last, label, sample))
+                kept.append(_Kept(x, last, label, sample, row))
 
     def judge(self) -> None:
         """Write into the rows whether the copy decides as the model did: 1, or 0 where it clearly does not."""
@@ -101,7 +102,7 @@ class FreshCopy:
         """The last points of a short projected ascent from random starts, (n, ...); none where there is no gradient."""
         if not chosen or self.threat.eps == 0 or math.isinf(self.threat.eps):
             return torch.zeros(0)
-        x, y, ids = (torch.stack([kept[i] for kept in chosen]) for i in (0, 2, 3))
+        x, y, ids = (torch.stack(each) for each in zip(*((k.x, k.label, k.sample) for k in chosen), strict=True))
         victim = Victim(self.model, x, y, threat=self.threat, task=self.task, width=self.width)
         rows, draws = torch.arange(len(y), device=y.device), Draws(0, ids)
         points = victim.ball.random(draws, "fresh_copy")

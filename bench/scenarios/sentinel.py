@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -149,7 +150,9 @@ def _along_ascents(
 ) -> dict[str, Tensor]:
     """What gradients are worth where ascents ended and on the lines to there, (n,) each."""
     victim = Victim(net, part.x, part.y, threat=threat, width=part.width)
-    rows, found, lines = torch.arange(len(part.y), device=part.x.device), {}, []
+    rows = torch.arange(len(part.y), device=part.x.device)
+    found: dict[str, Tensor] = {}
+    lines: list[dict[str, Tensor]] = []
     for place, points in (("end", near), ("wide", far)):
         told = geometry(victim, points, rows, draws, f"sentinel.{place}")
         found |= {f"{place}_{name}": column for name, column in told.items()}
@@ -183,8 +186,8 @@ def _ascend(net: nn.Module, hold: Hold, threat: ThreatModel, draws: Draws, loss:
         soon = (low - left) * (STEPS // LAST) >= left
         rising = torch.where(soon, gain.clamp(0, 1), 0.0)
     else:
-        attack, told = (apgd, {}) if threat.norm == "l1" else (pgd_l0, {"restarts": 1})
-        attack(victim, hold.x, hold.y, threat=threat, seeds=draws, steps=STEPS, loss=loss, **told)
+        attack = apgd if threat.norm == "l1" else partial(pgd_l0, restarts=1)
+        attack(victim, hold.x, hold.y, threat=threat, seeds=draws, steps=STEPS, loss=loss)
     broken = judge(net, hold.x, hold.y, x_adv=victim.result(), threat=threat, width=hold.width).broken()
     silent = (victim.broken & ~broken).to(clean.dtype)
     fall = (clean - victim.best_margin).clamp_min(0)

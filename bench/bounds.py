@@ -26,7 +26,7 @@ COMMON: dict[str, str] = {
     **dict.fromkeys(_ONE_OR_MORE, ">= 1"),
     **dict.fromkeys(_ZERO_OR_MORE, ">= 0"),
     **dict.fromkeys(_ABOVE_ZERO, "> 0"),
-    **dict.fromkeys(("amount", "share", "p", "p_init", "di", "rho", "shrinkage", "gamma", "shrink"), "0..1"),
+    **dict.fromkeys(("amount", "share", "p", "p_init", "di", "rho", "shrinkage", "gamma", "shrink", "shortcut"), "0..1"),
     "quality": "1..100",
     "percentile": "0..100",
     "seed": ">= 0",

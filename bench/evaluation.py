@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
-from robench.errors import ConfigError, DataError, must, one_line
+from robench.errors import ConfigError, DataError, ModelError, must, one_line
 from robench.metrics.robust import robust_accuracy
 from robench.metrics.validity import Verdict, verdict
 from robench.progress import Progress, telling
@@ -216,7 +216,7 @@ def _opened(
     with own_autograd(), exact_arithmetic():
         own = as_module(model)
         require_finite_weights(own)
-        unmet = _unmet(own)
+        unmet = _unmet(own)  # before any image
         here = next((p.device for p in own.parameters()), torch.device("cpu"))
         where = str(here) if device is None else resolve_device(device)
         with _moved(own, here, where), untouched(own):
@@ -233,8 +233,8 @@ def _opened(
             yield replace(objects, fresh=_fresh(unmet, images, where, settings.width))
 
 
-def _unmet(model: nn.Module) -> nn.Module | None:
-    """A copy of the model before it meets any image; None where it cannot be copied."""
+def _unmet(model: nn.Module) -> nn.Module | ModelError:
+    """A copy of the model before it meets any image, or why it cannot be copied."""
     from robench.admission import own_copy
     from robench.devices import is_out_of_memory
 
@@ -243,20 +243,21 @@ def _unmet(model: nn.Module) -> nn.Module | None:
     except Exception as error:  # a user's own __deepcopy__ may raise anything
         if is_out_of_memory(error):
             raise
-        log.warning("the model cannot be copied, so it was not examined for a memory of earlier images: %s", error)
-        return None
+        got = f"{type(error).__name__}: {error}"
+        found = ModelError(must("the model", "one that can be copied", got, "give it a __deepcopy__ that works"))
+        log.warning("the model was not examined for a memory of earlier images: %s", found)
+        return found
 
 
-def _fresh(unmet: nn.Module | None, images: Tensor, where: str, width: int) -> Callable[[], nn.Module] | None:
-    """Makes copies of a model that has met no image, ready to be asked as the model itself is."""
+def _fresh(unmet: nn.Module | ModelError, images: Tensor, where: str, width: int) -> Callable[[], nn.Module]:
+    """Makes copies of a model that has met no image, ready to be asked as the model itself is; it raises the error."""
     import torch
 
     from robench.admission import admit, own_copy
 
-    if unmet is None:
-        return None
-
     def make() -> nn.Module:
+        if isinstance(unmet, ModelError):
+            raise unmet
         noise = torch.rand(images[:width].shape, generator=torch.Generator().manual_seed(0)).to(where)
         return admit(own_copy(unmet).to(where).eval(), noise, width=width).net
 

@@ -55,6 +55,7 @@ def _failed_attack(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame
         "stage_access": "",
         "escalated": "",
         "fresh_copy_agrees": math.nan,
+        "fresh_copy_note": "",
     }
     passes = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
     quiet = dict.fromkeys(("draws", "unconfirmed", *passes), 0)

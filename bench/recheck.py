@@ -45,7 +45,7 @@ model ``hold`` counts: it decides which draws an image meets.
 """
 SEARCH = (
     "stage", "stage_access", "escalated", "unconfirmed", "forwards", "backwards", "zero_gradients", "nonfinite_gradients",
-    "nonfinite_outputs", "status", "error", "draws", "projected", "fresh_copy_agrees",
+    "nonfinite_outputs", "status", "error", "draws", "projected", "fresh_copy_agrees", "fresh_copy_note",
 )  # fmt: skip
 """What a search says of itself: compared by running the attack again (``--rerun``), else only where columns contradict."""
 

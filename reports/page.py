@@ -67,6 +67,7 @@ def page(
         ranked=" at ".join(part for part in ranked if part).replace("_", " "),
         leaders=leaders(board, ranked),
         suspects=suspects(table),
+        doubted=DOUBTED,
         pending=waiting(table),
         label_doubts=label_doubts(table),
         data_notes=list((header or {}).get("data_notes", ())),

@@ -19,9 +19,9 @@ from robench.spec import Ref
 from robench.thresholds import DEFAULTS, UNENDED, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
-RANDOMISED, FEW = "randomised", "not enough samples"
+RANDOMISED, FEW, UNEXAMINED = "randomised", "not enough samples", "not examined"
 
-UNDECIDED = (RANDOMISED, FEW)
+UNDECIDED = (RANDOMISED, FEW, UNEXAMINED)
 """Verdicts on numbers against which nothing was found, and for which less speaks than for a sound one."""
 DOUBTED = (SUSPICIOUS, INVALID, *UNDECIDED)
 """What the text of a verdict that is not sound begins with: none of these is ranked, and none passes an audit."""
@@ -42,7 +42,7 @@ HEDGED = {"robench-standard": 48}
 
 def worst_status(statuses: Iterable[str]) -> str:
     """The status of several numbers together: the worst one's; ``sound`` where there is none."""
-    order = (INVALID, SUSPICIOUS, FEW, RANDOMISED)
+    order = (INVALID, SUSPICIOUS, UNEXAMINED, FEW, RANDOMISED)
     met = set(statuses)
     return next((status for status in order if status in met), SOUND)
 
@@ -62,6 +62,7 @@ class Verdict:
     ``randomised``: no such sign, but the outputs are random: attacked through the randomness and judged by many draws, the
     number is an estimate over draws, which is shown beside the others and not ranked among them.
     ``not enough samples``: no such sign, but so few samples that a fault on a fifth of them might not have been met.
+    ``not examined``: no such sign, but no new copy of the model answers, so a memory of earlier images would not show.
     """
 
     status: str
@@ -112,8 +113,9 @@ def verdict(
     if through:
         draws = int(_drawn(evasion_rows).max())
         return Verdict(RANDOMISED, (f"the output is random; attacked through it and judged by {draws} draws",), notes)
-    few = _powerless(evasion_rows, thresholds)
-    return Verdict(FEW if few else SOUND, (few,) if few else (), notes)
+    few, memory = _powerless(evasion_rows, thresholds), _uncopied(evasion_rows)
+    status = UNEXAMINED if memory else FEW if few else SOUND
+    return Verdict(status, tuple(why for why in (memory, few) if why), notes)
 
 
 def _powerless(evasion: pd.DataFrame, limits: Thresholds) -> str:
@@ -302,6 +304,9 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thresho
         yield from _power("gradients and outputs were looked at", len(judged), limits)
         yield from _power("short ascents and the gradients on their way met", int(watched.sum()), limits)
         yield from _elsewhere(sentinel, evasion)
+    yield from _unclimbed(evasion)
+    if (memory := _uncopied(evasion)):
+        yield memory
     if "escalated" in evasion:
         yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
     for protocol, most in HEDGED.items():
@@ -372,6 +377,23 @@ def _remembering(rows: pd.DataFrame) -> Iterator[str]:
     if apart:
         total = known["sample"].nunique()
         yield f"a new copy of the model, which has met no clean image, decides otherwise on {apart} of {total} samples"
+
+
+def _uncopied(rows: pd.DataFrame) -> str:
+    """Why no new copy of the model was asked about the images of some attack; empty where one was."""
+    if "fresh_copy_note" not in rows:
+        return ""
+    why = rows.loc[rows["fresh_copy_agrees"].isna(), "fresh_copy_note"].fillna("")
+    told = "; ".join(sorted(set(why) - {""}))
+    return f"not examined for a memory of earlier images: {told}" if told else ""
+
+
+def _unclimbed(rows: pd.DataFrame) -> Iterator[str]:
+    """What the copy was not asked, where it was asked something."""
+    if "fresh_copy_note" in rows:
+        why = rows.loc[rows["fresh_copy_agrees"].notna(), "fresh_copy_note"].fillna("")
+        for text in sorted(set(why) - {""}):
+            yield f"for a memory of earlier images only attacked images were examined: {text}"
 
 
 def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:

@@ -50,7 +50,7 @@ class Protocol:
 NONE = Protocol([], [])
 
 
-@facts(version=7)
+@facts(version=8)
 def evasion(objects: Objects, *, attack: str = "pgd", threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample and attack; samples on which the attack crashed are ``failed``, never robust."""
     return _attacked(objects, attack, threat, keep=lambda x_adv: None)

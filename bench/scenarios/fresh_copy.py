@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.devices import is_out_of_memory
-from robench.errors import AttackError
+from robench.errors import NoGradientError, one_line
 from robench.inference import predict, untouched
 from robench.ops.norms import steepest
 from robench.ops.random import Draws
@@ -30,6 +30,9 @@ SURVIVORS, FALLEN = 256, 32
 CLIMBED, STEPS = 64, 10
 """Survivors that a short ascent leads away besides, and its steps: a model that answers alike near what it remembers gives
 every point of the ball the same margin, so that an attack's best point may be the clean image itself."""
+
+MOST = 160
+"""Most characters of an error in a row's note."""
 
 TOLERANCE = 0.02
 """Difference of two margins, over the size of the logits, that rounding in another batch may make: a model that computes
@@ -57,25 +60,31 @@ class FreshCopy:
     threat: ThreatModel
     task: Task = CLASSIFICATION
     survivors: list[_Kept] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """Rows that a copy could vouch for: attacked without a failure, judged alike in both batches, and not random."""
     fallen: list[_Kept] = field(default_factory=list)
     width: int = 64
 
     def add(self, hold: Hold, x_adv: Tensor, rows: list[Row]) -> None:
-        """Note some of a batch's images and their rows, each of which gets ``fresh_copy_agrees`` (NaN: not looked at)."""
+        """Keep some of a batch's images; each row gets ``fresh_copy_agrees`` (NaN: not examined) and ``fresh_copy_note``."""
         self.width = hold.width
         for row, x, last, label, sample in zip(rows, hold.x, x_adv, hold.y, hold.ids, strict=True):
-            row["fresh_copy_agrees"] = math.nan
-            if self.make is None or row["status"] != "ok" or row["draws"] or row["unstable"] or not row["score_clean"]:
+            row["fresh_copy_agrees"], row["fresh_copy_note"] = math.nan, ""
+            if row["status"] != "ok" or row["draws"] or row["unstable"] or not row["score_clean"]:
                 continue
+            self.rows.append(row)
             kept, most = (self.survivors, SURVIVORS) if row["score_adv"] else (self.fallen, FALLEN)
             if len(kept) < most:
                 x, last, label, sample = (image.detach().clone() for image in (x, last, label, sample))
                 kept.append(_Kept(x, last, label, sample, row))
 
     def judge(self) -> None:
-        """Write into the rows whether the copy decides as the model did: 1, or 0 where it clearly does not."""
+        """Write into the rows whether the copy decides as the model did: 1, or 0 where it clearly does not.
+
+        Where there is no copy that answers, no row gets a value, and every row says why.
+        """
         left = [*self.survivors[::-1], *self.fallen]
-        if self.make is None or not left:
+        if not left:
             return
         climbed = self.survivors[:CLIMBED]
         last = self._climb(climbed)
@@ -83,15 +92,34 @@ class FreshCopy:
         judged = [*climbed[: len(last)], *left]
         y = torch.stack([kept.label for kept in judged])
         own = self.task.margin(predict(self.model, points, width=self.width), y)
-        copied = self.make()
-        with untouched(copied):
-            outputs = predict(copied, points, width=self.width)
+        outputs = self._copied(points)
+        if outputs is None:
+            return
         apart = self._apart(own, outputs, y).tolist()
         for kept in judged:
             kept.row["fresh_copy_agrees"] = 1.0
         for kept, differs in zip(judged, apart, strict=True):
             if differs:
                 kept.row["fresh_copy_agrees"] = 0.0
+
+    def _copied(self, points: Tensor) -> Tensor | None:
+        """What a copy answers; None where there is none, which the rows are told."""
+        if self.make is None:
+            self._note(self.rows, "no copy of the model can be built")
+            return None
+        try:
+            copied = self.make()
+            with untouched(copied):
+                return predict(copied, points, width=self.width)
+        except Exception as error:  # building and asking it is a user's code
+            if is_out_of_memory(error):
+                raise
+            self._note(self.rows, f"no copy of the model answers ({_why(error)})")
+            return None
+
+    def _note(self, rows: list[Row], why: str) -> None:
+        for row in rows:
+            row["fresh_copy_note"] = why
 
     def _apart(self, own: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         """Where a margin and that of other outputs decide differently and are further apart than rounding, bool (n,)."""
@@ -112,11 +140,16 @@ class FreshCopy:
             for _ in range(STEPS):
                 gradient = victim.gradient(points, rows, loss).gradient.nan_to_num(0.0, 0.0, 0.0)
                 points = victim.ball.project(points + size * steepest(gradient, self.threat.norm))
-        except (AttackError, RuntimeError) as error:
+        except (NoGradientError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            self._note([kept.row for kept in chosen], f"no ascent led away from the attack's images ({_why(error)})")
             return torch.zeros(0)
         return points
+
+
+def _why(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", MOST)
 
 
 def radius(threat: ThreatModel, x: Tensor) -> float:

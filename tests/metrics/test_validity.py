@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robench.metrics.validity import DOUBTED, FEW, HEDGED, RANDOMISED, access_of, verdict, worst_of, worst_status
+from robench.metrics.validity import DOUBTED, FEW, HEDGED, RANDOMISED, UNEXAMINED, access_of, verdict, worst_of, worst_status
 
 
 @pytest.fixture
@@ -279,6 +279,20 @@ def test_a_random_model_attacked_through_its_randomness_has_a_verdict_of_its_own
     unseen = verdict(rows.assign(draws=0), sentinel)
     assert unseen.status == "suspicious" and "no attack went through its randomness" in unseen.reasons[0]
     assert verdict(rows.assign(draws=32), sentinel.assign(nonfinite_gradient=True)).status == "suspicious"
+
+
+def test_without_a_copy_to_ask_a_number_is_not_sound(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    why = "no copy of the model answers (TypeError: one of a kind)"
+    asked = verdict(rows.assign(fresh_copy_agrees=1.0, fresh_copy_note=""), sentinel)
+    assert asked.sound and not any("memory" in note for note in asked.notes)
+    unasked = rows.assign(fresh_copy_agrees=float("nan"), fresh_copy_note=why)
+    found = verdict(unasked, sentinel)
+    told = f"not examined for a memory of earlier images: {why}"
+    assert (found.status, found.reasons) == (UNEXAMINED, (told,)) and told in found.notes
+    assert str(found).startswith(DOUBTED) and verdict(unasked, sentinel.assign(zero_gradient=True)).status == "suspicious"
+    half = verdict(rows.assign(fresh_copy_agrees=1.0, fresh_copy_note="no ascent led away from there"), sentinel)
+    assert half.sound and any("no ascent led away" in note for note in half.notes)
 
 
 def test_the_status_of_several_numbers_is_the_worst_one():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from robench.errors import ConfigError
+from robench.metrics.validity import UNDECIDED
 from robench.reports.audit import AuditResult, audit, parse_requirement
 
 
@@ -60,7 +61,7 @@ def test_suspicious_and_missing_fail_with_their_reason(table):
     assert [f.reason for f in result.findings if f.model == "trained"] == ["", "missing: not measured"]
 
 
-@pytest.mark.parametrize("verdict", ["randomised: judged by 32 draws", "not enough samples: 5 are too few"])
+@pytest.mark.parametrize("verdict", [f"{status}: a reason" for status in UNDECIDED])
 def test_what_nothing_speaks_against_and_too_little_for_is_undecided(table, verdict):
     trained = table[table["model"] == "trained"].assign(validity=verdict)
     kept = audit(trained, ["robust_accuracy[linf(8/255)]>=0.3"])

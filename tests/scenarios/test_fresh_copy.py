@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import robench
 from robench.data._digits import digits
+from robench.scenarios.fresh_copy import FreshCopy
+from robench.scenarios.objects import Hold
+from robench.spec import ThreatModel
 from robench.zoo import load
 
 DATA = digits(split="test")
@@ -62,10 +67,43 @@ def test_an_honest_model_agrees_with_its_copy(wrap):
     assert found.validity.status != "invalid"
 
 
-def test_a_model_that_cannot_be_copied_is_measured_without():
-    class Alone(Counting):
+@pytest.mark.parametrize("kind", [Remembering, Counting])
+def test_a_model_that_cannot_be_copied_is_not_called_sound(kind):
+    class Alone(kind):
         def __deepcopy__(self, memo):
             raise TypeError("one of a kind")
 
-    found = robench.evaluate(Alone(load("digits-standard")), X[:4], Y[:4], threat="linf(0.05)", attacks=ATTACKS)
-    assert found.rows["fresh_copy_agrees"].isna().all()
+    found = robench.evaluate(Alone(load("digits-standard")), X, Y, threat="linf(0.05)", attacks=ATTACKS)
+    assert found.rows["fresh_copy_agrees"].isna().all() and not found.validity.sound
+    told = [note for note in found.validity.notes if note.startswith("not examined for a memory of earlier images")]
+    assert told and "one of a kind" in told[0]
+
+
+def held(make, model, **told):
+    """The rows of one survivor and what a check by the copy leaves in them."""
+    again = FreshCopy(make, model, ThreatModel.parse("linf(0.1)"))
+    row = {"status": "ok", "draws": 0, "unstable": False, "score_clean": 1.0, "score_adv": 1.0, **told}
+    again.add(Hold(X[:1], Y[:1], torch.arange(1), 16), X[:1], [row])
+    again.judge()
+    return row
+
+
+def test_every_way_to_miss_a_copy_is_told():
+    def broken():
+        raise KeyError("no such file")
+
+    net = load("digits-standard")
+    assert held(lambda: net, net)["fresh_copy_agrees"] == 1.0 and not held(lambda: net, net)["fresh_copy_note"]
+    assert held(None, net)["fresh_copy_note"] == "no copy of the model can be built"
+    assert "KeyError: 'no such file'" in held(broken, net)["fresh_copy_note"]
+    assert math.isnan(held(broken, net)["fresh_copy_agrees"]) and not held(None, net, draws=50)["fresh_copy_note"]
+
+
+def test_a_model_without_gradients_says_that_no_ascent_was_made():
+    class Sealed(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.detach())
+
+    net = Sealed(load("digits-standard")).requires_grad_(False)
+    row = held(lambda: net, net)
+    assert row["fresh_copy_agrees"] == 1.0 and "no ascent led away" in row["fresh_copy_note"]

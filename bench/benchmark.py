@@ -30,6 +30,8 @@ from robench.devices import exact_arithmetic
 from robench.errors import ConfigError, must
 from robench.files import write_atomically
 from robench.inference import predict, untouched
+from robench.judge import judge
+from robench.ops.norms import distance
 from robench.ops.random import Draws
 from robench.sources import resolve_sources
 from robench.spec import Artifact, Context, Ref, ThreatModel, canonical, sha256
@@ -90,7 +92,11 @@ class Counted(nn.Module):
 
 
 def work(job: Job) -> dict[str, Any]:
-    """Run one tool: which images stayed right under it, and what it cost."""
+    """Run one tool: which images stayed right under it, and what it cost.
+
+    ``right`` is the judge's word for every tool alike: an image ``outside`` the ball or the box is projected back before it
+    counts. ``largest`` is the largest distance, in the threat's norm, of an image as the tool gave it.
+    """
     torch.set_num_threads(job.threads)
     keep_memory()
     model, x, y = opened(job)
@@ -101,18 +107,21 @@ def work(job: Job) -> dict[str, Any]:
         found = TOOLS[job.tool](counted, x, y, threat, job.tool)
         seconds = time.process_time() - start
         x_adv = found.best if isinstance(found, Engine) else found[0] if isinstance(found, tuple) else found
-        right = predict(model, x_adv, width=64).argmax(1) == y
-    inside = (x_adv.double() - x.double()).flatten(1)
-    size = inside.abs().amax(1) if threat.norm == "linf" else inside.norm(dim=1)
+        verdicts = judge(model, x, y, x_adv=x_adv.detach(), threat=threat)
+    outside = int(verdicts.projected.sum())
+    if outside:
+        told = f"{outside} of {len(y)} images of {job.tool} lay outside {threat} and count as projected back"
+        click.echo(told, err=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "right": right.tolist(),
+        "right": (~verdicts.broken()).tolist(),
         "by": _breakers(found, len(y)),
         "seconds": seconds,
         "forwards": counted.forwards / len(y),
         "backwards": counted.backwards / len(y),
         "peak_mb": (peak - before) / 1024,
-        "largest": float(size.max()),
+        "largest": float(distance(x, x_adv, threat.norm).max()),
+        "outside": outside,
         "escalated": "; ".join(dict.fromkeys(found.escalated)) if isinstance(found, Engine) else "",
     }
 
@@ -247,7 +256,7 @@ def _result(job: Job, *, reuse: bool) -> dict[str, Any]:
     place = Path(job.store) / "results" / f"{digest}.json"
     if reuse and place.is_file():
         stored: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        return {**stored, "reused": True}
+        return {"outside": None, **stored, "reused": True}  # None: of a version that did not look
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found: dict[str, Any] = pool.apply(work, (job,))
     write_atomically(place, json.dumps(found).encode())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import astuple
+
 import pandas as pd
 import pytest
 
 from robench import benchmark
 from robench.benchmark import Job, compare, opened, work
 from robench.errors import ConfigError
+from robench.ops.norms import distance
 from robench.sources import resolve_sources
+from robench.spec import ThreatModel, canonical, sha256
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,30 @@ def test_a_protocol_is_measured_like_a_peer():
     found = work(Job("robench-standard", "digits-mlp", "digits", "linf(0.2)", 12, 1))
     assert len(found["right"]) == 12 and not any(found["right"])
     assert opened(Job("robench-pgd", "digits-mlp", "digits", "linf(0.2)", 12, 1))[1].shape == (12, 1, 32, 32)
+
+
+@pytest.mark.parametrize("threat", ["l1(2)", "l2(0.5)", "linf(0.05)"])
+def test_images_outside_the_ball_are_no_successes(monkeypatch, capsys, threat):
+    """A peer that leaves the ball breaks everything; within the ball the same direction breaks nothing."""
+    job = Job("far", "digits-pgd-at", "digits", threat, 6, 1)
+    model, x, y = opened(job)
+    kept = model(x).argmax(1) == y
+
+    monkeypatch.setitem(benchmark.TOOLS, "far", lambda model, x, *told: 1 - x)
+    found, parsed = work(job), ThreatModel.parse(threat)
+    assert (model(1 - x).argmax(1) != y).all()
+    assert found["largest"] == float(distance(x, 1 - x, parsed.norm).max()) > parsed.eps
+    assert found["outside"] == 6 and found["right"] == kept.tolist()
+    assert f"6 of 6 images of far lay outside {parsed}" in capsys.readouterr().err
+
+
+def test_what_is_reused_from_a_version_that_did_not_look_says_so(tmp_path):
+    job = Job("pyautoattack", "digits-mlp", "digits", "l1(2)", 2, 1, store=str(tmp_path))
+    place = tmp_path / "results" / f"{sha256(canonical(list(astuple(job)[:-1])))}.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps({"right": [True, False], "by": ["", "x"], "seconds": 1.0, "largest": 1.0}))
+    table = compare([job], reuse=True)
+    assert table["outside"].isna().all() and table["reused"].all()
 
 
 def test_a_grid_has_nets_trained_and_attacked_in_every_norm():

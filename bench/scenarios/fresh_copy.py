@@ -86,13 +86,16 @@ class FreshCopy:
         left = [*self.survivors[::-1], *self.fallen]
         if not left:
             return
+        if self.make is None:
+            self._note(self.rows, "no copy of the model can be built")
+            return
         climbed = self.survivors[:CLIMBED]
         last = self._climb(climbed)
         points = torch.stack([*last, *(kept.x_adv for kept in left)])
         judged = [*climbed[: len(last)], *left]
         y = torch.stack([kept.label for kept in judged])
         own = self.task.margin(predict(self.model, points, width=self.width), y)
-        outputs = self._copied(points)
+        outputs = self._copied(self.make, points)
         if outputs is None:
             return
         apart = self._apart(own, outputs, y).tolist()
@@ -102,13 +105,10 @@ class FreshCopy:
             if differs:
                 kept.row["fresh_copy_agrees"] = 0.0
 
-    def _copied(self, points: Tensor) -> Tensor | None:
+    def _copied(self, make: Callable[[], nn.Module], points: Tensor) -> Tensor | None:
         """What a copy answers; None where there is none, which the rows are told."""
-        if self.make is None:
-            self._note(self.rows, "no copy of the model can be built")
-            return None
         try:
-            copied = self.make()
+            copied = make()
             with untouched(copied):
                 return predict(copied, points, width=self.width)
         except Exception as error:  # building and asking it is a user's code

@@ -67,15 +67,17 @@ def _hidden(victim: Victim, points: Tensor, gradient: Tensor, direction: Tensor)
 
 
 def _evenness(victim: Victim, points: Tensor) -> Tensor:
-    """How far the gradients of two gaps to the label, the highest and the lowest class's, differ in size, in [0, 1], (N,).
+    """How far the gradients of two gaps to the label, the highest and the middle class's, differ in size, in [0, 1], (N,).
 
     The smaller over the larger norm. Outputs that saturate (a tanh, a sigmoid) lose the gradient of some classes and keep
     that of others, which then lead every search astray. Gaps do not feel what is added to all logits, as log-softmax does.
+    The lowest class would not do: logarithms of probabilities that are kept above a floor lose its gradient honestly.
     """
     rows = torch.arange(len(points), device=points.device)
-    logits, label = victim.clean_logits(), victim.y[:, None]
-    highest, lowest = logits.scatter(1, label, -torch.inf).argmax(1), logits.scatter(1, label, torch.inf).argmin(1)
-    _, gradients = victim.class_gradients(points, rows, torch.stack([highest, lowest], 1))
+    logits = victim.clean_logits()
+    others = logits.scatter(1, victim.y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    middle = min((logits.shape[1] - 1) // 2, logits.shape[1] - 2)
+    _, gradients = victim.class_gradients(points, rows, others[:, [0, middle]])
     sizes = gradients.flatten(2).double().norm(dim=2)
     even = sizes.amin(1) / sizes.amax(1).clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(sizes.amax(1) > 0, even, 1.0)

@@ -53,7 +53,7 @@ TRIES = 5
 """Unbounded attacks on a random model: one ends at its first success, which other draws may not confirm."""
 
 
-@facts(version=6)
+@facts(version=7)
 def sentinel(objects: Objects, *, threat: str = "linf(8/255)") -> list[dict[str, Any]]:
     """One row per sample: what its gradients are worth, what kind of outputs it gets, and whether eps = 1 breaks it.
 

@@ -199,3 +199,17 @@ def test_outputs_that_saturate_lose_the_gradients_of_some_classes_and_log_softma
     )}  # fmt: skip
     assert even["plain"].min() > 0.999 and even["log"].min() > 0.99
     assert even["tanh"].max() < 1e-6
+
+
+def test_a_floor_under_the_lowest_probability_is_no_saturation():
+    """As votes over noise have it: the log of a mean probability, at least 1e-12."""
+    weights = torch.zeros(4, 1024)
+    weights[range(4), range(4)] = 1.0
+    bias = torch.tensor([4.0, 2.0, 0.0, -40.0])
+
+    class Vote(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.flatten(1) @ weights.T + bias).softmax(1).clamp_min(1e-12).log()
+
+    x, y = torch.full((FEW, 1, 32, 32), 0.5), torch.zeros(FEW, dtype=torch.int64)
+    assert watch(Vote(), (x, y), FEW, FEW)["evenness"].min() > 0.9

@@ -14,19 +14,23 @@ from torch import Tensor, nn
 from robench.attacks._engine import Engine
 from robench.bpda import bridged
 from robench.devices import is_out_of_memory
-from robench.errors import NoGradientError, RobenchError
+from robench.errors import NoGradientError, RobenchError, described, one_line
 from robench.inference import predict
 from robench.masking import diagnose
 from robench.ops.chance import seeded
 from robench.ops.random import Draws
 from robench.probing import FORWARDS, along, differ, geometry, slopes
 from robench.spec import ThreatModel
+from robench.thresholds import UNBRIDGED
 from robench.victim import BOOKS, Victim
 
 log = logging.getLogger(__name__)
 
 PROBED, SHOWN = 32, 8
 """Correct samples that are probed, drawn by their ids, and how many of them the layers are looked at with."""
+
+PARTLY, MOST = "only one kind of substitute gradients could be tried", 160
+"""What is told where one of two copies failed, and most characters of the error."""
 
 COPIES = 8
 """Noisy copies of an image whose mean output a smoothed model gives."""
@@ -73,9 +77,14 @@ def begin(engine: Engine) -> Flags:
 
 
 def substitutes(engine: Engine, flags: Flags) -> None:
-    """Look for layers that need substitute gradients; the copies go to the flags, the layers' names to the reasons."""
+    """Look for layers that need substitute gradients; the copies go to the flags, the layers' names to the reasons.
+
+    So does why a copy could not be made or asked; of a model without any gradient the protocol says so when it ends.
+    """
     with seeded(engine.seed, "probe.sources", device=engine.device):
-        flags.sources = _sources(engine, torch.arange(min(SHOWN, len(engine.x))))
+        flags.sources, failed = _sources(engine, torch.arange(min(SHOWN, len(engine.x))))
+    if failed and not flags.missing:
+        engine.escalated.append(f"{PARTLY if flags.sources else UNBRIDGED} ({', '.join(failed)})")
     layers = sorted({layer for source in flags.sources for layer in source.layers})
     engine.escalated += [f"substitute gradients for {', '.join(layers)}"] if layers else []
 
@@ -162,23 +171,28 @@ class Still(nn.Module):
         return outputs
 
 
-def _sources(engine: Engine, rows: Tensor) -> list[Source]:
-    """Copies of the model with substitute gradients, the sparing one first; none where nothing can be substituted."""
+def _sources(engine: Engine, rows: Tensor) -> tuple[list[Source], list[str]]:
+    """Copies of the model with substitute gradients, the sparing one first, and why one could not be made or asked.
+
+    No copy and no reason: nothing can be substituted.
+    """
     found: list[Source] = []
+    failed: dict[str, None] = {}
     x, y = engine.x[rows].to(engine.device), engine.y[rows].to(engine.device)
     for name, thorough in (("bpda", False), ("bpda-thorough", True)):
         try:
             twin, layers = bridged(engine.model, x, thorough=thorough)
             victim = Victim(twin, x, y, threat=engine.threat, task=engine.task, width=engine.width)
             victim.gradient(x, torch.arange(len(x), device=x.device), "margin")
-        except (RobenchError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (RobenchError, RuntimeError) as error:  # it cannot be copied or traced, or torch refuses a stand-in
             if is_out_of_memory(error):
-                raise  # all else is a model that cannot be copied or traced: it is searched without a copy
-            log.info("no copy with substitute gradients: %s", error)
+                raise
+            log.warning("no copy with substitute gradients: %s", error)
+            failed[one_line(described(error).replace(";", ","), MOST)] = None
             continue
         if layers and tuple(layers) not in [source.layers for source in found]:
             found.append(Source(name, twin, tuple(layers)))
-    return found
+    return found, list(failed)
 
 
 class Smoothed(nn.Module):

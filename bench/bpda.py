@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from robench.errors import ConfigError, ModelError, must, suggestion
+from robench.devices import is_out_of_memory
+from robench.errors import ConfigError, ModelError, described, must, suggestion
 from robench.inference import untouched
 from robench.ops.chance import seeded
 from robench.ops.random import Draws
@@ -365,13 +366,19 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that holds the very same parameters and buffers; TorchScript runs from Python in it.
 
     Raises:
-        ModelError: A TorchScript graph that Python cannot run.
+        ModelError: A TorchScript graph that Python cannot run, or a module that cannot be copied.
     """
     held: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     scripted = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     inner = {id(child) for module in scripted for child in module.modules() if child is not module}
     held |= {id(module): Unscripted(module) for module in scripted if id(module) not in inner}
-    return copy.deepcopy(model, held)
+    try:
+        return copy.deepcopy(model, held)
+    except Exception as error:  # a user's own __deepcopy__ may raise anything
+        if is_out_of_memory(error):
+            raise
+        got, remedy = described(error), "give it a __deepcopy__ that works"
+        raise ModelError(must("a model to substitute layers in", "one that can be copied", got, remedy)) from error
 
 
 def _declared(model: nn.Module) -> dict[str, str | StandIn]:

@@ -73,5 +73,8 @@ class Thresholds:
 
 DEFAULTS = Thresholds()
 
+UNBRIDGED = "no substitute gradients could be tried"
+"""What a protocol's reason to escalate begins with where gradients mislead and no copy could be made to search on."""
+
 UNENDED = "the search had not come to an end"
 """What a protocol's reason to escalate begins with where its last stage of a kind still broke more than ``unended``."""

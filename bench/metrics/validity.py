@@ -16,7 +16,7 @@ from robench.masking import PLACES, diagnose, many, percent, visible
 from robench.metrics.alike import is_transfer
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
-from robench.thresholds import DEFAULTS, UNENDED, Thresholds
+from robench.thresholds import DEFAULTS, UNBRIDGED, UNENDED, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
 RANDOMISED, FEW, UNEXAMINED = "randomised", "not enough samples", "not examined"
@@ -442,9 +442,9 @@ def _blind(rows: pd.DataFrame) -> pd.Series:
 
 
 def _unended(rows: pd.DataFrame) -> Iterator[str]:
-    """What a protocol says of a kind of search that still broke samples when its budget ended."""
+    """What a protocol says of a search that it did not bring to its end, or could not make."""
     told = set(rows["escalated"].dropna()) if "escalated" in rows else set()
-    yield from sorted({why for text in told for why in str(text).split("; ") if why.startswith(UNENDED)})
+    yield from sorted({why for text in told for why in str(text).split("; ") if why.startswith((UNENDED, UNBRIDGED))})
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:

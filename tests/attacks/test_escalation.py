@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import robench
-from robench.attacks import _protocols, _rand
+from robench.attacks import _escalation, _protocols, _rand
 from robench.attacks._engine import Engine
 from robench.attacks._escalation import COPIES, PROBED, Flags, Smoothed, begin
-from robench.errors import NoGradientError
+from robench.bpda import bridged
+from robench.errors import ModelError, NoGradientError
 from robench.inference import predict
 from robench.judge import judge
 from robench.spec import ThreatModel
+from robench.thresholds import UNBRIDGED
 from robench.victim import BOOKS, Victim
 
 SIDE, COUNT, CLASSES = 6, 16, 4
@@ -175,6 +177,46 @@ def test_rows_carry_why_and_what_the_stage_saw_whatever_the_batch():
     assert broken["stage_access"].isin(["white", "transfer", "score"]).all()
     assert (first.rows.loc[first.rows["stage"] == "", "stage_access"] == "").all()
     assert any(note.startswith("escalated: zero gradients") for note in first.validity.notes)
+
+
+class Alone(Rounded):
+    """It cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise AttributeError("one of a kind")
+
+
+def test_a_copy_that_cannot_be_made_is_a_reason_of_the_verdict():
+    x = images(8)
+    found = robench.attack(Alone(net()), x, predict(net(), x, width=64).argmax(1), threat=EPS)
+    told = [why for why in found.escalated if why.startswith(UNBRIDGED)]
+    assert len(told) == 1 and "one of a kind" in told[0] and (found.rows["status"] == "ok").all()
+    assert found.validity.status == "suspicious" and told[0] in found.validity.reasons
+    assert not any(stage.startswith("bpda") for stage in found.waterfall["name"])
+
+
+def test_where_one_of_two_copies_fails_it_is_told(monkeypatch):
+    def half(model, x, *, thorough):
+        if thorough:
+            raise ModelError("no such; operator")
+        return bridged(model, x)
+
+    monkeypatch.setattr(_escalation, "bridged", half)
+    found = engine(Rounded(net()))
+    flags = begin(found)
+    assert [source.name for source in flags.sources] == ["bpda"]
+    assert f"{_escalation.PARTLY} (ModelError: no such, operator)" in found.escalated
+
+
+def test_a_fault_of_our_own_is_not_taken_for_a_model_that_cannot_be_copied(monkeypatch):
+    def faulty(model, x, *, thorough):
+        raise TypeError("an argument too many")
+
+    monkeypatch.setattr(_escalation, "bridged", faulty)
+    x = images(8)
+    rows = robench.attack(Rounded(net()), x, predict(net(), x, width=64).argmax(1), threat=EPS).rows
+    assert rows.loc[~rows["broken"].astype(bool), "error"].str.contains("an argument too many").all()
+    assert (rows["status"] == "failed").any()
 
 
 def test_a_model_that_no_gradient_can_be_had_of_is_searched_without_and_stays_unknown():

@@ -14,6 +14,9 @@ from robench.ops.norms import Ball
 from robench.ops.random import Draws
 from robench.victim import Victim
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 GUIDES = ("scaled_ce", "margin")
 """Losses of the diversified turns, in turn."""
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from robench.ops.norms import confine_l2, dual_size
 from robench.victim import Victim
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 MOMENTUM = 0.75
 """Weight of the new step against the last movement, as in APGD."""
 

@@ -27,6 +27,9 @@ from robench.spec import ThreatModel
 from robench.task import CLASSIFICATION, Task
 from robench.victim import BOOKS, Victim
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 log = logging.getLogger(__name__)
 
 Attack = Callable[[Victim, Draws], None]

@@ -24,6 +24,9 @@ from robench.spec import ThreatModel
 from robench.thresholds import UNBRIDGED
 from robench.victim import BOOKS, Victim
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 log = logging.getLogger(__name__)
 
 PROBED, SHOWN = 32, 8

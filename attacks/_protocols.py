@@ -127,7 +127,9 @@ def robench_standard(engine: Engine) -> None:
     _escalating(engine, _sparse if engine.threat.norm == "l1" else dense, _hedge)
 
 
+@facts(version=1)
 def dense(engine: Engine) -> None:
+    """The gradient stages of ``robench-standard`` in linf and l2, which ``compressed-union`` has too."""
     engine.run("sieve", sieve(), copies=1)
     if engine.threat.norm == "l2":
         _from_outside(engine, 0, 1)
@@ -243,6 +245,7 @@ def _smoothly(engine: Engine) -> None:
     engine.run("apgd-margin", plain(apgd, loss="margin", steps=50), copies=1)
 
 
+@facts(version=1)
 def randomised(engine: Engine, flags: Flags, further: Callable[[Engine], None] | None = None) -> None:
     """The stages of ``autoattack-rand``, on copies with substitute gradients too, from clean images looked at anew.
 

@@ -19,6 +19,9 @@ from robench.ops.chance import seeded
 from robench.ops.random import Draws
 from robench.scripted import Unscripted
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 StandIn = Callable[[Tensor], Tensor]
 """A differentiable function of a layer's input, with the shape of the layer's output."""
 

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from robench.thresholds import DEFAULTS, Thresholds
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 Column = NDArray[np.float64]
 
 PLACES = {"": "at random starts", "end_": "where an ascent ended", "wide_": "where a wider ascent ended"}

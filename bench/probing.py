@@ -11,6 +11,9 @@ from robench.ops.norms import per_sample, steepest
 from robench.ops.random import Draws
 from robench.victim import Victim
 
+VERSION = 1
+"""Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
+
 RANDOM_REACH, GRADIENT_REACH = 1e-2, 5e-4
 """Root mean square change of a pixel in a finite difference: along random directions, where logits change little, long
 enough to step over the plateaus of 8-bit activations; along the gradient short enough for curved networks."""

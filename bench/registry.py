@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from robench import bounds
 from robench.errors import ConfigError, described, must, one_line, suggestion
+from robench.parts import parts
 from robench.spec import Ref
 from robench.user_code import content_of_module, files_of_module
 
@@ -98,12 +99,16 @@ class Entry:
 
     @property
     def version(self) -> str:
-        """The declared version; a third party's carries its distribution's version and the hash of its files too."""
+        """The declared version; a third party's carries its distribution's version and the hash of its files too.
+
+        A protocol's carries the versions of the attacks and modules that it is made of.
+        """
         own = str(self.facts["version"])
         if self.origin != "robench":
             return f"{self.origin}:{own}:{content_of_module(self._module)[:16]}"
         library = self.facts.get("distribution")
-        return f"{own}:{_installed(library)}" if library else own
+        made_of = parts(self.target) if self.facts.get("protocol") else ()
+        return f"{own}:{_installed(library)}" if library else "|".join([own, *made_of])
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 PROBED, SHOWN = 32, 8
 """Correct samples that are probed, drawn by their ids, and how many of them the layers are looked at with."""
 
+NOISE, MOST_NOISE = 0.5, 0.25
+"""Size of the noise per pixel, in parts of the ball's, and at most: its mean slopes over half the distance an attack may
+go, and a quarter of the box still leaves an image where the threat is unbounded. Not tuned."""
+
 PARTLY, MOST = "only one kind of substitute gradients could be tried", 160
 """What is told where one of two copies failed, and most characters of the error."""
 
@@ -214,7 +218,7 @@ class Smoothed(nn.Module):
         self.model = model
         size = 1.0 if threat.norm == "linf" else shape.numel() ** -0.5
         ids = torch.arange(COPIES // 2)
-        noise = Draws(seed, ids).normal("smoothed", tuple(shape)) * min(0.5 * threat.eps * size, 0.25)
+        noise = Draws(seed, ids).normal("smoothed", tuple(shape)) * min(NOISE * threat.eps * size, MOST_NOISE)
         self.register_buffer("noise", torch.cat([noise, -noise]).float())
         self.train(model.training)
 

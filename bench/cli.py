@@ -257,7 +257,10 @@ def _floats(text: str) -> tuple[float, ...]:
 @click.option("--workers", type=click.IntRange(1), help="Processes [default: one per core on CPU].")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Samples held at once.")
 @click.option("--width", type=int, default=64, show_default=True, help="Padded width of every forward (protocol).")
-@click.option("--search-precision", default="float32", show_default=True, help="bfloat16: protocols search with it.")
+@click.option(
+    "--search-precision", default="float32", show_default=True,
+    help="bfloat16: robench-standard and -deep search with it (linf, l2).",
+)  # fmt: skip
 @click.option("--save-adversarials", is_flag=True, help="Keep every broken image as evidence for `robench verify`.")
 @click.option("--trust", is_flag=True, help="Execute code named by --model.")
 @click.option(

@@ -156,8 +156,9 @@ def attack(
         seed: Seed of every draw.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; None keeps the model where it is.
         batch_size: Samples judged at once; results do not depend on it.
-        search_precision: ``float32``, or ``bfloat16`` where the protocol may search with a copy of the model in lower
-            precision; whatever it finds is confirmed by the model itself in float32.
+        search_precision: ``float32``, or ``bfloat16``: ``robench-standard`` and ``robench-deep`` then search with a copy of
+            the model in lower precision (linf, l2); whatever it finds is confirmed by the model itself in float32. The
+            others search in float32, and a warning says so.
         verbose: Whether a line on stderr shows the stages; by default where stderr is a terminal.
 
     Raises:
@@ -174,6 +175,9 @@ def attack(
         raise ConfigError(must("a protocol", f"one of {known}", protocol, "attacks of one's choice go to robench.evaluate"))
     told: dict[str, Any] = {"threat": threat, "seed": seed, "device": device, "batch_size": batch_size}
     settings = Settings(search_precision=search_precision)
+    lowers = catalog.ATTACKS[protocol].facts.get("lowers", ())
+    if search_precision != "float32" and ThreatModel.parse(threat).norm not in lowers:
+        log.warning("%s at %s searches in float32, not in %s", protocol, threat, search_precision)
     with (
         telling(verbose=verbose) as tell,
         _opened(model, x, y, attacks=[protocol], settings=settings, **told) as objects,

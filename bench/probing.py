@@ -14,6 +14,10 @@ from robench.victim import Victim
 VERSION = 1
 """Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
 
+EDGE = 0.04
+"""Pixels nearer than this to 0 or 1 are not moved, since both ends of a difference should lie in the box: four times
+``RANDOM_REACH``, which a normal draw exceeds once in 16000. Not tuned."""
+
 RANDOM_REACH, GRADIENT_REACH = 1e-2, 5e-4
 """Root mean square change of a pixel in a finite difference: along random directions, where logits change little, long
 enough to step over the plateaus of 8-bit activations; along the gradient short enough for curved networks."""
@@ -37,7 +41,7 @@ def slopes(victim: Victim, points: Tensor, draws: Draws) -> dict[str, Tensor]:
     """
     rows = torch.arange(len(points), device=points.device)
     gradient = victim.gradient(points, rows, "margin").gradient
-    inside = (points > 0.04) & (points < 0.96)
+    inside = (points > EDGE) & (points < 1 - EDGE)
     first, second = (draws.normal("sentinel.slope", tuple(points.shape[1:]), step=i).to(points) for i in range(2))
     pairs = []
     for direction, reach in ((first, RANDOM_REACH), (second, RANDOM_REACH), (gradient, GRADIENT_REACH)):

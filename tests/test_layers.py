@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"robench.attacks": "attacks", "robench.defenses": "defenses", "robench.reports": "reports", "robench": "bench"}
 TORCHLESS = ("robench.plan", "robench.store", "robench.executors", "robench.children", "robench.metrics", "robench.reports")
 LAYERS = [
-    ("errors", "escape", "progress", "screen", "spec", "bounds", "registry", "lineage", "user_code"),
+    ("errors", "escape", "progress", "screen", "spec", "bounds", "parts", "registry", "lineage", "user_code"),
     (
         *("ops", "devices", "task", "victim", "judge", "files", "inference", "thresholds", "masking", "probing", "bpda"),
         *("children", "launcher", "gate", "admission", "resident", "scripted", "tables"),

@@ -250,6 +250,19 @@ def test_seed_and_settings_change_every_cell(more):
     assert not (digests(SMALL) - trained) & digests(SMALL, **more)
 
 
+def test_the_run_says_where_the_search_precision_does_not_reach():
+    suite = parse_suite(SMALL).model_copy(
+        update={"attacks": ["pgd", "robench-standard", "autoattack-standard"], "threats": ["linf(0.1)", "l1(5)"]}
+    )
+    notes = [note for note in plan(suite, settings=Settings(search_precision="bfloat16")).notes if "bfloat16" in note]
+    where = [note.partition(":")[0] for note in notes]
+    assert sorted(where) == [f"bfloat16 in {name}" for name in (
+        "autoattack-standard at l1", "autoattack-standard at linf", "robench-standard at l1",
+    )]  # fmt: skip
+    assert all("robench-standard (linf, l2), robench-deep (linf, l2) search with it" in note for note in notes)
+    assert not any("float" in note for note in plan(suite).notes)
+
+
 def test_limit_changes_cells_on_test_images_only():
     before, after = plan(SMALL).cells, plan(SMALL.replace("limit: 60", "limit: 61")).cells
     same = {c.digest for c in before} & {c.digest for c in after}

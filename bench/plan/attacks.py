@@ -114,8 +114,22 @@ def attacked(
                 surrogate = {"extra": (_surrogate(draft, attack, model, parent),)} if entry.facts.get("surrogate") else {}
                 chosen = Ref.of(scenario, attack=str(Ref.parse(attack)), threat=str(threat))
                 draft.add(chosen, model, plugins=_versioned(attack), **{**more, **surrogate})
+                _note_precision(draft, attack, threat)
     if threats and attacks and not draft.watched(model, **more):
         draft.add(Ref.of("sentinel", threat=str(ThreatModel.parse(threats[0]))), model, **more)
+
+
+def _note_precision(draft: Draft, attack: str, threat: ThreatModel) -> None:
+    """Say which protocols the search precision, which is part of every digest, does not reach."""
+    precision, entry = draft.settings.search_precision, catalog.ATTACKS[catalog.ATTACKS.resolve(attack).name]
+    if precision != "float32" and entry.facts.get("protocol") and threat.norm not in entry.facts.get("lowers", ()):
+        draft.note(f"{precision} in {attack} at {threat.norm}: {searches_lower()} search with it, all else does not")
+
+
+def searches_lower() -> str:
+    """The protocols that search in another precision where it is wished, with their norms."""
+    found = [(name, entry.facts.get("lowers", ())) for name, entry in catalog.ATTACKS.items() if not entry.broken]
+    return ", ".join(f"{name} ({', '.join(norms)})" for name, norms in found if norms)
 
 
 def _surrogate(draft: Draft, attack: str, target: Artifact, parent: Artifact | None) -> Artifact:

@@ -51,7 +51,7 @@ def opened(net, count, parent):
     x, y = data.images(torch.arange(count)), data.labels[:count]
     nothing = Artifact("model", Ref("memory"))
     cell = Cell(Ref("memory"), "1", nothing, nothing, settings=Settings(width=16))
-    objects = WithParent(cell, Context("", "cpu", 16), Model(net, {}), _in_memory(x, y, 10))
+    objects = WithParent(cell, Context("", "cpu", 16), Model(net, {}), _in_memory(x, y, 10), fresh=lambda: net)
     object.__setattr__(objects, "parent", parent)
     return objects
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench import catalog
 from robench.attacks import _escalation, _protocols, _rand
 from robench.attacks._engine import Engine
 from robench.attacks._escalation import COPIES, PROBED, Flags, Smoothed, begin
@@ -144,6 +145,22 @@ def test_a_model_without_a_correct_image_ends_without_an_error():
     found = Engine(net(), x, wrong, torch.arange(len(x)), ThreatModel.parse(EPS))
     _protocols.robench_standard(found)
     assert found.broken.all() and not found.escalated
+
+
+@pytest.mark.parametrize("name", ["robench-standard", "robench-deep"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_protocol_declares_in_which_norms_it_lowers_the_precision(monkeypatch, name, norm):
+    lowered = []
+    monkeypatch.setattr(Engine, "lower", lambda engine: lowered.append(engine.threat.norm))
+    _protocols._escalating(engine(net(), f"{norm}(0.03)"), lambda engine: None, lambda engine: None)
+    assert (norm in catalog.ATTACKS[name].facts["lowers"]) == (lowered == [norm])
+
+
+def test_a_precision_that_a_protocol_ignores_is_told(caplog):
+    x = images(2)
+    told = {"threat": "l1(0.1)", "protocol": "autoattack-standard", "search_precision": "bfloat16"}
+    robench.attack(net(), x, (predict(net(), x, width=64).argmax(1) + 1) % CLASSES, **told)
+    assert "autoattack-standard at l1(0.1) searches in float32, not in bfloat16" in caplog.text
 
 
 # --- gradients that mislead

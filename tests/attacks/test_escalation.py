@@ -330,7 +330,7 @@ class Near(Around):
 def test_gradients_that_are_wrong_where_the_search_ended_are_noticed_there(monkeypatch):
     monkeypatch.setattr(_protocols, "begin", lambda engine: engine.look() or Flags())
     found = run(Near(net()), "linf(0.05)")
-    assert any("lead astray" in why or "along an ascent" in why or "ended" in why for why in found.escalated)
+    assert any("lead astray" in why for why in found.escalated), found.escalated
     assert "survey" in stages(found)
 
 

@@ -118,10 +118,11 @@ def test_nes_follows_its_one_sample_twin(net, held_out):
     with torch.no_grad():
         twins = [twin_nes(net, x[i : i + 1], int(y[i]), seeds[i : i + 1], 0.05, 10, 9) for i in range(len(x))]
     net.float()
-    inside = [None if t is None or (t - x[i : i + 1]).abs().max() > 0.05 else t for i, t in enumerate(twins)]
     assert victim.broken.tolist() == [t is not None for t in twins] and 0 < victim.broken.sum() < len(x)
-    for i in victim.broken.nonzero()[:, 0].tolist():
-        assert inside[i] is None or torch.allclose(found[i], inside[i][0], atol=1e-9, rtol=0)
+    same = [i for i, t in enumerate(twins) if t is not None and (t - x[i : i + 1]).abs().max() < 0.05 + 1e-9]
+    assert len(same) > 1  # a point of a pair outside the ball is no success for the victim, which goes on
+    for i in same:
+        assert torch.allclose(found[i], twins[i][0], atol=1e-9, rtol=0)
 
 
 @BOTH

@@ -77,25 +77,11 @@ def plan_run(
     labels = [model.label for model in named]
     chosen = chosen if labels == chosen.models else chosen.for_models(labels)
     sources, paths = resolve_sources(chosen.data, named, files=chosen.files(), trust=trust)
-    chosen = chosen.override(limit=_departing(limit, chosen.limit, None if sources.ids is None else len(sources.ids)))
+    chosen = chosen.override(limit=limit).fitted(None if sources.ids is None else len(sources.ids))
     others = [other for other in (named_data(text)[1] for text in chosen.ood.sources) if other]
     files, notes = other_data(sources.data, others)
     sources = replace(sources, files={**sources.files, **files}, notes=(*sources.notes, *notes))
     return expand(chosen, sources, seed=seed, settings=settings), paths
-
-
-def _departing(limit: int | None, declared: int | None, count: int | None) -> int | None:
-    """The limit that was asked for; None where it leaves the suite's own number of test images as it is.
-
-    Args:
-        limit: What was asked for.
-        declared: The suite's own limit.
-        count: Number of the data's test images, where it is known.
-    """
-    images = [n for n in (declared, count) if n is not None]
-    whole = min(images) if images else None
-    met = limit if limit is None or count is None else min(limit, count)
-    return None if met == whole else limit
 
 
 def run(
@@ -180,8 +166,8 @@ def _header(plan: Plan, suite: Suite, models: Models, *, seed: int, images: bool
     """What is kept in ``run.json``; ``suite`` is the one that was asked for, before options and data changed it."""
     from robench.sources import kept_sources, listed
 
-    limit = plan.suite.limit if plan.suite.limit != suite.limit else None
-    header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": limit is not None, "versions": versions()}
+    limit = plan.suite.limit if plan.suite.limited else None
+    header = {"suite": plan.suite.model_dump(), "seed": seed, "limited": plan.suite.limited, "versions": versions()}
     header |= {"left_out": list(plan.notes), "data_notes": list(plan.data_notes)}
     header |= {"sources": kept_sources(listed(models) or listed(suite.models)), "limit": limit, **_edits(plan)}
     header["identities"] = {"models": {name: dict(facts) for name, facts in plan.identities.items()}}

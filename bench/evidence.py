@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robench.devices import exact_arithmetic, resolve_device
-from robench.errors import ModelError, StoreError, must
+from robench.errors import ModelError, RobenchError, StoreError, must
 from robench.inference import fingerprint, untouched
 from robench.judge import Verdicts, decide
 from robench.lineage import cell_of, lineage, planned
@@ -287,7 +287,7 @@ def _cases(headers: dict[str, Path]) -> tuple[list[_Case], list[str]]:
     for digest, path in headers.items():
         try:
             cases.append(_case(digest, path))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, RobenchError) as error:
             damaged.append(f"{path.name}: the header was changed or is damaged ({error})")
     return cases, damaged
 
@@ -305,9 +305,27 @@ def _case(digest: str, path: Path) -> _Case:
     for field, value in _about(cell).items():
         if header[field] != value:
             raise ValueError(f"its {field} is {header[field]!r}, that of its cell {value!r}")
+    _require_fields(header)
     if header["header_sha256"] != sha256(canonical({k: v for k, v in header.items() if k != "header_sha256"})):
         raise ValueError("its own hash does not fit")
     return _Case(cell, header, path.with_name(header["file"]))
+
+
+def _require_fields(header: dict[str, Any]) -> None:
+    """Refuse a header whose fields are not of the kinds that judging needs."""
+    kinds = {"file": str, "content": str, "model_fingerprint": str, "device": str, "draws": int, "hold": int}
+    kinds |= {"samples": list, "sources": list}
+    parts = {"sample": int, "label": int, "stage": str, "sha256": str, "sha256_8bit": str | None}
+    for field, kind in kinds.items():
+        if not isinstance(header[field], kind):
+            raise ValueError(f"its {field} is {header[field]!r}")
+    for sample in header["samples"]:
+        for field, part in parts.items():
+            if not isinstance(sample[field], part):
+                raise ValueError(f"{field} of one of its samples is {sample[field]!r}")
+    dict(header["sources"])
+    if header["hold"] < 1:
+        raise ValueError(f"its hold is {header['hold']}")
 
 
 @dataclass(frozen=True)
@@ -333,6 +351,8 @@ class _Case:
             rows = store.rows(done[self.cell.digest])
         except StoreError as error:
             return [str(error)]
+        if not rows["sample"].is_unique:
+            return ["column sample holds a sample twice"]
         return self._incomplete(rows) or self._unlike(rows) or self._judged(tensors, rows, context, counts)
 
     def _images(self) -> tuple[dict[str, Tensor], list[str]]:
@@ -385,6 +405,9 @@ class _Case:
             return ["the model has other weights than the one that was attacked"]
         if {tuple(tensors[n].shape[1:]) for n in ("images", "images_8bit")} != {tuple(objects.data.spec.shape)}:
             return [f"the images are not of the data's shape {tuple(objects.data.spec.shape)}"]
+        strangers = sorted({*tensors["ids"].tolist(), *tensors["ids_8bit"].tolist()} - {*objects.shard().ids.tolist()})
+        if strangers:
+            return [f"samples {_list(strangers)} are none of the cell's images"]
         with untouched(objects.net):
             lines = []
             for number, name in enumerate(("images", "images_8bit")):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from robench.spec import ThreatModel
+from robench import catalog
+from robench.spec import Ref, ThreatModel
 
 Planned = Mapping[str, Mapping[str, Any]]
 _KEYS = ("model", "dataset", "condition", "seed")
@@ -44,24 +45,33 @@ def _added(frame: pd.DataFrame, scenario: str, planned: Planned, make: Any) -> I
 
 
 def _failed_attack(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows of an attack that gave none: of those of other attacks only what clean images say of each sample stays."""
     rows = rows.drop_duplicates("sample")
     threat = ThreatModel.parse(about["threat"])
     rows = rows.assign(threat=str(threat), norm=threat.norm, eps=threat.eps)
     told = {
         "attack": about["attack"],
+        "access": _access(about["attack"]),
         "status": "failed",
         "error": "no result: the cell did not finish",
         "stage": "",
         "stage_access": "",
         "escalated": "",
-        "fresh_copy_agrees": math.nan,
         "fresh_copy_note": "",
+        "seconds": 0.0,
+        **dict.fromkeys(("pred_adv", "margin_adv", "distance", "fresh_copy_agrees"), math.nan),
     }
     passes = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients", "nonfinite_outputs")
     quiet = dict.fromkeys(("draws", "unconfirmed", *passes), 0)
     flags = dict.fromkeys(("projected", "unstable", "broken", "broken_8bit"), False)
     before = rows["score_clean"]
     return rows.assign(**told, **quiet, **flags, score_adv=before, score_mean=before, score_worst=before)
+
+
+def _access(attack: str) -> str:
+    """What an attack sees of a model, as it declares; of one that is not installed any more the most."""
+    name = Ref.parse(attack).name
+    return str(catalog.ATTACKS[name].facts.get("access", "white")) if name in catalog.ATTACKS else "white"
 
 
 def _failed_corruption(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:

@@ -18,16 +18,16 @@ from robench.evidence import EDGE, close
 from robench.inference import predict, untouched
 from robench.judge import decide
 from robench.lineage import artifacts
+from robench.metrics.columns import ATTACKED
 from robench.metrics.table import MEASURED
 from robench.progress import telling
 from robench.runner import run_cell
+from robench.scenarios.fresh_copy import SURVIVORS
 from robench.scenarios.objects import Objects, open_cell
 from robench.spec import Cell, Context, Ref, ThreatModel
 from robench.store import Finished, Store
 from robench.workshop import build
 
-ATTACKED = ("evasion", "evasion_train")
-"""Scenarios whose rows rest on a search; what the search left is judged again, not searched again."""
 INFORMATIVE = {
     "rows": (*MEASURED, "threads", "device"),
     "cells": ("seconds", "device", "threads", "time", "versions"),
@@ -152,8 +152,17 @@ def _attacked(objects: Objects, rows: pd.DataFrame) -> list[str]:
             "norm": threat.norm, "eps": threat.eps, "access": str(facts.get("access", "white")),
         }.items()},
     }  # fmt: skip
-    again = rows.assign(**{name: values for name, values in known.items() if name in rows})
-    return unlike(rows, again) + [line for row in rows.to_dict("records") for line in _contradictions(row, threat)]
+    again = rows.assign(**known)
+    found = [line for row in rows.to_dict("records") for line in _contradictions(row, threat)]
+    return [*unlike(rows, again), *found, *_unasked(rows)]
+
+
+def _unasked(rows: pd.DataFrame) -> Iterator[str]:
+    """Samples that a new copy of the model was to be asked about, of which the rows have no answer and no reason."""
+    right = rows["status"].eq("ok") & rows["draws"].eq(0) & ~rows["unstable"].astype(bool) & rows["score_clean"].gt(0)
+    due = rows[right & rows["score_adv"].gt(0)].head(SURVIVORS)
+    for sample in due.loc[due["fresh_copy_agrees"].isna() & due["fresh_copy_note"].eq(""), "sample"].head(1):
+        yield f"sample {sample}: fresh_copy_agrees is missing, and fresh_copy_note does not say why"
 
 
 def _clean(objects: Objects, draws: int) -> dict[str, list[Any]]:

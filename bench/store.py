@@ -17,6 +17,7 @@ from robench.errors import ConfigError, StoreError, must
 from robench.files import exclusive, remove_temporary, write_atomically
 from robench.lineage import LEAD, cell_of, lead, lineage, own_columns
 from robench.lineage import planned as columns_of
+from robench.metrics.columns import ATTACKED, unfit
 from robench.metrics.table import MEASURED
 from robench.spec import SCHEMA, Cell, sha256
 from robench.tables import read_parquet, to_parquet
@@ -399,6 +400,8 @@ def _read(entry: Finished) -> pd.DataFrame:
         rows = read_parquet(data)
     except ValueError as error:
         raise StoreError(must(str(entry.rows), "a table of numbers and texts", str(error), remedy)) from error
+    for text in unfit(rows) if entry.header["scenario"] in ATTACKED else ():
+        raise StoreError(must(f"the rows in {entry.rows.name}", "all columns of an attack's rows", text, remedy))
     for column, value in own_columns(entry.cell).items() if entry.cell and len(rows) else ():
         got = rows[column].astype(str).unique().tolist() if column in rows else [value]
         if got != [value]:

@@ -174,7 +174,7 @@ class Suite(_Strict):
     """Index of the models' output per class of the data: a file, ``numbers``, or the pairs."""
     limit: int | None = Field(default=None, ge=1)
     """Test images that the suite's protocol is declared on; all of them by default. It is part of the suite, shown as ``n``,
-    and marks nothing; only ``--limit``, which departs from the suite, marks results ``limited``, which never rank. Models
+    and marks nothing; only an edit of it (``--limit``, ``override``) marks results ``limited``, which never rank. Models
     measured on fewer images than others of their data set never rank beside them."""
     models: list[str] = []
     threats: list[str] = []
@@ -199,6 +199,13 @@ class Suite(_Strict):
     _adapts: bool = PrivateAttr(default=False)
     _typed: frozenset[str] = PrivateAttr(default=frozenset())
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _written: int | None = PrivateAttr(default=None)
+    """The limit that the suite's author wrote."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the author's limit, whatever edits make of the suite."""
+        super().model_post_init(context)
+        self._written = self.limit
 
     @field_validator("shifts", mode="before")
     @classmethod
@@ -218,6 +225,30 @@ class Suite(_Strict):
     def notes(self) -> tuple[str, ...]:
         """What edits left out of the suite, and why."""
         return self._notes
+
+    @property
+    def declared(self) -> int | None:
+        """The number of test images that the suite is declared on, also after edits; None: all.
+
+        A suite that has a packaged one's name, threats and attacks is declared on as many as that.
+        """
+        own = parse_suite(packaged(self.name)) if self.name in PACKAGED else None
+        same = own is not None and (own.threats, own.attacks) == (self.threats, self.attacks)
+        return own.limit if own is not None and same else self._written
+
+    @property
+    def limited(self) -> bool:
+        """Whether the suite is to run on another number of test images than it is declared on."""
+        return self.limit != self.declared
+
+    def fitted(self, count: int | None) -> Suite:
+        """The suite, no longer limited where that leaves the number of images of the data as it is.
+
+        Args:
+            count: Number of the data's test images, where it is known.
+        """
+        met = {limit if count is None else min(limit or count, count) for limit in (self.limit, self.declared)}
+        return self if len(met) > 1 else self._edited({"limit": self.declared})
 
     @property
     def adapts(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from robench.devices import resolve_device
 from robench.errors import ConfigError, StoreError
 from robench.evidence import Replay, named, require_file
 from robench.evidence import verify as replay_images
+from robench.metrics.columns import ATTACKED
 from robench.plan import Plan
 from robench.progress import telling
-from robench.recheck import ATTACKED, SEARCH, Task, recheck
+from robench.recheck import SEARCH, Task, recheck
 from robench.sources import UserModel, listed
 from robench.spec import Cell, Context, Settings
 from robench.store import ANEW, Finished, Store, unlike_planned
-from robench.suite import PACKAGED, Suite, read_suite
+from robench.suite import Suite
 from robench.zoo import ZOO
 
 Apart = Callable[..., Any]
@@ -121,13 +124,12 @@ def _of_run(store: Store, run: Mapping[str, Any], done: Mapping[str, Finished]) 
     for digest, about in run["cells"].items():
         for field, expected, got in unlike_planned(done.get(digest), about):
             yield f"run.json: {field} of cell {digest[:8]} is {got!r}, and {expected!r} in the stored cell"
-    limit, suite = run.get("limit"), run.get("suite", {})
-    if bool(run["limited"]) != (limit is not None) or (limit is not None and limit != suite.get("limit")):
-        yield f"run.json: limited is {run['limited']}, limit is {limit}, and the suite's limit is {suite.get('limit')}"
-    packaged = read_suite(suite["name"]) if suite.get("name") in PACKAGED else None
-    same = packaged is not None and [*packaged.attacks, *packaged.threats] == [*suite["attacks"], *suite["threats"]]
-    if packaged and same and not run["limited"] and packaged.limit != suite.get("limit"):
-        yield f"run.json: limited is False, but the suite {suite['name']} has another limit than {suite.get('limit')}"
+    limit, suite, limited = run.get("limit"), run.get("suite", {}), run["limited"]
+    if limited != (limit is not None) or (limit is not None and limit != suite.get("limit")):
+        yield f"run.json: limited is {limited}, limit is {limit}, and the suite's limit is {suite.get('limit')}"
+    with suppress(ValueError):  # a suite that cannot be read is told when it is planned again
+        if Suite.model_validate(suite).limited and not limited:
+            yield f"run.json: limited is False, but the suite {suite['name']} has another limit than {suite.get('limit')}"
     try:
         store.read_run()
     except StoreError as error:
@@ -146,15 +148,15 @@ def _planned_again(
         suite = Suite.model_validate(run["suite"])
         edits = run["edits"]
         suite = suite._edited({}, adapts=edits["adapts"], typed=edits["typed"], notes=edits["notes"])
-        settings = Settings(**run["settings"])
+        settings, seed = Settings(**run["settings"]), operator.index(run["seed"])
         users = _users(run, suite, stored, models)
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         return None, (), [f"run.json: suite, edits, settings or sources cannot be read ({error})".replace("\n", " ")]
     for user in users:
         if isinstance(user, UserModel) and user.source not in ZOO and not user.source.startswith("trained("):
             require_file(user.source)
     try:
-        plan, paths = plan_run(suite, models=users, seed=run["seed"], settings=settings, trust=trust)
+        plan, paths = plan_run(suite, models=users, seed=seed, settings=settings, trust=trust)
     except ConfigError as error:
         return None, (), [f"run.json: the suite cannot be planned again: {error}"]
     return plan, paths, list(_unlike_plan(run, plan))
@@ -181,15 +183,18 @@ def _unlike_plan(run: Mapping[str, Any], plan: Plan) -> Iterator[str]:
         yield f"run.json: {named(about, digest)} is not what suite, seed, settings, models and data give now"
     for digest in sorted(more):
         yield f"run.json: {_name(cells[digest])} is missing among its cells (by suite, seed, settings, models and data)"
-    if list(run.get("left_out", [])) != list(plan.notes):
+    if run.get("left_out", []) != list(plan.notes):
         now_left = list(plan.notes)
         yield f"run.json: left_out is {run.get('left_out')}, and {now_left} when planned again (edits.notes are part of it)"
     now = {name: dict(facts) for name, facts in plan.identities.items()}
-    if list(run.get("data_notes", [])) != list(plan.data_notes):
+    if run.get("data_notes", []) != list(plan.data_notes):
         yield f"run.json: data_notes is {run.get('data_notes')}, and {list(plan.data_notes)} when planned again"
-    if run.get("identities", {}).get("models") != now:
-        names = sorted(n for n in {*now, *run.get("identities", {}).get("models", {})}
-                       if run.get("identities", {}).get("models", {}).get(n) != now.get(n))  # fmt: skip
+    identities = run.get("identities")
+    told = identities.get("models") if isinstance(identities, Mapping) else None
+    if not isinstance(told, Mapping):
+        yield f"run.json: identities is {identities!r}, which says nothing of the models"
+    elif told != now:
+        names = sorted(name for name in {*now, *told} if told.get(name) != now.get(name))
         yield f"run.json: identities of {', '.join(names)} are not what the models are now"
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -32,7 +33,7 @@ from robench.ops.norms import Ball, distance
 from robench.ops.random import Draws
 from robench.scenarios.objects import open_cell
 from robench.spec import Artifact, Cell, Context, Ref, Settings, ThreatModel, sha256
-from robench.store import Store
+from robench.store import Store, _sealed
 from robench.suite import parse_suite
 
 SUITE = parse_suite(
@@ -406,6 +407,43 @@ def test_rows_that_say_otherwise_are_named(copy):
     store.put(entry.cell, rows, {})
     (line,) = verify(copy, device="cpu").differences
     assert f"samples {sample}: the rows and the images" in line
+
+
+SPOILT = {
+    "a newer schema": lambda h: h.update(schema=99),
+    "no schema": lambda h: h.pop("schema"),
+    "a scenario that is no reference": lambda h: h["lineage"].update(scenario="(("),
+    "a lineage of nothing": lambda h: h.update(lineage=[]),
+    "no sources": lambda h: h.pop("sources"),
+    "sources that are no pairs": lambda h: h.update(sources=[1]),
+    "samples that are none": lambda h: h.update(samples=[1]),
+    "a sample of no number": lambda h: h["samples"][0].update(sample="x"),
+    "a hold of nothing": lambda h: h.update(hold=0),
+    "draws of no number": lambda h: h.update(draws="many"),
+    "a file that is none": lambda h: h.update(file=None),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_evidence_that_cannot_be_read_is_a_difference(copy, kind):
+    """Each with a hash of its own that fits; ``verify`` goes on with the other attacks."""
+    header = header_of(copy)
+    told = json.loads(header.read_text())
+    SPOILT[kind](told)
+    header.write_bytes(_sealed(told))
+    cases, damaged = evidence._cases(Store(copy).image_headers())
+    assert len(cases) == 2 and len(damaged) == 1 and damaged[0].startswith(header.name)
+
+
+def test_rows_that_hold_a_sample_twice_are_a_difference(copy):
+    store, digest = Store(copy), header_of(copy).stem
+    entry = store.finished()[digest]
+    rows = store.rows(entry)
+    kept = {k: entry.header[k] for k in ("seconds", "device", "threads", "versions", "settings")}
+    entry.rows.with_suffix(".json").unlink()
+    store.put(entry.cell, pd.concat([rows, rows.iloc[:1]], ignore_index=True), kept)
+    (line,) = verify(copy, device="cpu").differences
+    assert line.endswith("column sample holds a sample twice")
 
 
 def forged(header: Path, change) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from robench.metrics import columns
 from robench.metrics.table import tidy
 from robench.missing import with_missing
 from robench.reports.audit import audit
@@ -61,3 +62,28 @@ def test_a_failed_attack_is_charged_to_its_own_data_set(dataset, failed):
     plan["lost"] = planned("evasion", "half", attack="pgd", threat="linf(0.1)")
     found = with_missing({"evasion": frame}, plan)["evasion"]
     assert int((found[found["dataset"] == dataset]["status"] == "failed").sum()) == failed
+
+
+def test_a_failed_attack_lends_nothing_from_another(synthetic):
+    """Its seconds were counted twice, and its access, margins and distances were those of the attack that finished."""
+    frame = synthetic.evasion("trained", attacks=("pgd(steps=40)",)).assign(seconds=2.0, margin_adv=-3.0, distance=0.1)
+    about = {key: frame[key].iloc[0] for key in ("model", "dataset", "condition", "seed")}
+    plan = {"lost": {**about, "scenario": "evasion", "attack": "square(queries=5)", "threat": "linf(4/255)"}}
+    added = with_missing({"evasion": frame}, plan)["evasion"].query("cell == 'lost'")
+    clean = {"sample", "label", "score_clean", "pred_clean", "margin_clean"}
+    assert set(columns.EVASION) <= set(added.columns)
+    assert set(added["access"]) == {"score"} and set(added["seconds"]) == {0.0} and set(added["norm"]) == {"linf"}
+    assert added[["pred_adv", "margin_adv", "distance", "fresh_copy_agrees"]].isna().all(axis=None)
+    said = {"threat", "norm", "eps", "attack", "access", "status", "error", "score_adv", "score_mean", "score_worst"}
+    rest = set(columns.EVASION) - clean - said
+    assert added[sorted(rest)].isin(["", 0, False]).where(added[sorted(rest)].notna(), True).all(axis=None)
+    whole = tidy(with_missing({"evasion": frame, "sentinel": synthetic.sentinel("trained")}, plan))
+    before = tidy({"evasion": frame, "sentinel": synthetic.sentinel("trained")})
+    assert whole["seconds"].max() == before["seconds"].max()
+
+
+def test_an_attack_that_is_not_installed_counts_as_one_that_sees_everything(synthetic):
+    frame = synthetic.evasion("trained")
+    about = {key: frame[key].iloc[0] for key in ("model", "dataset", "condition", "seed")}
+    plan = {"lost": {**about, "scenario": "evasion", "attack": "of_a_plugin(x=1)", "threat": "linf(4/255)"}}
+    assert set(with_missing({"evasion": frame}, plan)["evasion"].query("cell == 'lost'")["access"]) == {"white"}

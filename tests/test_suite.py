@@ -162,3 +162,25 @@ def test_the_documented_keys_are_those_of_the_code():
     for name, field in Suite.model_fields.items():
         sections = list(_models(field.annotation))
         assert told[name] == (set(sections[0].model_fields) if sections else set()), name
+
+
+def test_a_suite_knows_whether_it_is_limited_however_it_was_edited():
+    own = parse_suite("name: mine\nlimit: 30\nattacks: [fgsm]\nthreats: ['linf(0.1)']\n")
+    assert not own.limited and not own.override(limit=30).limited and not own.override(attacks=["pgd"]).limited
+    assert own.override(limit=5).limited and own.model_copy(update={"limit": 5}).limited
+    assert own.override(limit=5, threats=["linf(0.2)"]).limited and own.override(limit=5).only(["clean"]).limited
+    assert not own.override(limit=5).override(limit=30).limited
+
+
+def test_a_suite_that_passes_for_a_packaged_one_is_limited_where_that_is_not():
+    quick = read_suite("quick")
+    copied = Suite.model_validate({**quick.model_dump(), "limit": 5})
+    assert copied.limited and not Suite.model_validate(quick.model_dump()).limited
+    assert not Suite.model_validate({**quick.model_dump(), "limit": 5, "attacks": ["fgsm"]}).limited
+
+
+@pytest.mark.parametrize(("limit", "count", "limited"), [(5, 20, True), (20, 20, False), (25, 20, False), (25, None, True)])
+def test_a_limit_that_leaves_all_images_is_none(limit, count, limited):
+    """The suite is declared on 30 images; the data has ``count``."""
+    own = parse_suite("name: mine\nlimit: 30\n").override(limit=limit).fitted(count)
+    assert own.limited == limited and own.limit == (limit if limited else 30)

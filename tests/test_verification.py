@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,16 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from robench.api import run
+from robench.api import _header, plan_run, run
 from robench.cli import _report, _unlike_tables, main
+from robench.errors import StoreError
+from robench.metrics.columns import EVASION
 from robench.progress import Line
-from robench.recheck import INFORMATIVE, SEARCH
+from robench.recheck import INFORMATIVE, SEARCH, Task, recheck
+from robench.spec import Context
 from robench.store import Store, _sealed
-from robench.suite import parse_suite
-from robench.verification import verify_run
+from robench.suite import parse_suite, read_suite
+from robench.verification import _of_run, _planned_again, verify_run
 
 SUITE = """
 name: tampered
@@ -211,7 +215,9 @@ def _suite_words(name: str) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["forwards", "backwards", "zero_gradients", "unconfirmed", "escalated", "nonfinite_gradients"]
+    "name",
+    [*("forwards", "backwards", "zero_gradients", "unconfirmed", "escalated", "nonfinite_gradients", "fresh_copy_agrees"),
+     "fresh_copy_note"],
 )
 def test_what_a_search_says_of_itself_is_named_when_it_is_run_again(copy, name):
     """``zero_gradients`` and the like may be set so that no other column contradicts them."""
@@ -274,6 +280,84 @@ def test_a_run_that_was_not_touched_is_verified(whole):
     found = verify_run(whole, device="cpu", apart=here)
     assert found.differences == () and found.cells == 4 and found.images > 0
     assert _unlike_tables(whole) == []
+
+
+GARBAGE = ("absent", None, 7, "x", [], {}, [1], {"a": 1})
+
+
+def spoilt(told: dict[str, Any], key: str, value: Any) -> None:
+    told.pop(key) if value == "absent" else told.update({key: value})
+
+
+@pytest.mark.parametrize("value", GARBAGE, ids=repr)
+@pytest.mark.parametrize("key", ["seed", "settings", "edits", "sources", "identities", "limit"])
+def test_a_run_json_that_was_spoilt_and_sealed_is_listed(whole, key, value):
+    """Whatever stands in it, ``verify`` says so: no exception ends it, and the field is never passed over."""
+    told = Store(whole).read_run()
+    before = dict(told)
+    spoilt(told, key, value)
+    if told == before or (key, value) in (("settings", {}), ("sources", {}), ("limit", "absent")):
+        return  # they mean what stood there: the default settings, a model of the zoo, no limit
+    store, plan = Store(whole), _planned_again(told, Store(whole).finished(), (), False)
+    lines = [*plan[2], *_of_run(store, told, store.finished())]
+    assert any(line.startswith("run.json: ") for line in lines), lines
+
+
+@pytest.mark.parametrize("change", [{"attacks": "absent"}, {"threats": 3}, {"name": ["quick"]}, {"limit": "x"}], ids=repr)
+def test_a_spoilt_suite_is_listed(whole, change):
+    told = Store(whole).read_run()
+    suite = {**read_suite("quick").model_dump(), "models": ["digits-mlp"]}
+    for key, value in change.items():
+        spoilt(suite, key, value)
+    told["suite"] = suite
+    store = Store(whole)
+    assert isinstance([*_of_run(store, told, {})], list)
+    assert any(line.startswith("run.json: ") for line in _planned_again(told, {}, (), False)[2])
+
+
+def test_an_edited_limit_is_no_difference_and_never_ranks(tmp_path):
+    """In Python a packaged suite is limited by an edit of it, without ``limit=``."""
+    suite = read_suite("quick").override(limit=5)
+    header = _header(plan_run(suite, models=["digits-mlp"])[0], suite, ["digits-mlp"], seed=0, images=False)
+    assert header["limited"] is True and header["limit"] == 5
+    store = Store(tmp_path)
+    store.write_run(header)
+    told = store.read_run()
+    assert [*_of_run(store, told, {})] == [] and _planned_again(told, {}, (), False)[2] == []
+    store.write_run({**told, "limited": False, "limit": None})
+    (line,) = _of_run(store, store.read_run(), {})
+    assert line.startswith("run.json: limited is False")
+
+
+@pytest.mark.parametrize("name", EVASION)
+def test_a_column_that_was_cut_out_is_named(copy, name):
+    """Also those that only a search knows, and those that some checks would have passed over."""
+    rows_changed(copy, "evasion", lambda rows: rows.pop(name))
+    task = Task((entry_of(copy, "evasion").digest,), Context(str(copy), "cpu", 64))
+    ((_, line),) = recheck(task)
+    assert f"without the columns {name}" in line
+    with pytest.raises(StoreError, match=name):
+        Store(copy).frames()
+
+
+def test_an_answer_of_a_new_copy_that_was_blanked_is_named_without_running_the_attack_again(copy):
+    rows_changed(copy, "evasion", lambda rows: rows.__setitem__("fresh_copy_agrees", float("nan")))
+    lines = recheck(Task((entry_of(copy, "evasion").digest,), Context(str(copy), "cpu", 64)))
+    assert any("fresh_copy_agrees is missing" in line for _, line in lines)
+
+
+def test_a_column_of_another_kind_is_named(copy):
+    rows_changed(copy, "evasion", lambda rows: rows.__setitem__("draws", "many"))
+    with pytest.raises(StoreError, match="column draws holds 'many'"):
+        Store(copy).frames()
+
+
+def test_docs_and_rows_have_the_columns_of_the_declaration(whole):
+    """The scenario writes them, the store requires them, the page names them."""
+    assert list(Store(whole).rows(entry_of(whole, "evasion")).columns) == list(EVASION)
+    text = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| `evasion` |")]
+    assert set(EVASION) <= set(re.findall(r"[a-z_0-9]+", line))
 
 
 def test_cells_are_counted_while_they_are_checked(whole, capsys):

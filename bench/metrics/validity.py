@@ -14,6 +14,7 @@ import pandas as pd
 
 from robench.masking import PLACES, diagnose, many, percent, visible
 from robench.metrics.alike import is_transfer
+from robench.metrics.columns import unfit
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
 from robench.thresholds import DEFAULTS, UNBRIDGED, UNENDED, Thresholds
@@ -95,8 +96,11 @@ def verdict(
         siblings: Evasion rows at smaller eps of the same norms, which the number must not exceed.
 
     Returns:
-        ``sound`` only when no reason was found.
+        ``sound`` only when no reason was found, and all columns of an attack's rows are there.
     """
+    lacking = tuple(unfit(evasion_rows))
+    if lacking:
+        return Verdict(SUSPICIOUS, lacking)
     reasons = [*_sentinel(sentinel_rows, evasion_rows, thresholds)]
     through = _random(sentinel_rows) and bool(_drawn(evasion_rows).any())
     for _, rows in evasion_rows.groupby("threat", sort=True):
@@ -138,7 +142,7 @@ def _random(sentinel: pd.DataFrame | None) -> bool:
 
 def _drawn(evasion: pd.DataFrame) -> pd.Series:
     """By how many draws each row was judged; 0 for the two looks that a deterministic model gets."""
-    return _truth(evasion["draws"]) if "draws" in evasion else pd.Series(0.0, index=evasion.index)
+    return _truth(evasion["draws"])
 
 
 def _unmeasured(rows: pd.DataFrame) -> bool:
@@ -307,8 +311,7 @@ def _notes(sentinel: pd.DataFrame | None, evasion: pd.DataFrame, limits: Thresho
     yield from _unclimbed(evasion)
     if (memory := _uncopied(evasion)):
         yield memory
-    if "escalated" in evasion:
-        yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
+    yield from (ESCALATED + why for why in sorted(set(evasion["escalated"].dropna()) - {""}))
     for protocol, most in HEDGED.items():
         rows = evasion[evasion["attack"].str.startswith(protocol)]
         for _, same in rows.groupby("threat"):
@@ -358,10 +361,9 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
     zero = float(_truth(graded["zero_gradients"]).sum()) / passes if passes else 0.0
     if zero > limits.zero_gradient:
         yield f"attacks met zero gradients in {percent(zero)} of their passes"
-    if "unconfirmed" in rows:
-        rough = int(_truth(rows["unconfirmed"]).gt(0).groupby(rows["sample"]).any().sum())
-        if many(rough, rows["sample"].nunique(), limits.unconfirmed, limits):
-            yield f"a search in lower precision broke {rough} samples that the model itself did not confirm at once"
+    rough = int(_truth(rows["unconfirmed"]).gt(0).groupby(rows["sample"]).any().sum())
+    if many(rough, rows["sample"].nunique(), limits.unconfirmed, limits):
+        yield f"a search in lower precision broke {rough} samples that the model itself did not confirm at once"
     if _truth(rows["nonfinite_gradients"]).gt(0).any():
         yield "attacks met non-finite gradients"
     if _truth(rows["nonfinite_outputs"]).gt(0).any():
@@ -370,8 +372,6 @@ def _rows(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
 
 def _remembering(rows: pd.DataFrame) -> Iterator[str]:
     """A copy of the model that met the attack's images first, and no clean ones, decides otherwise."""
-    if "fresh_copy_agrees" not in rows:
-        return
     known = rows[rows["fresh_copy_agrees"].notna()]
     apart = int((known["fresh_copy_agrees"] == 0).groupby(known["sample"]).any().sum())
     if apart:
@@ -381,8 +381,6 @@ def _remembering(rows: pd.DataFrame) -> Iterator[str]:
 
 def _uncopied(rows: pd.DataFrame) -> str:
     """Why no new copy of the model was asked about the images of some attack; empty where one was."""
-    if "fresh_copy_note" not in rows:
-        return ""
     why = rows.loc[rows["fresh_copy_agrees"].isna(), "fresh_copy_note"].fillna("")
     told = "; ".join(sorted(set(why) - {""}))
     return f"not examined for a memory of earlier images: {told}" if told else ""
@@ -390,10 +388,9 @@ def _uncopied(rows: pd.DataFrame) -> str:
 
 def _unclimbed(rows: pd.DataFrame) -> Iterator[str]:
     """What the copy was not asked, where it was asked something."""
-    if "fresh_copy_note" in rows:
-        why = rows.loc[rows["fresh_copy_agrees"].notna(), "fresh_copy_note"].fillna("")
-        for text in sorted(set(why) - {""}):
-            yield f"for a memory of earlier images only attacked images were examined: {text}"
+    why = rows.loc[rows["fresh_copy_agrees"].notna(), "fresh_copy_note"].fillna("")
+    for text in sorted(set(why) - {""}):
+        yield f"for a memory of earlier images only attacked images were examined: {text}"
 
 
 def _broken(rows: pd.DataFrame, correct: pd.Index) -> pd.Series:
@@ -430,20 +427,13 @@ def _rivals(rows: pd.DataFrame, limits: Thresholds) -> Iterator[str]:
 
 
 def _blind(rows: pd.DataFrame) -> pd.Series:
-    """Whether a protocol's stage without gradients broke the sample of each row.
-
-    Rows of runs before stages told what they saw: theirs without gradients were two searches, by name.
-    """
-    if "stage_access" in rows and rows["stage_access"].notna().all():
-        return rows["stage_access"].isin(BLIND)
-    stages = rows["stage"] if "stage" in rows else pd.Series("", index=rows.index)
-    older = stages.fillna("").astype(str).str.startswith(("square", "sparse-rs"))
-    return rows["stage_access"].isin(BLIND) | older if "stage_access" in rows else older
+    """Whether a protocol's stage without gradients broke the sample of each row."""
+    return rows["stage_access"].isin(BLIND)
 
 
 def _unended(rows: pd.DataFrame) -> Iterator[str]:
     """What a protocol says of a search that it did not bring to its end, or could not make."""
-    told = set(rows["escalated"].dropna()) if "escalated" in rows else set()
+    told = set(rows["escalated"].dropna())
     yield from sorted({why for text in told for why in str(text).split("; ") if why.startswith((UNENDED, UNBRIDGED))})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -232,6 +233,8 @@ def judged(
         unstable=verdicts.unstable,
         broken=broken,
         broken_8bit=breaks_in_8bit(model, hold.x, hold.y, x_adv=images, **asked),
+        fresh_copy_agrees=math.nan,
+        fresh_copy_note="",
         **books,
         seconds=seconds,
     )

@@ -66,10 +66,9 @@ class FreshCopy:
     width: int = 64
 
     def add(self, hold: Hold, x_adv: Tensor, rows: list[Row]) -> None:
-        """Keep some of a batch's images; each row gets ``fresh_copy_agrees`` (NaN: not examined) and ``fresh_copy_note``."""
+        """Keep some of a batch's images; their rows get ``fresh_copy_agrees`` and ``fresh_copy_note`` at the end."""
         self.width = hold.width
         for row, x, last, label, sample in zip(rows, hold.x, x_adv, hold.y, hold.ids, strict=True):
-            row["fresh_copy_agrees"], row["fresh_copy_note"] = math.nan, ""
             if row["status"] != "ok" or row["draws"] or row["unstable"] or not row["score_clean"]:
                 continue
             self.rows.append(row)

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from robench.metrics.columns import EVASION
 from robench.metrics.table import tidy
 
 N = 60
@@ -76,6 +77,10 @@ def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", 
                 pd.DataFrame(
                     {
                         **cell(model, "evasion"),
+                        **dict.fromkeys(EVASION, 0.0),
+                        **dict.fromkeys(("stage_access", "escalated", "fresh_copy_note"), ""),
+                        "fresh_copy_agrees": np.nan,
+                        "norm": "linf",
                         "sample": np.arange(N),
                         "label": np.arange(N) % 4,
                         "threat": threat,
@@ -87,6 +92,7 @@ def evasion(model: str, *, attacks: tuple[str, ...] = ("fgsm", "pgd(steps=40)", 
                         "error": "",
                         "score_clean": correct,
                         "score_adv": np.where(broken, 0.0, correct),
+                        "broken": broken,
                         "broken_8bit": broken,
                         "unstable": False,
                         "forwards": 40,

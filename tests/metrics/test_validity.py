@@ -3,6 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from robench.metrics import columns
 from robench.metrics.validity import DOUBTED, FEW, HEDGED, RANDOMISED, UNEXAMINED, access_of, verdict, worst_of, worst_status
 
 
@@ -183,17 +184,20 @@ def test_stages_without_gradients_must_not_find_what_gradients_missed(synthetic,
     assert verdict(rows.assign(stage=rows["stage"].replace("sieve", "square-like")), sentinel).sound
 
 
-@pytest.mark.parametrize("stage", ["square-near", "square-random", "square", "sparse-rs"])
-def test_rows_of_runs_before_stages_told_what_they_saw_are_judged_by_their_names(synthetic, stage):
-    rows, sentinel = synthetic.protocol("trained").drop(columns=["stage_access", "escalated"]), synthetic.sentinel("trained")
-    sieved = rows.index[rows["stage"] == "sieve"]
-    found = rows.assign(stage=rows["stage"].where(~rows.index.isin(sieved[:9]), stage))
-    reason = f"{stage} broke 9 of 57 correct samples that gradient stages did not"
-    assert verdict(found, sentinel).reasons == (reason,)
-    both = pd.concat([found.assign(attack="robench-deep"), synthetic.protocol("trained")], ignore_index=True)
-    assert verdict(both, sentinel).sound and verdict(rows.drop(columns="stage"), sentinel).sound
-    mixed = pd.concat([found, synthetic.protocol("trained").assign(sample=lambda r: r["sample"] + 100)], ignore_index=True)
-    assert "broke 9 of" in " ".join(verdict(mixed, sentinel).reasons)
+@pytest.mark.parametrize("name", columns.EVASION)
+def test_rows_without_one_of_their_columns_are_never_sound(synthetic, name):
+    """What an absent column would have said is not known: without ``fresh_copy_agrees`` a model with memory was sound."""
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    found = verdict(rows.drop(columns=name), sentinel)
+    assert verdict(rows, sentinel).sound and found.status == "suspicious"
+    assert found.reasons == (f"rows without the columns {name}",)
+
+
+def test_texts_in_a_column_of_numbers_are_told(synthetic):
+    rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
+    assert verdict(rows.assign(fresh_copy_agrees="x"), sentinel).reasons == (
+        "column fresh_copy_agrees holds 'x', which is no number",
+    )
 
 
 def test_an_escalation_is_a_note_and_no_reason(synthetic):

@@ -177,21 +177,28 @@ class Child:
 
 
 def isolated(
-    function: Callable[[Argument], Result], argument: Argument, *, timeout_s: float | None = None, what: str = "the code"
+    function: Callable[[Argument], Result],
+    argument: Argument,
+    *,
+    timeout_s: float | None = None,
+    what: str = "the code",
+    fresh: bool = False,
 ) -> Result:
-    """What a top-level function returns for an argument, run in a fresh process whose end does no harm.
+    """What a top-level function returns for an argument, run in a process of its own whose end does no harm.
 
     Args:
         function: Importable by name from a module (not from ``__main__``).
         argument: Picklable, as the result must be.
         timeout_s: Seconds that the call may take, without the start of the process; None: no limit.
         what: What is run, for the error's text, e.g. ``the factory nets.py:make``.
+        fresh: Whether the process is a new interpreter that has imported nothing but what the function needs; by default
+            it is a fork of one that has imported what cells of a run need, attacks included.
 
     Raises:
         RobenchError: The function's own, of its class. For everything else (any other exception, ``sys.exit``,
             ``os._exit``, a crash, a signal, the time limit) a ``ModelError`` of one line.
     """
-    child = Child()
+    child = Child(preload=(), keep=False) if fresh else Child()
     try:
         answer = child.call(function, argument, timeout_s=timeout_s)
     except BaseException:

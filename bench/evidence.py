@@ -275,6 +275,11 @@ def verify(
     return Replay(len(cases), counts[0], counts[1], (*damaged, *findings), len(set(wanted) - set(headers) - set(lost)))
 
 
+def replay(told: tuple[str, dict[str, Any]]) -> Replay:
+    """``verify`` of a run directory and keywords; for a process of its own, in which this module imports no attack code."""
+    return verify(told[0], **told[1])
+
+
 def named(about: Mapping[str, Any], digest: str) -> str:
     """A cell for a reader: what it measures, of which model."""
     condition = f" {about['condition']}" if about["condition"] else ""

@@ -13,8 +13,7 @@ from robench.api import plan_run
 from robench.children import isolated
 from robench.devices import resolve_device
 from robench.errors import ConfigError, StoreError
-from robench.evidence import Replay, named, require_file
-from robench.evidence import verify as replay_images
+from robench.evidence import Replay, named, replay, require_file
 from robench.metrics.columns import ATTACKED
 from robench.plan import Plan
 from robench.progress import telling
@@ -111,12 +110,8 @@ def _images(
         return Replay(0, 0, 0, (), 0)
     told = {"device": context.device, "batch_size": context.batch_size, "models": models, "trust": context.trust}
     told |= {"verbose": verbose}
-    found: Replay = apart(_replayed, (str(store.root), told), what="the judging of the kept images")
+    found: Replay = apart(replay, (str(store.root), told), what="the judging of the kept images", fresh=True)
     return found
-
-
-def _replayed(told: tuple[str, dict[str, Any]]) -> Replay:
-    return replay_images(told[0], **told[1])
 
 
 def _of_run(store: Store, run: Mapping[str, Any], done: Mapping[str, Finished]) -> Iterator[str]:

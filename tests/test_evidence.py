@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save, save_file
 from robench import evidence, load
 from robench.api import run
 from robench.attacks import _rand
+from robench.children import isolated
 from robench.cli import main
 from robench.errors import StoreError
 from robench.evidence import as_pixels, breaks_in_8bit, eight_bit, shown, verify
@@ -35,6 +34,7 @@ from robench.scenarios.objects import open_cell
 from robench.spec import Artifact, Cell, Context, Ref, Settings, ThreatModel, sha256
 from robench.store import Store, _sealed
 from robench.suite import parse_suite
+from robench.verification import verify_run
 
 SUITE = parse_suite(
     """
@@ -60,7 +60,7 @@ def here(monkeypatch) -> None:
     """``robench verify`` judges in this process; others of the tests leave it its own, which starts seconds later."""
     from robench import verification
 
-    within = partial(verification.verify_run, apart=lambda function, argument, what: function(argument))
+    within = partial(verification.verify_run, apart=lambda function, argument, **told: function(argument))
     monkeypatch.setattr(verification, "verify_run", within)
 
 
@@ -260,18 +260,39 @@ compression: {models: [digits-mlp], arms: [prune(amount=0.3), int8], threats: [l
     return folder
 
 
+JUDGED = """[
+    __import__("robench.evidence").evidence.replay(({run!r}, {{"batch_size": 5, "device": "cpu"}})).differences,
+    [m for m in __import__("sys").modules if m.startswith("robench.attacks.") or m.partition(".")[0] in ("art", "attacks")],
+    "robench.judge" in __import__("sys").modules,
+]"""
+"""Differences, modules of attacks, and whether the judge is there."""
+
+
 @pytest.mark.slow
 def test_verify_in_a_fresh_process_imports_no_attack(kept, made):
-    """Zoo, trained, compressed and defended models, a protocol and plain attacks."""
-    code = (
-        "import sys\nfrom robench.evidence import verify\n"
-        f"for run in ({str(kept)!r}, {str(made)!r}):\n"
-        "  assert not verify(run, batch_size=5, device='cpu').differences\n"
-        "code = [m for m in sys.modules if m.startswith('robench.attacks.') or m.split('.')[0] in ('art', 'attacks')]\n"
-        "assert not code, code\nassert 'robench.judge' in sys.modules"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
+    """Zoo, trained, compressed and defended models, a protocol and plain attacks; in the child that ``verify_run`` takes."""
+    for run_directory in (kept, made):
+        assert isolated(eval, JUDGED.format(run=str(run_directory)), fresh=True) == [(), [], True]
+
+
+def test_a_fresh_child_has_imported_nothing_that_its_function_does_not_need():
+    """A fork of the launcher has the attacks in it; the judging of kept images must not."""
+    found = isolated(eval, "sorted(m for m in __import__('sys').modules if m.startswith(('robench.', 'torch')))", fresh=True)
+    assert "robench.children" in found and not any(m.startswith(("robench.attacks.", "torch")) for m in found)
+    attacks = "[m for _ in [__import__('robench.evidence')] for m in __import__('sys').modules if '.attacks.' in m]"
+    assert isolated(eval, attacks, fresh=True) == []
+
+
+def test_kept_images_are_judged_in_a_fresh_process(kept):
+    """The rows are computed again in a child that may hold attack code, the images are judged in one that does not."""
+    calls = []
+
+    def apart(function, argument, **told):
+        calls.append((function.__name__, told.get("fresh", False)))
+        return function(argument)
+
+    assert verify_run(kept, device="cpu", apart=apart).images > 0
+    assert ("replay", True) in calls and ("recheck", False) in calls
 
 
 def test_conditions_and_attacks_without_finds_are_verified(made):

@@ -18,6 +18,7 @@ from robench.api import load
 from robench.errors import StoreError
 from robench.files import write_atomically
 from robench.lineage import planned as columns_of
+from robench.metrics.columns import EVASION
 from robench.spec import SCHEMA, Artifact, Cell, Ref, sha256
 from robench.store import LEAD, Store, free_bytes
 
@@ -32,12 +33,17 @@ def rows(value: float = 1.0, n: int = 3) -> pd.DataFrame:
     return pd.DataFrame({"sample": np.arange(n), "score": np.full(n, value)})
 
 
+def attacked() -> pd.DataFrame:
+    """Rows with all columns of an attack's."""
+    return rows().assign(**{name: 0.0 for name in EVASION if name != "sample"})
+
+
 def snapshot(root) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def test_put_then_finished_todo_and_frames(tmp_path):
-    store, cells = Store(tmp_path), [cell(0), cell(1), cell(2, scenario="evasion")]
+    store, cells = Store(tmp_path), [cell(0), cell(1), cell(2, scenario="corruption")]
     assert store.todo(cells) == cells
     store.put(cells[1], rows(0.25), {"device": "cpu"})
     store.put(cells[2], rows(0.5), {"device": "cpu"})
@@ -46,7 +52,7 @@ def test_put_then_finished_todo_and_frames(tmp_path):
     assert set(found) == {cells[1].digest, cells[2].digest}
     assert found[cells[1].digest].header["schema"] == SCHEMA
     frames = store.frames()
-    assert sorted(frames) == ["clean", "evasion"]
+    assert sorted(frames) == ["clean", "corruption"]
     clean = frames["clean"]
     assert tuple(clean.columns[: len(LEAD)]) == LEAD
     assert clean["model"].tolist() == ["net"] * 3
@@ -334,7 +340,7 @@ def test_a_run_header_of_another_shape_is_told_with_a_remedy(tmp_path, content, 
 
 def test_a_run_of_an_earlier_version_is_an_error_and_no_traceback_for_those_who_load_it(tmp_path):
     store = Store(tmp_path)
-    store.put(cell(scenario="evasion"), rows(), {})
+    store.put(cell(scenario="evasion"), attacked(), {})
     store.write_run({"cells": [cell().digest], "limited": False})
     with pytest.raises(StoreError, match="cells by digest"):
         load(tmp_path)
@@ -415,7 +421,7 @@ def test_another_lineage_is_another_digest(tmp_path):
 def test_rows_of_another_threat_or_attack_are_told(tmp_path, column, value):
     store = Store(tmp_path)
     own = Ref.of("evasion", attack="pgd", threat="linf(0.1)")
-    data = rows().assign(**{"attack": "pgd", "threat": "linf(0.1)", column: value})
+    data = attacked().assign(**{"attack": "pgd", "threat": "linf(0.1)", column: value})
     store.put(replace(cell(), scenario=own), data, {})
     with pytest.raises(StoreError, match=f"{column} in "):
         store.frames()

@@ -34,7 +34,7 @@ attacks: [pgd(steps=3)]
 Change = Callable[[dict[str, Any]], Any]
 
 
-def here(function, argument, *, what):
+def here(function, argument, **told):
     """In this process: the models are of the zoo."""
     return function(argument)
 

@@ -216,8 +216,10 @@ def _suite_words(name: str) -> tuple[str, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [*("forwards", "backwards", "zero_gradients", "unconfirmed", "escalated", "nonfinite_gradients", "fresh_copy_agrees"),
-     "fresh_copy_note"],
+    [
+        *("forwards", "backwards", "zero_gradients", "unconfirmed", "escalated", "nonfinite_gradients", "fresh_copy_agrees"),
+        "fresh_copy_note",
+    ],
 )
 def test_what_a_search_says_of_itself_is_named_when_it_is_run_again(copy, name):
     """``zero_gradients`` and the like may be set so that no other column contradicts them."""

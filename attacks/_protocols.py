@@ -406,7 +406,7 @@ def robench_deep(engine: Engine) -> None:
 
     In l1 Auto-PGD takes the place of all that: short runs, restarts with two losses, and nine targets.
 
-    A sample that holds costs about 2000 gradient passes and 2000 forward passes in linf and l2 (4000 queries more where
+    A sample that holds costs about 2000 gradient passes and 2000 forward passes in linf and l2 (5000 queries more where
     the first thousand broke anything); AutoAttack asks for 1900 and 5900.
     """
     _escalating(engine, _deep_sparse if engine.threat.norm == "l1" else _deep_dense, _deep_hedge)

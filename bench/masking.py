@@ -94,9 +94,7 @@ def agreement(measured: Column, claimed: Column) -> float:
 
 def _in_general(columns: Mapping[str, Column], limits: Thresholds) -> Iterator[str]:
     """What holds of the middle sample, so that a few odd ones do not matter."""
-    for place, where in zip(
-        PLACES, ("at random starts", "where an ascent ended", "where a wider ascent ended"), strict=True
-    ):
+    for place, where in PLACES.items():
         if _middle(columns, f"{place}mass_noise") > COARSE:
             continue
         error, steep = _present(columns, f"{place}mass_error"), _present(columns, f"{place}steep")

@@ -21,10 +21,10 @@ from robench.ops.chance import seeded
 from robench.ops.random import Draws
 from robench.probing import FORWARDS, along, differ, geometry, slopes
 from robench.spec import ThreatModel
-from robench.thresholds import UNBRIDGED
+from robench.thresholds import ASTRAY, UNBRIDGED
 from robench.victim import BOOKS, Victim
 
-VERSION = 1
+VERSION = 2
 """Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def survey(engine: Engine, flags: Flags) -> None:
         return
     with _held_together(engine):
         engine.run("survey", lambda victim, draws: _survey(flags, victim, draws), rows)
-    engine.escalated += flags.troubles
+    engine.escalated += [f"{ASTRAY}, {trouble}" for trouble in flags.troubles]
     if flags.troubles:
         substitutes(engine, flags)
 

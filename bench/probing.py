@@ -11,7 +11,7 @@ from robench.ops.norms import per_sample, steepest
 from robench.ops.random import Draws
 from robench.victim import Victim
 
-VERSION = 1
+VERSION = 2
 """Counts the changes of this module that move numbers: it is part of the version of every protocol that gets here."""
 
 EDGE = 0.04
@@ -115,8 +115,8 @@ def geometry(victim: Victim, points: Tensor, rows: Tensor, draws: Draws, stage: 
         ``steep``: the slope along the claimed steepest direction as measured over what is claimed: 1 for a true gradient.
         (n,) each, from 20 forward passes and one forward and backward pass.
     """
-    points = points.clamp(REACH, 1 - REACH)
-    gradient = victim.gradient(points, rows, "margin").gradient
+    gradient = victim.gradient(points, rows, "margin").gradient  # at pixels of exactly 0 and 1, too, where searches end
+    points = points.clamp(REACH, 1 - REACH)  # the differences need room to either side
     flat, norm = gradient.flatten(1).double().nan_to_num(), victim.threat.norm
     place = flat.abs().argsort(dim=1, stable=True).argsort(dim=1, stable=True) / flat.shape[1]
     sums = torch.stack([

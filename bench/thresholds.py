@@ -79,5 +79,9 @@ DEFAULTS = Thresholds()
 UNBRIDGED = "no substitute gradients could be tried"
 """What a protocol's reason to escalate begins with where gradients mislead and no copy could be made to search on."""
 
+ASTRAY = "where the search ended"
+"""What a protocol's reason to escalate begins with where the gradients at its own last points are wrong: of a model whose
+mask begins only there, or after so many passes, nothing else tells."""
+
 UNENDED = "the search had not come to an end"
 """What a protocol's reason to escalate begins with where its last stage of a kind still broke more than ``unended``."""

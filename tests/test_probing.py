@@ -100,6 +100,28 @@ def test_a_reversed_gradient_is_wrong_in_every_measure():
     assert found["mass_error"].min() > 1.9
 
 
+class OnFaces(nn.Module):
+    """The gradient has the wrong sign at pixels of exactly 0 or 1, where searches end, and is true elsewhere."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(Changed.apply(x, 1 - 2.0 * ((x == 0) | (x == 1))))
+
+
+def test_a_gradient_that_lies_on_the_faces_of_the_box_only_is_seen_there():
+    model = victim(torch.ones(SHAPE))
+    lying = Victim(OnFaces(model.model), model.x, model.y, threat=model.threat, width=16)
+    rows = torch.arange(12)
+    ends = model.x.where(torch.arange(64).view(SHAPE) % 4 > 1, torch.ones(()))
+    for judged, wrong in ((model, 0.0), (lying, 1.0)):
+        found = geometry(judged, ends, rows, Draws(0, rows), "test")
+        assert (found["steep"] - (1 - wrong)).abs().max() < 0.01
+        assert (found["mass_error"] > 0.3).all() == bool(wrong)
+
+
 def test_true_gradients_of_a_wave_add_up_to_nothing():
     found = measured(victim(torch.ones(SHAPE), wave=0.5))
     assert found["line_turns"].median() > 3

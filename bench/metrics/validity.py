@@ -17,7 +17,7 @@ from robench.metrics.alike import is_transfer
 from robench.metrics.columns import unfit
 from robench.metrics.robust import worst_case
 from robench.spec import Ref
-from robench.thresholds import DEFAULTS, UNBRIDGED, UNENDED, Thresholds
+from robench.thresholds import ASTRAY, DEFAULTS, UNBRIDGED, UNENDED, Thresholds
 
 SOUND, SUSPICIOUS, INVALID = "sound", "suspicious", "invalid"
 RANDOMISED, FEW, UNEXAMINED = "randomised", "not enough samples", "not examined"
@@ -434,7 +434,8 @@ def _blind(rows: pd.DataFrame) -> pd.Series:
 def _unended(rows: pd.DataFrame) -> Iterator[str]:
     """What a protocol says of a search that it did not bring to its end, or could not make."""
     told = set(rows["escalated"].dropna())
-    yield from sorted({why for text in told for why in str(text).split("; ") if why.startswith((UNENDED, UNBRIDGED))})
+    whys = {why for text in told for why in str(text).split("; ")}
+    yield from sorted(why for why in whys if why.startswith((UNENDED, UNBRIDGED, ASTRAY)))
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:

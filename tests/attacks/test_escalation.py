@@ -23,7 +23,7 @@ from robench.errors import ModelError, NoGradientError
 from robench.inference import predict
 from robench.judge import judge
 from robench.spec import ThreatModel
-from robench.thresholds import UNBRIDGED
+from robench.thresholds import ASTRAY, UNBRIDGED
 from robench.victim import BOOKS, Victim
 
 SIDE, COUNT, CLASSES = 6, 16, 4
@@ -302,7 +302,8 @@ def test_survivors_that_only_square_breaks_ask_for_substitutes_too(monkeypatch):
 
 def test_gradients_that_lead_few_samples_astray_ask_for_substitutes_too():
     found = run(Decoy(net()), "linf(0.15)")
-    assert "gradients lead astray on 2 of 16 samples" in found.escalated and any("argmax" in why for why in found.escalated)
+    assert "gradients lead astray on 2 of 16 samples" in found.escalated
+    assert any("argmax" in why for why in found.escalated)
     assert {"bpda-thorough-sieve", "square-all"} <= set(stages(found))
     assert found.broken.sum() >= run(net(), "linf(0.15)").broken.sum() - 1
 
@@ -330,8 +331,7 @@ class Near(Around):
 def test_gradients_that_are_wrong_where_the_search_ended_are_noticed_there(monkeypatch):
     monkeypatch.setattr(_protocols, "begin", lambda engine: engine.look() or Flags())
     found = run(Near(net()), "linf(0.05)")
-    assert any("lead astray" in why for why in found.escalated), found.escalated
-    assert "survey" in stages(found)
+    assert any(why.startswith(ASTRAY) for why in found.escalated) and "survey" in stages(found)
 
 
 # --- randomness

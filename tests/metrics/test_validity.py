@@ -5,6 +5,7 @@ import pytest
 
 from robench.metrics import columns
 from robench.metrics.validity import DOUBTED, FEW, HEDGED, RANDOMISED, UNEXAMINED, access_of, verdict, worst_of, worst_status
+from robench.thresholds import ASTRAY
 
 
 @pytest.fixture
@@ -204,6 +205,8 @@ def test_an_escalation_is_a_note_and_no_reason(synthetic):
     rows, sentinel = synthetic.protocol("trained"), synthetic.sentinel("trained")
     found = verdict(rows.assign(escalated="square broke survivors"), sentinel)
     assert found.sound and "escalated: square broke survivors" in found.notes
+    lost = f"{ASTRAY}, gradients lead astray on 18 of 18 samples"
+    assert verdict(rows.assign(escalated=f"square broke survivors; {lost}"), sentinel).reasons == (lost,)
     assert not any(note.startswith("escalated") for note in verdict(rows, sentinel).notes)
 
 

@@ -39,8 +39,7 @@ class Run:
     summary: Summary
 
     def __repr__(self) -> str:
-        counts = f"{self.summary.computed} cells computed, {self.summary.kept} kept, {len(self.summary.failures)} failed"
-        return f"Run({str(self.out)!r}: {counts}; robench.load({str(self.out)!r}) reads its rows)"
+        return f"Run({str(self.out)!r}: {self.summary.counts}; robench.load({str(self.out)!r}) reads its rows)"
 
 
 def plan_run(

@@ -371,10 +371,11 @@ def _answered(asked: bytes) -> bytes:
     except RobenchError as error:
         return pickle.dumps(Answer(error=str(error), detail=traceback.format_exc(limit=8), kind=type(error).__name__))
     except BaseException as error:  # noqa: BLE001  sys.exit, interrupts and classes of the user's own are answers too
-        return pickle.dumps(Answer(error=one_line(described(error)), detail=_trace(), kind=type(error).__name__))
+        return pickle.dumps(Answer(error=one_line(described(error)), detail=trace(), kind=type(error).__name__))
 
 
-def _trace() -> str:
+def trace() -> str:
+    """The traceback of the exception being handled; empty where its class, a user's, raises itself."""
     try:
         return traceback.format_exc(limit=8)
     except BaseException:  # noqa: BLE001  the user's class

@@ -225,7 +225,12 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 @main.command()
-@click.option("--suite", default="full", show_default=True, help="smoke, quick, standard, full, or a YAML file.")
+@click.option(
+    "--suite",
+    default="full",
+    show_default=True,
+    help="smoke, quick, standard, full, corruption, scarcity, scarcity-cifar10, compression, or a YAML file.",
+)
 @click.option(
     "--model",
     "models",
@@ -267,7 +272,11 @@ def _floats(text: str) -> tuple[float, ...]:
     "--cell-timeout", type=click.FloatRange(0, min_open=True), help="Seconds that one cell may take [default: no limit]."
 )
 @click.option("--retry", is_flag=True, help="Try again also what ended its worker process twice.")
-@click.option("--dry-run", is_flag=True, help="Print the graph, counts and a time estimate; compute nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the graph, counts and a time estimate; store nothing. Models are tried out, and short attacks timed.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run, list every cell.")
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def run(**options: Any) -> None:
@@ -307,7 +316,7 @@ def run(**options: Any) -> None:
         announce=say,
     )
     line.clear()
-    _print(f"{done.summary.computed} cells computed, {done.summary.kept} kept", err=True)
+    _print(done.summary.counts, err=True)
     for what, error in done.summary.failures:
         _print(f"failed: {what}: {error.splitlines()[0]}", err=True)
     for reason in dict.fromkeys(reason for _, reason in done.summary.skipped):

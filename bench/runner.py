@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robench import catalog
-from robench.children import Answer, Child, inside
+from robench.children import Answer, Child, inside, trace
 from robench.errors import NotInstalledError, described, must, one_line
 from robench.executors import execute
 from robench.plan import Plan
@@ -59,11 +58,20 @@ class Summary:
     """What a run did."""
 
     computed: int
+    """Cells that gave rows now."""
     kept: int
+    """Cells that had rows before."""
     failures: tuple[tuple[str, str], ...]
     """(what, error) of every artifact or cell that failed."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(what, how to get it) of every cell that needs a library which is not installed; they stay to do."""
+    failed: int = 0
+    """Cells that gave no rows, because they or an artifact that they need failed."""
+
+    @property
+    def counts(self) -> str:
+        """How many cells were computed, kept, and failed."""
+        return f"{self.computed} cells computed, {self.kept} kept, {self.failed} failed"
 
 
 def perform(job: Job) -> Outcome:
@@ -79,16 +87,9 @@ def perform(job: Job) -> Outcome:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not inside():  # in a child it is not the user's but the model's
             raise
-        return Outcome(None, {}, f"{one_line(described(error))}\n{_trace()}")
+        return Outcome(None, {}, f"{one_line(described(error))}\n{trace()}")
     header = {"seconds": time.perf_counter() - start, "device": job.context.device, "threads": job.context.threads}
     return Outcome(rows, header, evidence=evidence)
-
-
-def _trace() -> str:
-    try:
-        return traceback.format_exc(limit=8)
-    except BaseException:  # noqa: BLE001  the exception's class may be a user's
-        return ""
 
 
 def _done(job: Job) -> tuple[pd.DataFrame, Evidence | None]:
@@ -155,7 +156,7 @@ def run_plan(
     jobs = [*(Job(a, context) for a in built), *_ordered([Job(cell, context, images) for cell in todo])]
     failures: list[tuple[str, str]] = [(_named(cell), store.last_error(cell.digest) + _GIVEN_UP) for cell in given_up]
     skipped: list[tuple[str, str]] = []
-    done = {"artifacts": 0, "cells": 0}
+    done, computed = {"artifacts": 0, "cells": 0}, 0
     waits = _needs(jobs)
     more: dict[str, Any] = {"failed": _died, "timeout_s": timeout_s, "started": started}
     more["apart"] = timeout_s is not None or _foreign(plan)
@@ -166,12 +167,14 @@ def run_plan(
         if isinstance(job.work, Cell):
             told = _keep(store, job.work, outcome, again=job.work.digest not in missing)
             (skipped if outcome.skipped else failures).extend(told)
+            computed += not told
         elif outcome.error and not outcome.skipped:  # the cells that need it say so
             failures.append((str(job.work.builder), outcome.error))
         what = "cells" if isinstance(job.work, Cell) else "artifacts"
         done[what] += 1
         progress(what, done[what], len(todo) if what == "cells" else len(built))
-    return Summary(len(todo) - len(skipped), len(plan.cells) - len(open_cells), tuple(failures), tuple(skipped))
+    failed = len(open_cells) - computed - len(skipped)
+    return Summary(computed, len(plan.cells) - len(open_cells), tuple(failures), tuple(skipped), failed)
 
 
 def _died(job: Job, answer: Answer) -> Outcome:

@@ -112,10 +112,6 @@ def _probabilities(outputs: Tensor) -> list[str]:
     return ["probabilities, not logits: its ECE, confidence and losses would be wrong; return logits"] if alike else []
 
 
-APART = 0.02
-"""Difference of two margins, over the size of the logits, that other batches and machines may make (see ``fresh_copy``)."""
-
-
 def _require_kept(cell: Cell, context: Context, admitted: Admitted, places: Sequence[int]) -> None:
     """Refuse to keep results that the model would not give any more, whatever its identity says.
 
@@ -127,6 +123,7 @@ def _require_kept(cell: Cell, context: Context, admitted: Admitted, places: Sequ
     import torch
 
     from robench.inference import predict
+    from robench.scenarios.fresh_copy import TOLERANCE
     from robench.task import CLASSIFICATION
     from robench.workshop import load as load_artifact
 
@@ -138,7 +135,7 @@ def _require_kept(cell: Cell, context: Context, admitted: Admitted, places: Sequ
     images, width = shown.images().to(context.device), cell.settings.width
     looks = [predict(admitted.net, images, width=width).double().cpu() for _ in range(2)]
     before, now = torch.as_tensor(rows), CLASSIFICATION.margin(looks[0], shown.labels)
-    apart = (now - before).abs() > APART * looks[0].norm(dim=1)
+    apart = (now - before).abs() > TOLERANCE * looks[0].norm(dim=1)
     if bool(apart.any()) and torch.equal(*looks):  # a random model answers otherwise every time
         got = f"other answers on {int(apart.sum())} of {len(before)} images"
         remedy = "something that it rests on changed and no hash shows it: choose another --out"

@@ -18,10 +18,11 @@ from click.testing import CliRunner, Result
 from robench import catalog, cli, load
 from robench.api import _header, plan_run
 from robench.cli import main
+from robench.errors import RobenchError
 from robench.metrics.table import tidy
 from robench.spec import Cell
 from robench.store import Store
-from robench.suite import parse_suite, read_suite
+from robench.suite import PACKAGED, parse_suite, read_suite
 from robench.zoo.entries import WEIGHTS
 
 TINY = """
@@ -599,3 +600,15 @@ def test_a_second_interrupt_ends_at_once_without_a_traceback(gap, tmp_path):
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in errors and errors.count("\n") <= 1
+
+
+def test_help_names_every_packaged_suite_and_what_a_dry_run_does():
+    told = " ".join(robench("run", "--help").output.split())
+    assert all(name in told.partition("--suite")[2].partition("--model")[0] for name in PACKAGED)
+    assert "compute nothing" not in told and "Models are tried out" in told
+
+
+def test_the_readme_names_every_exit_code():
+    text = (Path(__file__).parent.parent / "README.md").read_text().partition("Exit codes:")[2].partition("```")[0]
+    codes = {cli.BROKEN_PIPE, cli.FAILED_CELLS, cli.UNEXPECTED, RobenchError.exit_code, 0, 1, 130}
+    assert codes <= {int(number) for number in re.findall(r"\d+", text)}

@@ -82,6 +82,7 @@ def test_failed_cells_are_told_kept_aside_and_tried_again(planted, tmp_path):
     summary, _ = run(whole, tmp_path)
     ((what, error),) = summary.failures
     assert "digits-mlp" in what and error.startswith("ValueError: planted")
+    assert summary.counts == "1 cells computed, 0 kept, 1 failed"
     assert [p.stem for p in (tmp_path / "failed").iterdir()] == [whole.cells[0].digest]
     seen.clear()
     bad.clear()
@@ -109,7 +110,7 @@ def test_what_ended_its_process_twice_is_left_out_until_retry(planted, tmp_path,
     summary, _ = run(whole, tmp_path)
     ((what, error),) = summary.failures
     assert seen == [] and "digits-mlp" in what and "2 times; not tried again without --retry" in error
-    assert (summary.computed, summary.kept) == (0, 1)
+    assert (summary.computed, summary.kept, summary.failed) == (0, 1, 1)
     run(whole, tmp_path, retry=True)
     assert seen == [whole.cells[0]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 from robench.lineage import planned
-from robench.spec import Artifact, Cell, Ref
+from robench.sources import UserModel
+from robench.spec import Artifact, Cell, Ref, Settings
 from robench.store import Store
 from tests.models import hostile
 
@@ -35,19 +37,23 @@ def folder(tmp_path: Path) -> Path:
 def test_reports_of_a_strangers_run_execute_nothing(folder: Path) -> None:
     """Its models are factories of a file beside it, its names are escape codes and formulas."""
     data = Artifact("data", Ref.of("images", source="digits"), label="digits")
-    model = Artifact("model", Ref.of("file", path="evil.py:make"), label="\x1b[2J=cmd()|$x_{$<script>")
+    name = "\x1b[2J=cmd()|$x_{$<script>"
+    model = Artifact("model", Ref.of("file", path="evil.py:make"), label=name)
     cell = Cell(Ref("clean"), "1", model, data)
     count = 12
     rows = pd.DataFrame({"sample": np.arange(count), "label": np.arange(count) % 10, "pred": np.arange(count) % 10})
     store = Store(folder / "run")
     store.put(cell, rows.assign(score=1.0, score_clean=1.0, confidence=0.9), {})
-    about = {cell.digest: planned(cell)}
-    store.write_run({"suite": {"name": "x"}, "seed": 0, "limited": False, "versions": {}, "cells": about})
-    for verb in (["report"], ["leaderboard"], ["audit", "--require", "clean>=0.5"], ["verify"]):
+    header = {"suite": {"name": "x", "models": [name]}, "seed": 0, "limited": False, "limit": None, "versions": {}}
+    header |= {"edits": {"adapts": False, "typed": [], "notes": []}, "settings": asdict(Settings())}
+    header |= {"sources": {name: asdict(UserModel("evil.py:make", name=name))}, "identities": {"models": {}}}
+    store.write_run({**header, "left_out": [], "data_notes": [], "cells": {cell.digest: planned(cell)}})
+    for code, verb in ((0, ["report"]), (0, ["leaderboard"]), (0, ["audit", "--require", "accuracy>=0.5"]), (2, ["verify"])):
         done = robench(folder, verb[0], "run", *verb[1:])
         assert "Traceback" not in done.stderr and "\x1b" not in done.stdout + done.stderr, (verb, done.stderr)
         assert not (folder / "executed").exists(), verb
-        assert done.returncode in ((0,) if verb[0] in ("report", "leaderboard") else (0, 1, 2, 3)), (verb, done.stderr)
+        assert done.returncode == code, (verb, done.stderr)
+    assert "--trust" in done.stderr and "evil.py" in done.stderr
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _value(metric: str, value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return ""
     if metric == RANK:
         return f"{value:.0f} ({low:.0f}-{high:.0f})"
     if any(word in metric for word in _RATES) and not math.isnan(low):

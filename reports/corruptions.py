@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from robench.metrics.pending import with_result
 from robench.registry import facts
 from robench.reports.curves import COLOURS
 from robench.reports.sections import Section
@@ -25,7 +26,7 @@ _NOTE = (
 @facts(version=1)
 def family_curves(table: pd.DataFrame, *, dataset: str | None = None) -> Figure | None:
     """Accuracy against severity per model, one panel for each family of corruptions, with 95 % bands; None without any."""
-    rows = table[(table["metric"] == FAMILY) & (table["condition"] == "") & table["eps"].notna()]
+    rows = with_result(table[(table["metric"] == FAMILY) & (table["condition"] == "") & table["eps"].notna()])
     rows = rows[rows["dataset"] == (dataset or next(iter(rows["dataset"]), ""))]
     if rows.empty:
         return None

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from robench.metrics.pending import with_result
 from robench.metrics.stats import wilson
 from robench.metrics.validity import DOUBTED, worst_of
 from robench.registry import facts
@@ -80,7 +81,7 @@ def image(figure: Figure, kind: str = "png") -> bytes:
 
 
 def _of(table: pd.DataFrame, metric: str, dataset: str | None) -> pd.DataFrame:
-    rows = table[(table["metric"] == metric) & (table["condition"] == "")]
+    rows = with_result(table[(table["metric"] == metric) & (table["condition"] == "")])
     if rows.empty:
         return rows
     return rows[rows["dataset"] == (dataset or rows["dataset"].iloc[0])]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from robench.metrics.confidence import AFTER, BEFORE
+from robench.metrics.pending import with_result
 from robench.registry import facts
 from robench.reports.curves import COLOURS
 
@@ -142,5 +143,5 @@ def risk_coverage(table: pd.DataFrame, *, dataset: str | None = None) -> Figure 
 
 
 def _of(table: pd.DataFrame, metric: str, dataset: str | None) -> pd.DataFrame:
-    rows = table[(table["metric"] == metric) & (table["condition"] == "")]
+    rows = with_result(table[(table["metric"] == metric) & (table["condition"] == "")])
     return rows if rows.empty else rows[rows["dataset"] == (dataset or rows["dataset"].iloc[0])]

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from robench.metrics.pending import with_result
 from robench.metrics.scarcity import TARGETS
 from robench.metrics.validity import DOUBTED, worst_of
 from robench.registry import facts
@@ -106,7 +107,7 @@ _TOLD = {
 
 def efficiency_of_data(table: pd.DataFrame) -> Section | None:
     """One line per model, measure and curve over fractions: area, ratio, power law, images for target accuracies."""
-    rows = table[(table["scenario"] == "scarcity") & (table["threat"] == "fraction")]
+    rows = with_result(table[(table["scenario"] == "scarcity") & (table["threat"] == "fraction")])
     bare = rows["metric"].str.replace(r"^(corrupted|robust)_", "", regex=True)
     rows, bare = rows[bare.isin(_TOLD)], bare[bare.isin(_TOLD)]
     if rows.empty:
@@ -137,17 +138,19 @@ def _text(name: str, line: dict[str, Any]) -> str:
     value, low, high = (float(line[k]) for k in ("value", "ci_low", "ci_high"))
     if name == "samples_for_target":
         if math.isnan(value):
-            return f"> {low:.0f}" if math.isinf(high) else f"≤ {high:.0f}"
-        return f"{value:.0f} [{low:.0f}, {'∞' if math.isinf(high) else f'{high:.0f}'}]"
+            return f"> {low:.0f}"
+        bound = "≤ " if low == 0 else ""
+        if bound and high <= value:
+            return f"{bound}{value:.0f}"
+        return f"{bound}{value:.0f} [{low:.0f}, {'∞' if math.isinf(high) else f'{high:.0f}'}]"
     if name in ("power_law_exponent", "scarce_accuracy_ratio"):
         return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
     return interval(value, low, high)
 
 
 def _gains(table: pd.DataFrame, what: str, title: str, dataset: str | None) -> Figure | None:
-    rows = table[
-        (table["scenario"] == "scarcity") & (table["threat"] == "gain") & table["condition"].str.contains(f"{what}=")
-    ]
+    gains = table[(table["scenario"] == "scarcity") & (table["threat"] == "gain")]
+    rows = with_result(gains[gains["condition"].str.contains(f"{what}=")])
     rows = rows[rows["dataset"] == (dataset or (rows["dataset"].iloc[0] if len(rows) else ""))]
     if rows.empty:
         return None
@@ -227,13 +230,14 @@ def _at(args: dict[str, Any]) -> str:
 def _of(table: pd.DataFrame, metric: str, dataset: str | None) -> pd.DataFrame:
     """Rows of one metric in its clean, corrupted and robust form."""
     names = [metric, f"corrupted_{metric}", f"robust_{metric}"]
-    rows = table[table["metric"].isin(names)]
+    rows = with_result(table[table["metric"].isin(names)])
     return rows if rows.empty else rows[rows["dataset"] == (dataset or rows["dataset"].iloc[0])]
 
 
 def _where(rows: pd.DataFrame, table: pd.DataFrame) -> str:
     """Data set, images and trainings."""
-    here = table[(table["dataset"] == rows["dataset"].iloc[0]) & table["metric"].str.startswith("trainings_at_")]
+    here = with_result(table[table["dataset"] == rows["dataset"].iloc[0]])
+    here = here[here["metric"].str.startswith("trainings_at_")]
     seeds = f", {here['value'].min():g} trainings each" if len(here) else ""
     return f"{rows['dataset'].iloc[0]}, n = {int(rows['n'].max())}{seeds}"
 

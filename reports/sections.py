@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from robench.metrics.pending import with_result
 from robench.registry import Table
 
 
@@ -34,5 +35,5 @@ TABLE: dict[str, str] = {
 def sections(table: pd.DataFrame) -> list[Section]:
     """What the makers find in a tidy table."""
     makers = Table("sections", TABLE)
-    found = (makers[name].load()(table) for name in makers)
+    found = (makers[name].load()(with_result(table)) for name in makers)
     return [section for section in found if section is not None and len(section.cells)]

@@ -18,6 +18,11 @@ _NEEDS = {"evasion": ("evasion", "sentinel"), "evasion_train": ("evasion", "evas
 """Scenario -> the scenarios whose cells its numbers rest on; by default itself."""
 
 
+def with_result(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a tidy table that are not pending: there is nothing to draw or to write of the others."""
+    return table[table["status"] != PENDING]
+
+
 def withheld(rows: list[dict[str, Any]], unfinished: pd.DataFrame | None, single: Iterable[str]) -> list[dict[str, Any]]:
     """Lines of the tidy table; those that join cells of which some are pending lose their value.
 

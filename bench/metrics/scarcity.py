@@ -113,14 +113,15 @@ def _sized(frame: pd.DataFrame) -> tuple[Floats, Floats]:
     return sizes[known], scores[known]
 
 
-@facts(version=1, unit="count", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
+@facts(version=2, unit="count", higher_is_better=False, bounds=(0, None), needs="clean", group="generalization")
 def samples_for_target(frame: pd.DataFrame, *, target: float = 0.9) -> Estimate:
     """Training images at which mean accuracy reaches ``target``, read between the sizes, never beyond them.
 
     Returns:
         With an interval over trainings and images. Where the target is not reached at any size the value is missing, the
-        low end is at most the largest size and the high end is infinite; where the smallest size reaches it, the value is
-        missing and the low end is 0. Both are censored: see ``is_censored``. Empty below two sizes.
+        low end is at most the largest size and the high end is infinite. Where the smallest size reaches it, the value
+        is that size, an upper bound, and the low end is 0; the high end is infinite if resamples do not reach it at any
+        size. Both are censored: see ``is_censored``. Empty below two sizes.
     """
     sizes, scores = _sized(frame)
     if len(sizes) < 2:
@@ -133,13 +134,13 @@ def samples_for_target(frame: pd.DataFrame, *, target: float = 0.9) -> Estimate:
     if math.isinf(value):
         return Estimate(math.nan, min(low, float(sizes[-1])), math.inf, n)
     if value <= sizes[0]:
-        return Estimate(math.nan, 0.0, high, n)
+        return Estimate(value, 0.0, max(high, value), n)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
 def is_censored(estimate: Estimate) -> bool:
-    """Whether the sizes that were tried only bound the number from one side."""
-    return math.isnan(estimate.value)
+    """Whether the sizes that were tried only bound the number of images from one side; all sizes are positive."""
+    return math.isnan(estimate.value) or estimate.low == 0
 
 
 @facts(version=2, unit="ratio", higher_is_better=True, bounds=(0, None), needs="clean", group="generalization")

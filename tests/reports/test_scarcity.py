@@ -55,7 +55,7 @@ def lines() -> pd.DataFrame:
     found += [line("data_efficiency_auc", 0.6, threat="fraction"), line("power_law_exponent", 0.5, threat="fraction")]
     found += [line("samples_for_target", 250.4, eps=0.5, threat="fraction", ci_low=200.0, ci_high=math.inf),
               line("samples_for_target", math.nan, eps=0.8, threat="fraction", ci_low=1047.0, ci_high=math.inf),
-              line("samples_for_target", math.nan, eps=0.9, threat="fraction", ci_low=0.0, ci_high=52.0)]  # fmt: skip
+              line("samples_for_target", 52.0, eps=0.9, threat="fraction", ci_low=0.0, ci_high=52.0)]  # fmt: skip
     table = pd.DataFrame(found, columns=list(COLUMNS))
     return table.assign(**{name: table[name].astype(object).fillna("") for name in TEXTS})
 
@@ -109,6 +109,27 @@ def test_the_table_says_what_is_only_bounded(table: pd.DataFrame) -> None:
         "exponent b": "0.50 [0.40, 0.60]", "images for 50 %": "250 [200, ∞]", "images for 80 %": "> 1047",
         "images for 90 %": "≤ 52",
     }]  # fmt: skip
+
+
+def test_a_target_that_the_smallest_size_reaches_is_bounded_from_above_though_resamples_miss_it(table: pd.DataFrame) -> None:
+    at = (table["metric"] == "samples_for_target") & (table["eps"] == 0.9)
+    texts = []
+    for high in (400.0, math.inf):
+        changed = table.assign(value=table["value"].mask(at, 262.0), ci_high=table["ci_high"].mask(at, high))
+        texts.append(efficiency_of_data(changed).cells["images for 90 %"].item())
+    assert texts == ["≤ 262 [0, 400]", "≤ 262 [0, ∞]"]
+
+
+def test_what_has_no_result_yet_is_neither_drawn_nor_written(table: pd.DataFrame) -> None:
+    missing = {name: math.nan for name in ("value", "ci_low", "ci_high")}
+    waiting = table.assign(status="pending", validity="pending: no result yet", **missing)
+    draws = (scarcity_curve, data_quality_curve, augmentation_gains, transfer_gains)
+    assert [draw(waiting) for draw in draws] == [None] * 4 and efficiency_of_data(waiting) is None
+    first = table["eps"].eq(0.1) | table["metric"].str.startswith("trainings_at")
+    part = pd.concat([table[~first], waiting[first]], ignore_index=True)
+    figure = scarcity_curve(part)
+    assert figure.axes[0].get_title(loc="left").strip() == "Scarce training data (digits, n = 300)"
+    assert list(figure.axes[0].lines[0].get_xdata()) == [0.5, 1.0]
 
 
 def test_the_page_has_pictures_and_table(table: pd.DataFrame) -> None:

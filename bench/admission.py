@@ -34,6 +34,8 @@ class Admitted:
     """What was done to make it so, in words."""
     logits: Tensor
     """What it returned for the trial's images, (n, K)."""
+    reason: str = ""
+    """Why it could not be asked as it is, in words; empty where it could."""
 
 
 @contextmanager
@@ -98,9 +100,11 @@ def admit(net: nn.Module, x: Tensor, *, width: int) -> Admitted:
     images = padded(x[:width], width).detach().clone()
     state = _state(net)
     with seeded(0, "trial", device=images.device):
-        logits = _plain(net, images)
-        found, notes = (net, ()) if logits is not None else _gated(net, images)
-        if logits is None:
+        plain = _plain(net, images)
+        if isinstance(plain, Tensor):
+            found, notes, reason, logits = net, (), "", plain
+        else:
+            (found, notes), reason = _gated(net, images), plain
             with torch.no_grad():
                 logits = found(images)
     _require_same(state, _state(net))
@@ -108,15 +112,20 @@ def admit(net: nn.Module, x: Tensor, *, width: int) -> Admitted:
     if not bool(logits.isfinite().all(1).any()):
         got = f"NaN or infinity for each of the first {len(logits)} images"
         raise ModelError(must("the model's logits", "finite", got, "check weights, mean, std and input range"))
-    return Admitted(found, notes, logits)
+    return Admitted(found, notes, logits, reason)
 
 
-def _plain(net: nn.Module, images: Tensor) -> Tensor | None:
-    """Logits of a model that needs no gate: it takes one image and many, leaves them alone, and returns float32 logits."""
+def _plain(net: nn.Module, images: Tensor) -> Tensor | str:
+    """Logits of a model that needs no gate: it takes one image and many, leaves them alone, and returns float32 logits.
+
+    Of any other, the reason in words.
+    """
     leaf = images.clone().requires_grad_(True)
+    asked = f"{len(images)} images that require a gradient"
     try:
         with torch.enable_grad():
             outputs = net(leaf)
+        asked = "a single image"
         with torch.no_grad():
             net(images[:1].clone())
     except SystemExit as error:
@@ -124,13 +133,15 @@ def _plain(net: nn.Module, images: Tensor) -> Tensor | None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return None
+        return f"{type(error).__name__} for {asked}: {error}".replace("\n", " ")[:200]
     if not isinstance(outputs, Tensor) or outputs.dtype != torch.float32 or outputs.is_inference():
-        return None
+        return "outputs that are no float32 tensor"
     if outputs.dim() != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
-        return None
+        return f"outputs {tuple(outputs.shape)}"
     logits = outputs.detach()
-    return None if bool(logits.isneginf().any()) or not torch.equal(leaf.detach(), images) else logits
+    if bool(logits.isneginf().any()):
+        return "logits masked with -inf"
+    return logits if torch.equal(leaf.detach(), images) else "other images afterwards: its forward writes to them"
 
 
 def _exits(error: SystemExit) -> ExitError:

@@ -201,6 +201,6 @@ def _require_found(net: nn.Module, admitted: Admitted, width: int) -> None:
     most = getattr(admitted.net, "most", None)
     if most:
         raise ModelError(must("the model", f"able to take {width} images at once", f"at most {most}", f"add --width {most}"))
-    expected = "the same kind of logits for the data's images as for random ones"
-    remedy = "return plain float32 logits (N, K) for every image, and leave the images as they are"
-    raise ModelError(must("the model's outputs", expected, "others, e.g. masked with -inf", remedy))
+    expected = "plain float32 logits (N, K) for every image, also where a gradient is asked for"
+    remedy = "return them so, leave the images as they are, and use operations that have a backward pass"
+    raise ModelError(must("the model's outputs", expected, admitted.reason, remedy))

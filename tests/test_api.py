@@ -358,6 +358,43 @@ def test_a_model_too_narrow_for_the_runs_width_is_told_which_width_it_takes(tmp_
     assert any("clean accuracy" in line for line in tryout._look(plan.cells[0], context))
 
 
+UNLIKE = """
+import torch
+from torch import nn
+
+class Unlike(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1024, 10)
+
+    def forward(self, x):
+        logits = self.fc(x.flatten(1))
+        {change}
+        return logits
+
+def make():
+    return Unlike()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("torch.as_tensor(x.numpy())", r"RuntimeError for 64 images that require a gradient: Can't call numpy\(\)"),
+        ("logits = logits.masked_fill((torch.arange(10) == 9) & (x.mean() < 0.45), -torch.inf)", "logits masked with -inf"),
+    ],
+)
+def test_a_model_that_cannot_be_asked_with_gradients_is_told_so(tmp_path, change, reason):
+    from robench import tryout
+
+    (tmp_path / "unlike.py").write_text(UNLIKE.replace("{change}", change))
+    source, suite = f"{tmp_path / 'unlike.py'}:make", parse_suite("{name: t, threats: [linf(0.1)], attacks: [fgsm]}")
+    plan, paths = api.plan_run(suite, models=[source], data="digits", limit=70, trust=True)
+    context = Context(str(tmp_path), "cpu", trust=True, sources=paths, code=plan.code)
+    with pytest.raises(ModelError, match=reason):
+        tryout._look(plan.cells[0], context)
+
+
 def test_load_of_no_run_is_told(tmp_path):
     with pytest.raises(StoreError, match="run directory"):
         api.load(tmp_path)

@@ -439,13 +439,20 @@ def _unended(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _rising(rows: pd.DataFrame, threats: set[str], limits: Thresholds) -> Iterator[str]:
-    """A larger eps of the same norm must not leave more samples robust, over the samples that both attacked."""
+    """A larger eps of the same norm must not leave more samples robust, over the samples that are known at both."""
     norms = rows["threat"].str.replace(r"\(.*", "", regex=True)
     for _, same in rows.groupby(norms):
-        points = [(eps, threat, worst_case(part)["score"]) for (eps, threat), part in same.groupby(["eps", "threat"])]
+        points = [(eps, threat, _known(part)) for (eps, threat), part in same.groupby(["eps", "threat"])]
         for i, (_, threat, larger) in enumerate(points):
             for _, other, smaller in points[:i] if threat in threats else ():
                 common = larger.index.intersection(smaller.index)
                 rise = float(larger[common].sum() - smaller[common].sum())
                 if rise >= limits.floor and rise > limits.rise * len(common):
-                    yield f"robust accuracy rises from {other} to {threat} by {percent(rise / len(common))}"
+                    rise_in = f"{100 * rise / len(common):.1f} percentage points"
+                    yield f"robust accuracy rises from {other} to {threat} by {rise_in}"
+
+
+def _known(rows: pd.DataFrame) -> pd.Series:
+    """The worst case of each sample that is not unknown: one on which an attack failed may not have survived."""
+    worst = worst_case(rows)
+    return worst.loc[~worst["unknown"], "score"]

@@ -142,6 +142,22 @@ def test_accuracy_must_not_rise_with_eps(rows):
     assert not verdict(evasion[far], sentinel, siblings=evasion[near]).sound
 
 
+def test_samples_on_which_an_attack_failed_do_not_show_a_rise(rows):
+    """Two samples at the larger eps are known to have survived; all others are unknown there."""
+    evasion, sentinel = rows[0], elsewhere(rows[1])
+    near, far = (evasion["threat"] == f"linf({eps}/255)" for eps in (4, 8))
+    evasion.loc[far, "score_adv"] = evasion.loc[far, "score_clean"]
+    crashed = evasion.assign(status=evasion["status"].mask(far, "failed"))
+    reasons = verdict(crashed[far], sentinel, siblings=crashed[near]).reasons
+    assert reasons and not any("rises" in reason for reason in reasons)
+    broken = evasion.loc[near & evasion["score_adv"].eq(0) & evasion["score_clean"].gt(0), "sample"].unique()
+    assert len(broken) > 4
+    half = evasion.assign(status=evasion["status"].mask(far & ~evasion["sample"].isin(broken[:4]), "failed"))
+    (told,) = (r for r in verdict(half[far], sentinel, siblings=half[near]).reasons if "rises" in r)
+    known = int(half.loc[near, "sample"].isin([*broken[:4], *evasion.loc[evasion["score_clean"].eq(0), "sample"]]).sum()) // 3
+    assert told.endswith(f"by {400 / known:.1f} percentage points")
+
+
 def test_a_larger_eps_that_breaks_no_more_is_suspicious_where_it_could(rows):
     evasion, sentinel = rows
     flat = sentinel.assign(broken_2x=sentinel["broken_margin"], broken_4x=sentinel["broken_margin"])

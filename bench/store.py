@@ -168,7 +168,7 @@ class Store:
         return self.root / "failed" / f"{digest}.json"
 
     def unfinished(self, planned: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-        """The planned cells that are still to do: the cell's columns, ``threat``, ``attack``, ``status``, ``error``.
+        """The planned cells still to do: the cell's columns, ``threat``, ``attack``, ``corruption``, ``status``, ``error``.
 
         ``status`` is ``skipped`` where an optional library was missing, ``failed`` after a failed attempt, and ``pending``
         where there was no attempt yet; ``error`` is one line.
@@ -180,9 +180,9 @@ class Store:
             told, error = _told(self._failed(digest)), self.last_error(digest)
             status = "skipped" if told.get("skipped") else "failed" if self._failed(digest).exists() else "pending"
             error = error or "no result yet: run the same command again"
-            known = {name: about.get(name, "") for name in (*LEAD, "threat", "attack")} | {"cell": digest}
+            known = {name: about.get(name, "") for name in (*LEAD, "threat", "attack", "corruption")} | {"cell": digest}
             rows.append({**known, "status": status, "error": error})
-        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "status", "error"])
+        return pd.DataFrame(rows, columns=[*LEAD, "threat", "attack", "corruption", "status", "error"])
 
     def frames(self, digests: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
         """Per-sample frames by scenario, led by the cell's columns; sorted by content, not by time.

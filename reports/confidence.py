@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from robench.metrics.confidence import AFTER, BEFORE
-from robench.reports.cells import interval, percent
+from robench.reports.cells import interval
 from robench.reports.sections import Section
 
 _SHOWN = {
@@ -15,6 +17,8 @@ _SHOWN = {
     "augrc": "AUGRC %",
     "risk_at_80_coverage": "risk@80 %",
 }
+
+_ESTIMATE = ("value", "ci_low", "ci_high")
 
 
 def detection(table: pd.DataFrame) -> Section | None:
@@ -30,8 +34,9 @@ def detection(table: pd.DataFrame) -> Section | None:
     keys = ["dataset", "model", "attack"]
     long = areas.assign(text=texts, what=areas["threat"])
     cells = long.pivot_table(index=keys, columns="what", values="text", aggfunc="first", sort=False)
-    rates = rows[rows["metric"] == "fpr_at_95_tpr_id_positive"].groupby(keys)["value"].max()
-    cells["worst FPR@95TPR(ID+) %"] = [percent(rates.get(key)) for key in cells.index]
+    rates = rows[rows["metric"] == "fpr_at_95_tpr_id_positive"].sort_values("value", kind="stable", na_position="first")
+    worst = {tuple(row[key] for key in keys): interval(*(row[name] for name in _ESTIMATE)) for _, row in rates.iterrows()}
+    cells["worst FPR@95TPR(ID+) %"] = [worst.get(key, "") for key in cells.index]
     note = (
         "AUROC in percent with 95 % intervals, 50 is chance; higher scores are more like the data set's own images. Only "
         "successful adversarial images count. FPR@95TPR(ID+): part of the other images that pass where 95 % of the data "
@@ -47,9 +52,7 @@ def confidence(table: pd.DataFrame) -> Section | None:
     shown = rows[rows["metric"].isin(_SHOWN)]
     if shown.empty:
         return None
-    texts = [
-        (f"{v:.3f}" if metric == "nll" else percent(v)) for metric, v in zip(shown["metric"], shown["value"], strict=True)
-    ]
+    texts = [_text(metric, *values) for metric, *values in shown[["metric", *_ESTIMATE]].itertuples(index=False)]
     marks = shown["status"].map({"unknown": " (unknown samples count as sure and wrong)"}).fillna("")
     long = shown.assign(text=texts, images=shown["threat"] + marks, what=shown["metric"].map(_SHOWN))
     keys = ["dataset", "model", "images"]
@@ -63,6 +66,14 @@ def confidence(table: pd.DataFrame) -> Section | None:
     split = next(iter(rows.loc[rows["metric"] == "temperature", "threat"]), "")
     note = (
         f"Before → after dividing the logits by the temperature T, which was fitted on {split} images. ECE in 15 bins of "
-        "equal width (adaptive: of equal numbers); AUGRC and risk: errors that remain when only sure images are answered."
+        "equal width (adaptive: of equal numbers); AUGRC and risk: errors that remain when only sure images are answered. "
+        "In brackets: 95 % intervals over images."
     )
     return Section("Confidence", cells.reset_index().rename_axis(columns=None), note)
+
+
+def _text(metric: str, value: float, low: float, high: float) -> str:
+    """A measure with its interval: NLL as a number, others in percent."""
+    if metric != "nll" or math.isnan(value):
+        return interval(value, low, high)
+    return f"{value:.3f}" if math.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"

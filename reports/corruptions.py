@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robench.metrics.pending import with_result
+from robench.metrics.table import FAILED
 from robench.registry import facts
 from robench.reports.curves import COLOURS
 from robench.reports.sections import Section
@@ -66,7 +67,10 @@ def corruptions(table: pd.DataFrame) -> Section | None:
     if drops.empty:
         return None
     lines = [_line(kept, row) for _, row in drops.iterrows()]
-    return Section("Corruptions", pd.DataFrame(lines).fillna(""), _NOTE)
+    failed = kept[(kept["scenario"] == "corruption") & (kept["status"] == FAILED)]
+    missing = sorted(set(failed["model"]) - set(drops["model"]))
+    told = f" Not shown, since no corruption finished on them: {', '.join(missing)}." if missing else ""
+    return Section("Corruptions", pd.DataFrame(lines).fillna(""), _NOTE + told)
 
 
 def _line(kept: pd.DataFrame, drop: pd.Series) -> dict[str, str]:

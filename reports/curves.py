@@ -130,7 +130,7 @@ def _draw(
         x, bad = points["eps"].to_numpy() * scale, bool(points["validity"].str.startswith(DOUBTED).any())
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         style: dict[str, Any] = {"linestyle": "--" if bad else "-", "fillstyle": "none" if bad else "full"}
-        name = f"{model} ({worst_of(points['validity'])})" if bad else model
+        name = f"{model} ({_verdict(points)})" if bad else model
         axes.plot(x, points["value"], color=colour, marker=marker, clip_on=False, label=name, **style)
         axes.fill_between(x, points["ci_low"], points["ci_high"], color=colour, alpha=0.07 if bad else 0.15, linewidth=0)
         ends.append((float(points["value"].iloc[-1]), name, colour, float(x[-1])))
@@ -138,6 +138,17 @@ def _draw(
         axes.legend(loc="upper right", frameon=False, fontsize=9)
     else:
         _label(axes, ends)
+
+
+def _verdict(points: pd.DataFrame) -> str:
+    """The worst status of a line's points, and where it is that of some of them only."""
+    worst = worst_of(points["validity"])
+    having = points["validity"].str.startswith(worst)
+    if having.all():
+        return worst
+    threats = list(dict.fromkeys(points.loc[having, "threat"]))
+    more = f" and {len(threats) - 1} more" if len(threats) > 1 else ""
+    return f"{worst} at {threats[0]}{more}"
 
 
 def _label(axes: Axes, ends: Sequence[tuple[float, str, str, float]]) -> None:

@@ -26,6 +26,10 @@ _SUITE = ("suite.name", "suite.version", "suite.data", "suite.limit")
 _APART = ("left_out", "data_notes")
 """Lists of the header that have a heading of their own."""
 
+_UNTOLD = {"efficiency": "cost", "explanation": "explanations"}
+"""Scenarios without a table of their own on the page."""
+_NAMED = 8
+"""Measurements without a result that an entry names; ``table.csv`` has all."""
 _PLAIN = "(as it is)"
 _POINTS = ("accuracy_in_bin", "risk_at_coverage")
 """Metrics that are the points of a picture; their numbers are in ``table.csv``."""
@@ -87,9 +91,17 @@ def page(
         left_out=list((header or {}).get("left_out", ())),
         transfers=_rows(transfer_matrix(table)),
         rows=_rows(tidy_cells(table[~table["metric"].isin(_POINTS)])),
+        only_here=_only_here(table),
         limited=bool((table["status"] == "limited").any()),
-        unknown=max((int(n) for n in table.loc[table["attack"] == "worst", "n_unknown"].dropna()), default=0),
+        unknown=unknown(table),
     )
+
+
+def _only_here(table: pd.DataFrame) -> list[str]:
+    """What was measured of models as they are and stands in no table but the one of all numbers."""
+    compressed = bool((table["scenario"] == "disagreement").any())  # then the section on compression shows it
+    measured = set(table.loc[(table["status"] != PENDING) & table["value"].notna(), "scenario"])
+    return [name for key, name in _UNTOLD.items() if key in measured and not (key == "efficiency" and compressed)]
 
 
 def leaders(board: pd.DataFrame, ranked: tuple[str, str]) -> list[str]:
@@ -138,7 +150,39 @@ def unfinished(table: pd.DataFrame, status: str) -> list[str]:
     """Models, with their condition, of which something was skipped or failed, how much, and why."""
     rows = table[table["status"] == status]
     grouped = rows.groupby(["model", "condition", "validity"], sort=True)
-    return [f"{_who(m, c)}, {len(part)} measurements: {v.partition(': ')[2]}" for (m, c, v), part in grouped]
+    told = [f"{_who(m, c)}, {_measurements(part)}: {v.partition(': ')[2]}" for (m, c, v), part in grouped]
+    return told + (_failed_attacks(table) if status == FAILED else [])
+
+
+def _measurements(rows: pd.DataFrame) -> str:
+    """The attacks, corruptions and other scenarios of lines without a result, the first few by name."""
+    names = []
+    for scenario, threat, attack in zip(rows["scenario"], rows["threat"], rows["attack"], strict=True):
+        names.append(f"{attack} at {threat}" if attack and threat else f"{scenario} {threat or attack}".strip())
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
+    return ", ".join(unique[:_NAMED]) + more
+
+
+def _failed_attacks(table: pd.DataFrame) -> list[str]:
+    """Attacks that ran and failed on some images, on how many, and why."""
+    rows = table[(table["scenario"] == "evasion") & (table["metric"] == "robust_accuracy") & (table["excludes"] != "")]
+    rows = rows[~rows["attack"].isin(("worst", "curve"))]
+    parts = zip(rows["model"], rows["condition"], rows["attack"], rows["threat"], rows["excludes"], strict=True)
+    return [f"{_who(m, c)}, {attack} at {threat}: {why}" for m, c, attack, threat, why in parts]
+
+
+def unknown(table: pd.DataFrame) -> list[str]:
+    """Models, with their condition, of which samples are unknown, how many and where."""
+    robust = (table["metric"] == ATTACKED) & (table["attack"] == "worst")
+    corrupted = (table["metric"] == "corrupted_accuracy") & (table["threat"] == "mean") & table["eps"].isna()
+    rows = table[(robust | corrupted) & (table["n_unknown"].fillna(0) > 0)]
+    found: dict[str, dict[str, None]] = {}
+    parts = zip(rows["model"], rows["condition"], rows["threat"], rows["n_unknown"], rows["n"], strict=True)
+    for model, condition, threat, count, n in parts:
+        where = "on corruptions" if threat == "mean" else f"at {threat}"
+        found.setdefault(_who(model, condition), {})[f"{count} of {n} {where}"] = None
+    return [f"{who}: {', '.join(counts)}" for who, counts in sorted(found.items())]
 
 
 def flags(table: pd.DataFrame, threat: str) -> list[dict[str, Any]]:

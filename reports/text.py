@@ -13,7 +13,7 @@ from rich.text import Text
 from robench.errors import ConfigError, must, suggestion
 from robench.escape import for_csv, for_markdown, visible
 from robench.metrics.table import LABELS
-from robench.metrics.validity import DOUBTED
+from robench.metrics.validity import DOUBTED, INVALID, SUSPICIOUS
 from robench.registry import facts
 from robench.reports.cells import tidy_cells
 from robench.reports.terminal import board_lines
@@ -112,8 +112,15 @@ def escalations(table: pd.DataFrame) -> list[str]:
 
 
 def exclusions(table: pd.DataFrame) -> list[str]:
-    """``model [condition] threat: what`` the checks behind a verdict exclude, though they found nothing."""
-    return _told(table[table["attack"] == "worst"], "excludes")
+    """``model [condition] threat: what`` checks exclude that found nothing; not of models of which a check found something."""
+    rows = table[(table["attack"] == "worst") & ~table["validity"].str.startswith((SUSPICIOUS, INVALID))]
+    clean = table[(table["scenario"] == "clean") & (table["metric"] == "accuracy") & (table["condition"] == "")]
+    doubts = dict(zip(zip(clean["model"], clean["dataset"], strict=True), clean["excludes"], strict=True))
+    found = [
+        text.removeprefix(doubts.get((model, dataset), "")).removeprefix("; ")  # doubts about labels are findings
+        for model, dataset, text in zip(rows["model"], rows["dataset"], rows["excludes"], strict=True)
+    ]
+    return _told(rows.assign(excludes=found), "excludes")
 
 
 def label_doubts(table: pd.DataFrame) -> list[str]:

@@ -385,7 +385,7 @@ def test_doctor_names_what_is_there():
 def test_smoke_runs_end_to_end_within_its_minute(tmp_path):
     robench("run", "--suite", "smoke", "--out", tmp_path, *HERE)
     page = (tmp_path / "report.html").read_text()
-    doubted = page.partition("Not to be believed:")[2].partition(".</strong>")[0]
+    doubted = page.partition("Unreliable results:")[2].partition(".</strong>")[0]
     assert "leads 2 ranked models" in page and "digits-pgd-at" not in doubted, "a page must not doubt the model that leads"
     assert not re.search(r"digits-standard at linf", doubted)
     assert "0 cells computed" in robench("run", "--suite", "smoke", "--out", tmp_path, *HERE).output

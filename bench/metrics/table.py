@@ -37,7 +37,7 @@ Columns are ``COLUMNS``, rates in [0, 1], full precision. What a column holds be
 * ``status`` ``pending`` (metric ``pending`` of a cell, or a number that needs it; no value): the run is not finished.
 * ``status`` ``failed`` (metric ``failed``, no value): the cell has no result; ``validity`` has the error.
 * ``excludes``: what the verdict's checks that found nothing can exclude, given their sample sizes, on ``worst`` rows; what
-  is ``unknown`` of a ``calibration`` row.
+  is ``unknown`` of a ``calibration`` row; on how many samples an attack failed, and its errors, on the row of that attack.
 * ``escalated``: why a protocol went beyond its ordinary stages, on ``worst`` rows.
 * Several seeds of one condition keep apart: all but the smallest add ``seed=N`` to ``condition``.
 """
@@ -102,6 +102,8 @@ SKIPPED, FAILED = "skipped", "failed"
 LABELS = "labels: "
 """What a note on labels and predictions of clean images that do not belong together begins with."""
 
+_ERRORS = 3
+"""Different errors of one attack that its row tells."""
 _NAMED = ["model", "dataset", "condition"]
 _KEYS = ("model", "dataset", "scenario", "condition", "threat", "eps", "attack", "metric", "cell")
 _COUNTS = ("n", "n_clean_correct", "n_unknown", "forwards", "backwards")
@@ -182,6 +184,7 @@ def _unfinished(frame: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
         return
     for cell in frame.to_dict("records"):
         kept = {name: cell[name] for name in ("model", "dataset", "scenario", "condition", "threat", "attack")}
+        kept["threat"] = kept["threat"] or cell.get("corruption", "")
         status = str(cell["status"])
         told = {"metric": status, "n": 0, "status": status, "validity": f"{status}: {cell['error']}"}
         yield {**kept, **told, "value": math.nan, "cell": str(cell["cell"])[:12]}
@@ -308,7 +311,7 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     only: dict[str, Metric] = {"robust_accuracy": robust.robust_accuracy}
     for attack, part in rows.groupby("attack"):
         moved: dict[str, Metric] = {"transfer_success": transfer.transfer_success} if is_transfer(attack) else {}
-        yield from each({**only, **moved}, part, attack=attack, **more, **_counts(part))
+        yield from each({**only, **moved}, part, attack=attack, excludes=_failures(part), **more, **_counts(part))
     worst: dict[str, Metric] = {
         **only,
         "robust_accuracy_8bit": robust.robust_accuracy_8bit,
@@ -322,6 +325,16 @@ def _threat(rows: pd.DataFrame, found: Verdict, **more: Any) -> Iterator[dict[st
     yield from each(worst, rows, **said)
     for line in known.plugged_lines("evasion", rows):
         yield {**said, **line}
+
+
+def _failures(rows: pd.DataFrame) -> str:
+    """On how many samples an attack failed, and its errors; empty where it did not fail."""
+    failed = rows[rows["status"] != "ok"]
+    if failed.empty:
+        return ""
+    errors = sorted({str(error).partition("\n")[0] for error in failed["error"].dropna()} - {""})
+    told = "; ".join(errors[:_ERRORS]) + (f"; and {len(errors) - _ERRORS} other errors" if len(errors) > _ERRORS else "")
+    return f"failed on {failed['sample'].nunique()} of {rows['sample'].nunique()} samples: {told or 'no result'}"
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:

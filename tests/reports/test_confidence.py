@@ -6,6 +6,7 @@ import pytest
 
 from robench.metrics.table import tidy
 from robench.reports.audit import audit
+from robench.reports.cells import interval
 from robench.reports.confidence import confidence, detection
 from robench.reports.curves import image
 from robench.reports.page import page, unfinished
@@ -53,12 +54,19 @@ def test_detectors_stand_by_model_with_the_source_that_passes_most(table):
     assert len(cells) == 6 and cells.loc[(cells.model == "masked") & (cells.detector == "knn"), "noise"].item() == "skipped"
     rates = table[(table["metric"] == "fpr_at_95_tpr_id_positive") & (table["model"] == "plain")]
     shown = cells.loc[(cells.model == "plain") & (cells.detector == "energy"), "worst FPR@95TPR(ID+) %"].item()
-    assert float(shown) == pytest.approx(100 * rates["value"].max(), abs=0.06)
+    worst = rates.loc[rates["value"].idxmax()]
+    assert shown == interval(worst["value"], worst["ci_low"], worst["ci_high"]) and "[" in shown
+    assert float(shown.partition(" [")[0]) == pytest.approx(100 * rates["value"].max(), abs=0.06)
 
 
 def test_confidence_stands_before_and_after_the_temperature(table):
     section = confidence(table)
     assert "validation images" in section.note and len(section.cells) == 6
+    (row,) = section.cells[(section.cells["model"] == "plain") & (section.cells["images"] == "clean")].to_dict("records")
+    for metric, column, text in (("ece", "ECE %", interval), ("nll", "NLL", lambda *v: "{:.3f} [{:.3f}, {:.3f}]".format(*v))):
+        own = table[(table["metric"] == metric) & (table["scenario"] == "calibration") & (table["model"] == "plain")]
+        own = own[own["threat"] == "clean"].sort_values("attack", ascending=False)  # "uncalibrated" first
+        assert row[column] == " → ".join(text(*values) for values in own[["value", "ci_low", "ci_high"]].itertuples(index=False))
     assert (section.cells["T"] == "1.50").all() and section.cells["ECE %"].str.contains(" → ").all()
 
 

@@ -7,8 +7,11 @@ import re
 import pandas as pd
 import pytest
 
+from robench.metrics.table import tidy
+from robench.reports.corruptions import corruptions
 from robench.reports.leaderboard import leaderboard, ranked_by
-from robench.reports.page import flags, leaders, page, suspects
+from robench.reports.page import flags, leaders, page, suspects, unfinished, unknown
+from robench.reports.text import exclusions
 
 THREAT = "linf(8/255)"
 
@@ -94,3 +97,66 @@ def test_the_suite_is_folded_and_its_limit_is_said_openly(table):
     before, _, folded = text.partition("<h2>This run</h2>")[2].partition("<summary>the suite</summary>")
     assert "<dt>suite.limit</dt><dd>300</dd>" in before and "<dt>seed</dt><dd>1</dd>" in before
     assert "<dt>suite.attacks</dt>" in folded
+
+
+@pytest.fixture(scope="module")
+def crashed(synthetic) -> pd.DataFrame:
+    """PGD fails on 52 of 60 images of one model at the largest eps; of that model no corruption and no sentinel finished."""
+    rows = synthetic.evasion("plain")
+    lost = (rows["threat"] == THREAT) & rows["attack"].str.startswith("pgd") & (rows["sample"] >= 8)
+    rows = rows.assign(status=rows["status"].mask(lost, "failed"), error=rows["error"].mask(lost, "RuntimeError: boom"))
+    survived = lost | (rows["threat"].eq(THREAT) & ~rows["attack"].str.startswith("pgd"))
+    rows["score_adv"] = rows["score_adv"].mask(survived, rows["score_clean"])
+    missing = [
+        {**synthetic.cell("plain", scenario), "threat": "", "attack": "", "corruption": corruption, "status": "failed",
+         "error": "RuntimeError: dark"}
+        for scenario, corruption in (("corruption", "gaussian_noise"), ("corruption", "contrast"), ("sentinel", ""))
+    ]  # fmt: skip
+    clean = pd.concat([synthetic.clean("plain"), synthetic.clean("trained")], ignore_index=True)
+    evasion = pd.concat([rows, synthetic.evasion("trained")], ignore_index=True)
+    frames = {"clean": clean, "evasion": evasion, "corruption": synthetic.corruption("trained")}
+    return tidy({**frames, "sentinel": synthetic.sentinel("trained"), "unfinished": pd.DataFrame(missing)})
+
+
+def test_failures_name_the_attack_or_corruption_its_images_and_the_error(crashed):
+    assert unfinished(crashed, "failed") == [
+        "plain, corruption contrast, corruption gaussian_noise, sentinel: RuntimeError: dark",
+        f"plain, pgd(steps=40) at {THREAT}: failed on 52 of 60 samples: RuntimeError: boom",
+    ]
+
+
+def test_unknown_images_are_told_by_model_and_threat(crashed, table):
+    (told,) = unknown(crashed)
+    assert re.fullmatch(r"plain: (4\d|5\d) of 60 at linf\(8/255\)", told) and unknown(table) == []
+    assert told in page(crashed, drawn=[])
+
+
+def test_a_model_without_any_finished_corruption_is_named_below_the_table_that_lacks_it(crashed):
+    section = corruptions(crashed)
+    assert list(section.cells["model"]) == ["trained"]
+    assert section.note.endswith("Not shown, since no corruption finished on them: plain.")
+    assert "Not shown" not in corruptions(crashed[crashed["model"] == "trained"]).note
+
+
+def test_only_models_of_which_no_check_found_anything_have_exclusions(table):
+    told = exclusions(table)
+    assert {line.partition(" ")[0] for line in told} == {"plain", "trained"} and all("would have been told" in t for t in told)
+    assert table.loc[(table["model"] == "masked") & (table["attack"] == "worst"), "excludes"].ne("").any()
+
+
+def test_doubts_about_labels_are_no_exclusions(synthetic):
+    wrong = synthetic.clean("plain")
+    wrong = wrong.assign(pred=(wrong["label"] + 1) % 4, score=0.0)
+    rows = synthetic.evasion("plain")
+    found = tidy({"clean": wrong, "evasion": rows, "sentinel": synthetic.sentinel("plain")})
+    worst = found[found["attack"] == "worst"]
+    assert worst["excludes"].str.startswith("labels: ").all()
+    assert not any("labels: " in line for line in exclusions(found.assign(validity="sound"))) and exclusions(
+        found.assign(validity="sound")
+    )
+
+
+def test_the_page_says_what_has_no_table_of_its_own(table):
+    text = page(table, drawn=[])
+    assert "; cost and explanations: only here</summary>" in text or "; explanations: only here</summary>" in text
+    assert ": only here" not in page(table[~table["scenario"].isin(["efficiency", "explanation"])], drawn=[])

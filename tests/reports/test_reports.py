@@ -103,6 +103,19 @@ def test_the_security_curve_starts_clean_and_marks_suspicious_models(table):
     assert list(axes.lines[2].get_ydata()) == pytest.approx([0.95, 53 / 60, 0.75, 0.5])
 
 
+def test_the_security_curve_says_where_a_status_holds_and_leaves_out_what_has_no_result(table):
+    worst = (table["model"] == "plain") & (table["attack"] == "worst")
+    far = worst & (table["threat"] == "linf(8/255)")
+    mixed = table.assign(validity=table["validity"].mask(worst, "suspicious: x").mask(far, "invalid: y"))
+    assert "plain (invalid at linf(8/255))" in [line.get_label() for line in security_curve(mixed).axes[0].lines]
+    missing = {name: table[name].mask(far, np.nan) for name in ("value", "ci_low", "ci_high")}
+    waiting = table.assign(status=table["status"].mask(far, "pending"), **missing)
+    lines = {line.get_label(): line for line in security_curve(waiting).axes[0].lines}
+    assert len(lines["plain"].get_xdata()) == len(lines["trained"].get_xdata()) - 1
+    assert np.isfinite(lines["plain"].get_ydata()).all()
+    assert security_curve(table.assign(status="pending")) is None and "nan" not in render(waiting)
+
+
 def test_pictures_are_the_same_bytes_twice_and_none_without_data(table):
     for kind in ("png", "svg"):
         assert image(security_curve(table), kind) == image(security_curve(table), kind)
@@ -144,7 +157,7 @@ def test_the_page_is_well_formed_self_contained_and_flags_in_red(table):
     assert parser.open == [] and len(parser.sources) == 4
     assert all(s.startswith("data:image/png;base64,") for s in parser.sources)
     assert Image.open(io.BytesIO(base64.b64decode(parser.sources[0].partition(",")[2]))).size[0] > 500
-    assert re.search(r'<p class="flag">.*Not to be believed: masked', text)
+    assert re.search(r'<p class="flag">.*Unreliable results: masked', text)
     assert re.search(r'<div class="flag">.*masked, linf\(2/255\): suspicious</strong>\s*<ul><li>zero gradients', text)
     assert "<dt>versions.robench</dt><dd>0.1.0</dd>" in text
     assert "50.0 [37.7, 62.3]" in text

@@ -112,7 +112,7 @@ def escalations(table: pd.DataFrame) -> list[str]:
 
 
 def exclusions(table: pd.DataFrame) -> list[str]:
-    """``model [condition] threat: what`` checks exclude that found nothing; not of models of which a check found something."""
+    """``model [condition] threat: what`` checks exclude that found nothing, of models of which no check found anything."""
     rows = table[(table["attack"] == "worst") & ~table["validity"].str.startswith((SUSPICIOUS, INVALID))]
     clean = table[(table["scenario"] == "clean") & (table["metric"] == "accuracy") & (table["condition"] == "")]
     doubts = dict(zip(zip(clean["model"], clean["dataset"], strict=True), clean["excludes"], strict=True))

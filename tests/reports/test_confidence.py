@@ -63,10 +63,11 @@ def test_confidence_stands_before_and_after_the_temperature(table):
     section = confidence(table)
     assert "validation images" in section.note and len(section.cells) == 6
     (row,) = section.cells[(section.cells["model"] == "plain") & (section.cells["images"] == "clean")].to_dict("records")
-    for metric, column, text in (("ece", "ECE %", interval), ("nll", "NLL", lambda *v: "{:.3f} [{:.3f}, {:.3f}]".format(*v))):
+    for metric, column, text in (("ece", "ECE %", interval), ("nll", "NLL", "{:.3f} [{:.3f}, {:.3f}]".format)):
         own = table[(table["metric"] == metric) & (table["scenario"] == "calibration") & (table["model"] == "plain")]
         own = own[own["threat"] == "clean"].sort_values("attack", ascending=False)  # "uncalibrated" first
-        assert row[column] == " → ".join(text(*values) for values in own[["value", "ci_low", "ci_high"]].itertuples(index=False))
+        values = own[["value", "ci_low", "ci_high"]].itertuples(index=False)
+        assert row[column] == " → ".join(text(*estimate) for estimate in values)
     assert (section.cells["T"] == "1.50").all() and section.cells["ECE %"].str.contains(" → ").all()
 
 

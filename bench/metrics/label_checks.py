@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -33,7 +34,18 @@ def label_warnings(labels: Sequence[int] | np.ndarray, predictions: Sequence[int
         return ()
     order = _another_order(y, p)
     found = [line for line in (_at_chance(y, p, order), _one_answer(y, p)) if line]
-    return tuple(found or ([order] if order else []))
+    return tuple(found or ([order.text] if order else []))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """An order of the classes that fits better than the labels' own."""
+
+    text: str
+    expected: np.ndarray
+    """The answer that it holds for right, per image, (N,)."""
+    tested: np.ndarray
+    """Images that had no part in its choice, bool (N,)."""
 
 
 def chance(labels: np.ndarray) -> float:
@@ -41,7 +53,7 @@ def chance(labels: np.ndarray) -> float:
     return 1 / max(2, len(np.unique(labels)))
 
 
-def _at_chance(y: np.ndarray, p: np.ndarray, order: str) -> str:
+def _at_chance(y: np.ndarray, p: np.ndarray, order: _Order | None) -> str:
     """Accuracy that guessing reaches too with a probability above ``LEVEL``.
 
     Where even a perfect model could not be told from guessing (few images), only accuracy at or below chance counts.
@@ -51,7 +63,7 @@ def _at_chance(y: np.ndarray, p: np.ndarray, order: str) -> str:
     small = level**n > LEVEL
     if (right > level * n) if small else (by_chance <= LEVEL):
         return ""
-    reason = _shifted(y, p) or order or f"likely reasons: {_REASONS}"
+    reason = _explanation(y, p, order) or f"likely reasons: {_REASONS}"
     told = (
         f"{right} of {n} images right, not above chance ({level:.1%} by guessing among the {len(np.unique(y))} classes seen)"
     )
@@ -68,19 +80,37 @@ def _one_answer(y: np.ndarray, p: np.ndarray) -> str:
     )
 
 
-def _shifted(y: np.ndarray, p: np.ndarray) -> str:
-    """Whether labels that are one too high or too low explain the predictions."""
-    for shift, remedy in (
-        (1, "labels seem to count from 1"),
-        (-1, "the model seems to count from 1, or to have a class 'background'"),
-    ):
-        right = int((y - shift == p).sum())
-        if binom.sf(right - 1, len(y), chance(y)) <= REORDERED:
-            return f"{remedy}: {right} of {len(y)} would be right with labels shifted by {-shift}"
-    return ""
+def _explanation(y: np.ndarray, p: np.ndarray, order: _Order | None) -> str:
+    """The explanation that makes most images right, a shift of the labels or another order; both where they are close.
+
+    An order includes every shift and so is never behind it on the images that it was chosen by: the two are compared on
+    the others, by a sign test where only one of them is right.
+    """
+    shift, shifted = _shifted(y, p)
+    if not order or not shifted:
+        return shifted or (order.text if order else "")
+    ordered, moved = (order.expected == p)[order.tested], (y - shift == p)[order.tested]
+    better, worse = int((ordered & ~moved).sum()), int((moved & ~ordered).sum())
+    if better <= worse:
+        return shifted
+    if binom.sf(better - 1, better + worse, 0.5) <= REORDERED:
+        return order.text
+    return f"{shifted}; or {order.text}"
 
 
-def _another_order(y: np.ndarray, p: np.ndarray) -> str:
+def _shifted(y: np.ndarray, p: np.ndarray) -> tuple[int, str]:
+    """By how much labels are too high where that explains predictions, of 1 and -1 the better, and its text; else empty."""
+    right, shift = max((int((y - shift == p).sum()), shift) for shift in (1, -1))
+    if binom.sf(right - 1, len(y), chance(y)) > REORDERED:
+        return 0, ""
+    remedy = {
+        1: "labels seem to count from 1",
+        -1: "the model seems to count from 1, or to have a class 'background'",
+    }[shift]
+    return shift, f"{remedy}: {right} of {len(y)} would be right with labels shifted by {-shift}"
+
+
+def _another_order(y: np.ndarray, p: np.ndarray) -> _Order | None:
     """An order of the classes that fits better: found on half of the images and tested on the other half.
 
     A model that is honestly bad mixes classes up, but does not answer most of one class by another one-to-one; so the test
@@ -90,18 +120,19 @@ def _another_order(y: np.ndarray, p: np.ndarray) -> str:
     own, told = index[: len(y)], index[len(y) :]
     first = _halves(own)
     if not 2 <= len(names) <= _MOST or first.all():
-        return ""
+        return None
     order = _best_order(own[first], told[first], len(names))
     rest_own, rest_told = own[~first], told[~first]
     better = int(((order[rest_own] == rest_told) & (rest_own != rest_told)).sum())
     worse = int(((order[rest_own] != rest_told) & (rest_own == rest_told)).sum())
     if better <= worse or binom.sf(better - 1, better + worse, 0.5) > REORDERED:
-        return ""
+        return None
     moved = [i for i in np.unique(own) if order[i] != i]
     example = ", ".join(f"label {names[i]} is answered by {names[order[i]]}" for i in moved[:3])
     right = int((order[own] == told).sum())
     told_right = f"{right} instead of {int((own == told).sum())} of {len(y)} right"
-    return f"another order of the classes fits better ({told_right}: {example})"
+    text = f"another order of the classes fits better ({told_right}: {example})"
+    return _Order(text, names[order[own]], ~first)
 
 
 def _halves(labels: np.ndarray) -> np.ndarray:

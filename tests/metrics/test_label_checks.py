@@ -61,6 +61,34 @@ def test_another_order_of_classes_is_recognised() -> None:
     assert "label 3 is answered by 4" in label_warnings(y, exchanged)[0]
 
 
+def test_of_a_shift_and_an_order_the_one_that_makes_more_images_right_is_told() -> None:
+    """Labels 5 of 20 to 19 are answered by their predecessor, the others by an order of their own, as text orders numbers."""
+    y = np.arange(400) % 20
+    order = np.array([3, 4, 0, 1, 2, *range(4, 19)])
+    order[5] = 19
+    (line,) = label_warnings(y, order[y])
+    assert "another order of the classes fits better (400 instead of 0 of 400 right" in line and "count from 1" not in line
+    pure = label_warnings(1 + y, y)
+    assert "400 of 400 would be right with labels shifted by -1" in pure[0] and "another order" not in pure[0]
+    noisy = label_warnings(1 + y, answers(y, 0.7, 20))
+    assert "labels shifted by -1" in noisy[0] and "another order" not in noisy[0]
+
+
+def test_a_shift_and_an_order_that_are_close_are_both_told() -> None:
+    y = np.arange(60) % 20
+    order = np.arange(-1, 19)
+    order[[0, 1, 2]] = 1, 19, 0
+    (line,) = label_warnings(y, order[y])
+    assert "51 of 60 would be right with labels shifted by -1; or another order of the classes" in line
+    assert "(60 instead of 0 of 60 right" in line
+
+
+def test_of_two_shifts_the_better_is_told() -> None:
+    y = np.arange(400) % 10
+    mixed = np.where(np.arange(400) % 3 == 0, y - 1, y + 1)
+    assert "shifted by 1" in label_warnings(y, mixed)[0] and "266 of 400" in label_warnings(y, mixed)[0]
+
+
 def test_one_answer_for_all_is_told() -> None:
     y = np.array([0] * 90 + [1] * 10)
     assert "answers class 0 for all 100 images" in label_warnings(y, np.zeros(100))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from robench.data.classes import ClassList, ClassMap
 from robench.errors import ConfigError, must
 from robench.lineage import planned as columns_of
 from robench.missing import with_missing
-from robench.progress import Progress, telling
+from robench.progress import WARNING, Line, Progress, telling
 from robench.runner import Summary, run_plan, versions
 from robench.spec import Context, Settings
 from robench.store import Store
@@ -118,7 +119,10 @@ def run(
     unless ``retry`` is set. Models of the user's run in child processes; no main guard is needed.
 
     ``progress`` is called with what is being done, how many are done and how many there are. Without it a line on stderr
-    shows that, where stderr is a terminal or ``verbose`` is True.
+    shows that, where stderr is a terminal or ``verbose`` is True. ``announce`` is called with each line on data and models;
+    without it only those that begin with ``WARNING: `` are told, as warnings of Python's.
+
+    No tables and no page are written: ``robench report RUN`` does that.
 
     Raises:
         RobenchError: Anything named that is unknown, missing or out of range, or a run directory in use.
@@ -133,8 +137,9 @@ def run(
     chosen = read_suite(suite) if isinstance(suite, str) else suite
     folder = Path(out) if out is not None else new_folder(chosen)
     mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
-    say, where = announce or _say_nothing, resolve_device(device)
+    where = resolve_device(device)
     with telling(progress, verbose=verbose) as tell:
+        say = announce or _warner(tell)
         tell("reading data and models", 0, 1)
         plan, paths = plan_run(chosen, models=models, data=data, limit=limit, seed=seed, settings=settings, **mapped)
         context = Context(str(folder), where, batch_size, trust=trust, sources=paths, code=plan.code)
@@ -197,8 +202,16 @@ def _edits(plan: Plan) -> dict[str, Any]:
     return {"edits": edits, "settings": settings}
 
 
-def _say_nothing(text: str) -> None:
-    """No announcement."""
+def _warner(tell: Progress) -> Callable[[str], None]:
+    """Passes on only what must not be lost where nobody announces anything: as warnings, not behind a line of progress."""
+
+    def say(text: str) -> None:
+        if text.startswith(WARNING):
+            if isinstance(tell, Line):
+                tell.clear()
+            warnings.warn(text.removeprefix(WARNING), stacklevel=4)  # say, try_out, run and its caller
+
+    return say
 
 
 def load(run_directory: str | Path) -> dict[str, pd.DataFrame]:

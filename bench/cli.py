@@ -20,7 +20,7 @@ import click
 from robench import __version__
 from robench.errors import LINE, ConfigError, RobenchError, described, must, one_line
 from robench.escape import visible_lines
-from robench.progress import Line, is_terminal
+from robench.progress import WARNING, Line, is_terminal
 from robench.screen import ORDINARY, screen_width, wrapped_lines
 
 FORMATS = click.Choice(["table", "json", "csv", "md"])
@@ -412,7 +412,7 @@ def _report(folder: Path, form: str, line: Line) -> int:
     write_reports(table, folder, {k: v for k, v in header.items() if k != "cells"}, progress=line)
     line.clear()
     for doubt in label_doubts(table):
-        _print(f"WARNING: {doubt}", err=True)
+        _print(f"{WARNING}{doubt}", err=True)
     threats = main_threats(header)
     _echo(leaderboard(table, threats=threats), form, ranked_by(table, threats=threats))
     _print(f"report: {folder / 'report.html'}", err=True)
@@ -491,7 +491,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     from robench.reports.audit import parse_requirement, require_measured
     from robench.reports.leaderboard import main_threats
     from robench.reports.terminal import finding_lines
-    from robench.reports.text import render
+    from robench.reports.text import label_doubts, render
     from robench.store import Store
 
     parsed = [parse_requirement(text) for text in requirements]
@@ -506,6 +506,8 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     table = table[table["model"].isin(wanted)]
     result = check(table, parsed, threats=main_threats(header))
     missing = sorted(wanted - set(table["model"]))
+    for doubt in label_doubts(table):
+        _print(f"{WARNING}{doubt}", err=True)
     for text in finding_lines(result.findings) if form == "table" else ():
         _print(text, indent=4)
     if form != "table":

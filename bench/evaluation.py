@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,7 +13,9 @@ import pandas as pd
 
 from robench import catalog
 from robench.errors import ConfigError, DataError, ModelError, must, one_line
-from robench.metrics.robust import robust_accuracy
+from robench.metrics import stats
+from robench.metrics.robust import robust_accuracy, worst_case
+from robench.metrics.table import LABELS, attacked_label_doubts
 from robench.metrics.validity import Verdict, verdict
 from robench.progress import Progress, telling
 from robench.spec import Artifact, Cell, Context, DatasetSpec, Estimate, Ref, Settings, ThreatModel
@@ -35,13 +38,15 @@ class Evaluation:
     """One row per sample and attack, with the columns of the ``evasion`` frame."""
     robust_accuracy: Estimate
     """Share of all samples that no attack broke, with a 95 % interval."""
+    clean_accuracy: Estimate
+    """Share of all samples that the model gets right before any attack, with a 95 % interval."""
     x_adv: Tensor
     """Per sample the image of the attack with the lowest judged margin, (N, C, H, W), in [0, 1]."""
     validity: Verdict
     """Whether the number can be believed, with reasons."""
 
     def __repr__(self) -> str:
-        return f"Evaluation({_summary(self.robust_accuracy, self.validity)}; fields: {_names(self)})"
+        return f"Evaluation({_summary(self)}; fields: {_names(self)})"
 
 
 @dataclass(frozen=True)
@@ -66,26 +71,48 @@ class Attacked:
         """Share of all samples that stayed right, with a 95 % interval."""
         return robust_accuracy(self.rows)
 
+    @property
+    def clean_accuracy(self) -> Estimate:
+        """Share of all samples that were right before any attack, with a 95 % interval."""
+        return _clean_accuracy(self.rows)
+
     def __repr__(self) -> str:
         escalated = f"; escalated: {one_line('; '.join(self.escalated), _SHOWN)}" if self.escalated else ""
-        return f"Attacked({_summary(self.robust_accuracy, self.validity)}{escalated}; fields: {_names(self)})"
+        return f"Attacked({_summary(self)}{escalated}; fields: {_names(self)})"
 
 
 _SHOWN = 160
 """Most characters of a reason in a summary."""
 
 
-def _summary(rate: Estimate, validity: Verdict) -> str:
-    """Robust accuracy with its interval, and the verdict with its first reason; no rows and no tensors."""
+def _clean_accuracy(rows: pd.DataFrame) -> Estimate:
+    return stats.rate(worst_case(rows)["score_clean"])
+
+
+def _judged(rows: pd.DataFrame, watch: pd.DataFrame) -> Verdict:
+    """The verdict on a model in hand; doubts of its labels or preparation are notes, and warnings of Python's."""
+    doubts = attacked_label_doubts(rows)
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=3)  # told of the line that called evaluate or attack
+    found = verdict(rows, watch)
+    return replace(found, notes=(*doubts, *found.notes))
+
+
+def _summary(result: Evaluation | Attacked) -> str:
+    """Robust and clean accuracy, and the verdict with its first reason, else a doubt of labels; no rows and no tensors."""
+    rate, validity = result.robust_accuracy, result.validity
     more = f" (and {len(validity.reasons) - 1} more)" if len(validity.reasons) > 1 else ""
     reason = f": {one_line(validity.reasons[0], _SHOWN)}{more}" if validity.reasons else ""
     low, high = (f"{100 * end:.1f}" for end in (rate.low, rate.high))
-    return f"robust accuracy {100 * rate.value:.1f} % [{low}, {high}], n = {rate.n}, {validity.status}{reason}"
+    doubts = "".join(f"; {one_line(note, _SHOWN)}" for note in validity.notes if note.startswith(LABELS))
+    clean = f"clean accuracy {100 * result.clean_accuracy.value:.1f} %"
+    return f"robust accuracy {100 * rate.value:.1f} % [{low}, {high}], {clean}, n = {rate.n}, {validity.status}{reason}{doubts}"
 
 
 def _names(result: Evaluation | Attacked) -> str:
     names = [field.name for field in fields(result)]
-    return ", ".join(names if "robust_accuracy" in names else ["robust_accuracy", *names])
+    derived = [name for name in ("robust_accuracy", "clean_accuracy") if name not in names]
+    return ", ".join([*derived, *names])
 
 
 def evaluate(
@@ -128,7 +155,7 @@ def evaluate(
         frame, x_adv = _attack_all(objects, attacks, ThreatModel.parse(threat), tell)
         tell("checking gradients", 0, 1)
         watch = _watch(objects, threat)
-    return Evaluation(frame, robust_accuracy(frame), x_adv, verdict(frame, watch))
+    return Evaluation(frame, robust_accuracy(frame), _clean_accuracy(frame), x_adv, _judged(frame, watch))
 
 
 def attack(
@@ -189,7 +216,7 @@ def attack(
     frame = pd.DataFrame(rows).assign(**_lead("evasion", objects))
     robust = torch.tensor(((frame["score_adv"] > 0) & (frame["status"] == "ok")).to_numpy())
     stages = pd.DataFrame([asdict(stage) for stage in engine.waterfall])
-    return Attacked(robust, engine.best, frame, verdict(frame, watch), stages, tuple(dict.fromkeys(engine.escalated)))
+    return Attacked(robust, engine.best, frame, _judged(frame, watch), stages, tuple(dict.fromkeys(engine.escalated)))
 
 
 @contextmanager

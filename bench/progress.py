@@ -13,6 +13,8 @@ from robench.screen import cells, screen_width
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and how many there are; 1 where they are not counted."""
+WARNING = "WARNING: "
+"""How an announced line begins that must not be lost."""
 _OFTEN, _SELDOM = 0.2, 10.0
 """Seconds between two lines: on a terminal, where they replace each other, and in a file, which keeps them."""
 

@@ -10,6 +10,7 @@ from robench.data.classes import require_logits
 from robench.errors import ModelError, StoreError, must
 from robench.metrics.label_checks import label_warnings
 from robench.plan import Plan
+from robench.progress import WARNING
 from robench.spec import Artifact, Cell, Context
 from robench.store import Store
 
@@ -103,7 +104,7 @@ def _look(cell: Cell, context: Context) -> list[str]:
     said = f"{name}: clean accuracy {right / count:.1%} on {which}, as robench sees the model"
     notes = dict.fromkeys([*load_model(cell.model, context).notes, *admitted.notes])
     doubts = [*label_warnings(labels.numpy(), predicted.numpy()), *_probabilities(admitted.logits)]
-    return [*(f"{name} {note}" for note in notes), said, *(f"WARNING: {name}: {line}" for line in doubts)]
+    return [*(f"{name} {note}" for note in notes), said, *(f"{WARNING}{name}: {line}" for line in doubts)]
 
 
 def _probabilities(outputs: Tensor) -> list[str]:

@@ -15,6 +15,7 @@ from robench.metrics.known import facts_of
 from robench.metrics.pending import PENDING
 from robench.metrics.validity import DOUBTED, UNDECIDED
 from robench.registry import facts
+from robench.reports.text import label_doubts
 from robench.spec import ThreatModel, number
 
 _TEXT = re.compile(r"\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(>=|<=|>|<)\s*(\S+)\s*")
@@ -128,14 +129,15 @@ _LOST = ("failed", "skipped", PENDING)
 """Status of rows without a value."""
 
 
-@facts(version=3)
+@facts(version=4)
 def audit(
     table: pd.DataFrame, requirements: Sequence[str | Requirement], *, condition: str = "", threats: Sequence[str] = ()
 ) -> AuditResult:
     """Whether every model keeps every requirement.
 
     A lower bound is held against the lower end of the interval, an upper bound against the upper end. Missing, limited,
-    suspicious and unknown results fail. A bound that a randomised model's estimate keeps, or one measured on too few
+    suspicious and unknown results fail, and of a model whose labels or preparation are doubted (its clean accuracy is not above
+    chance, or another order of classes fits better) all but costs. A bound that a randomised model's estimate keeps, or one measured on too few
     samples, is undecided, and one that they do not keep fails.
 
     Args:
@@ -148,14 +150,22 @@ def audit(
     parsed = [parse_requirement(r) if isinstance(r, str) else r for r in requirements]
     rows = table[table["condition"] == condition]
     findings = [
-        _judge(part, requirement, str(model), str(dataset), threats)
+        _judge(part, requirement, str(model), str(dataset), threats, _doubt(table, model, dataset))
         for (model, dataset), part in rows.groupby(["model", "dataset"], sort=True)
         for requirement in parsed
     ]
     return AuditResult(tuple(findings))
 
 
-def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str, threats: Sequence[str]) -> Finding:
+def _doubt(table: pd.DataFrame, model: object, dataset: object) -> str:
+    """What speaks against the labels or the preparation of a model as it is; empty where nothing does."""
+    told = label_doubts(table[(table["model"] == model) & (table["dataset"] == dataset) & (table["condition"] == "")])
+    return f"labels or preparation are doubted: {told[0].removeprefix(f'{model}: ')}" if told else ""
+
+
+def _judge(
+    rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str, threats: Sequence[str], doubt: str
+) -> Finding:
     found = _select(rows, wanted)
     if not wanted.selector:
         found = _at_own(found, threats)
@@ -163,7 +173,8 @@ def _judge(rows: pd.DataFrame, wanted: Requirement, model: str, dataset: str, th
         waiting = f"{PENDING}: no result yet; run the same command again" if rows["status"].eq(PENDING).any() else ""
         reason = waiting or "missing: not measured"
         return Finding(model, dataset, wanted.text, False, math.nan, math.nan, reason, undecided=bool(waiting))
-    findings = [_one(row, wanted, model, dataset) for row in found.to_dict("records")]
+    doubt = "" if facts_of(wanted.metric)["needs"] in _WITHOUT_LABELS else doubt
+    findings = [_one(row, wanted, model, dataset, doubt) for row in found.to_dict("records")]
     sign = 1 if wanted.relation.startswith(">") else -1
     return min(findings, key=lambda f: (f.passed, f.undecided, math.isfinite(f.judged), sign * f.judged))
 
@@ -174,7 +185,11 @@ def _at_own(found: pd.DataFrame, threats: Sequence[str]) -> pd.DataFrame:
     return found[own | (found["scenario"] != "evasion")] if own.any() else found
 
 
-def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) -> Finding:
+_WITHOUT_LABELS = ("efficiency",)
+"""Frames whose metrics mean the same when labels or preparation are wrong."""
+
+
+def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str, labels: str) -> Finding:
     value = float(row["value"])  # type: ignore[arg-type]
     end = float(row["ci_low" if wanted.relation.startswith(">") else "ci_high"])  # type: ignore[arg-type]
     judged = value if math.isnan(end) else end
@@ -182,7 +197,7 @@ def _one(row: dict[str, object], wanted: Requirement, model: str, dataset: str) 
         "" if _COMPARE[wanted.relation](judged, wanted.bound) else f"{judged:.4g} is not {wanted.relation} {wanted.bound:g}"
     )
     doubt = str(row["validity"]) if str(row["validity"]).startswith(UNDECIDED) else ""
-    reason = _obstacle(row) or broken or doubt
+    reason = _obstacle(row) or labels or broken or doubt
     where = ", ".join(str(row[c]) for c in ("threat", "attack") if row[c] and row[c] != "worst")
     undecided = (bool(doubt) and reason == doubt) or row["status"] == PENDING
     return Finding(model, dataset, wanted.text, not reason, value, judged, reason, where, undecided)

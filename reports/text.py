@@ -124,10 +124,12 @@ def exclusions(table: pd.DataFrame) -> list[str]:
 
 
 def label_doubts(table: pd.DataFrame) -> list[str]:
-    """``model: what`` speaks against the labels or the preparation of clean images, from the line of clean accuracy."""
-    clean = table[(table["scenario"] == "clean") & (table["metric"] == "accuracy")]
-    told = _told(clean, "excludes")
-    return [line.replace(LABELS, "") for line in told if LABELS in line]
+    """``model: what`` speaks against the labels or the preparation of clean images."""
+    if "excludes" not in table:
+        return []
+    rows = table[table["excludes"].fillna("").astype(str).str.contains(LABELS, regex=False)]
+    notes = ((model, note) for model, told in zip(rows["model"], rows["excludes"], strict=True) for note in told.split("; "))
+    return list(dict.fromkeys(f"{m}: {note.removeprefix(LABELS)}" for m, note in notes if note.startswith(LABELS)))
 
 
 def _told(table: pd.DataFrame, column: str, what: str = "") -> list[str]:

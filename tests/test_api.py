@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pandas as pd
 import pytest
 import torch
@@ -292,12 +294,69 @@ def test_results_are_printed_in_one_short_line_without_tensors(images, tmp_path)
         text = repr(result)
         rate = result.robust_accuracy
         assert (
-            f"robust accuracy {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}], n = {rate.n}" in text
-        )
+            f"robust accuracy {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}], "
+            f"clean accuracy {100 * result.clean_accuracy.value:.1f} %, n = {rate.n}"
+        ) in text
         assert result.validity.status in text and "x_adv" in text
         assert len(text) < 700 and "tensor(" not in text and "\n" not in text
     done = api.run(parse_suite("name: s\nlimit: 8\nmodels: [digits-mlp]\n"), out=tmp_path, device="cpu", workers=1)
     assert repr(done).startswith(f"Run({str(tmp_path)!r}: 2 cells computed, 0 kept, 0 failed")
+
+
+class Brightest(nn.Module):
+    """Answers the class of the brightest of four columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 9 * x.mean((1, 2))
+
+
+def columns(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose class is their bright column."""
+    y = torch.arange(n) % 4
+    x = torch.full((n, 1, 4, 4), 0.2)
+    x[torch.arange(n), :, :, y] = 0.8
+    return x, y
+
+
+@pytest.mark.parametrize("call", ["evaluate", "attack"])
+def test_labels_of_another_order_are_a_warning_and_a_note(call):
+    x, y = columns()
+    run = {"evaluate": evaluate, "attack": lambda model, pair: evaluation.attack(model, *pair, threat=f"linf({EPS})")}[call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        right = run(Brightest(), (x, y))
+    assert right.clean_accuracy.value == 1 and not any(note.startswith("labels: ") for note in right.validity.notes)
+    with pytest.warns(UserWarning, match="0 of 24 images right, not above chance.*another order of the classes fits better"):
+        found = run(Brightest(), (x, torch.tensor([1, 0, 3, 2])[y]))
+    assert found.clean_accuracy.value == 0 and found.clean_accuracy.n == 24
+    assert found.validity.notes[0].startswith("labels: 0 of 24 images right") and "labels: 0 of 24" in repr(found)
+
+
+FLIPPED = """
+import torch
+from torch import nn
+
+class Flipped(nn.Module):
+    def forward(self, x):
+        return 0 * x.flatten(1)[:, :10] + 9 * torch.eye(10)[3]
+
+def make():
+    return Flipped()
+"""
+
+
+def test_a_run_warns_of_labels_where_nobody_announces(tmp_path):
+    (tmp_path / "m.py").write_text(FLIPPED)
+    suite = parse_suite("name: s\nlimit: 40\n").only(["clean"])
+    told: dict = {"models": [f"{tmp_path}/m.py:make"], "device": "cpu", "workers": 1, "trust": True}
+    with pytest.warns(UserWarning, match="answers class 3 for all 40 images") as caught:
+        api.run(suite, out=tmp_path / "a", **told)
+    assert {(str(w.message).partition(": ")[0], w.filename) for w in caught} == {("m.py:make", __file__)}
+    heard: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        api.run(suite, out=tmp_path / "b", announce=heard.append, **told)
+    assert any(line.startswith("WARNING: ") and "answers class 3" in line for line in heard)
 
 
 def test_the_api_shows_signs_of_life_on_request_only(images, capsys, tmp_path):

@@ -20,7 +20,7 @@ _REASONS = "class order, labels counted from 1, mean and std, RGB or BGR, input 
 
 
 def label_warnings(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray) -> tuple[str, ...]:
-    """What is wrong between labels and predictions on clean images, one line each; empty where nothing is.
+    """What is wrong between labels and predictions on clean images, one line each, without ``"; "``; empty where nothing is.
 
     Three checks: accuracy is not above chance (one-sided binomial test against guessing among the classes that occur);
     one answer for all images; another order of the classes fits significantly better.
@@ -67,7 +67,7 @@ def _at_chance(y: np.ndarray, p: np.ndarray, order: _Order | None) -> str:
     told = (
         f"{right} of {n} images right, not above chance ({level:.1%} by guessing among the {len(np.unique(y))} classes seen)"
     )
-    return f"{told}; {reason}"
+    return f"{told}: {reason}"
 
 
 def _one_answer(y: np.ndarray, p: np.ndarray) -> str:
@@ -76,7 +76,7 @@ def _one_answer(y: np.ndarray, p: np.ndarray) -> str:
     if len(np.unique(p)) > 1 or (1 - chance(y)) ** others > LEVEL:
         return ""
     return (
-        f"the model answers class {p[0]} for all {len(y)} images; likely reasons: mean and std, input range, wrong weights"
+        f"the model answers class {p[0]} for all {len(y)} images: likely reasons: mean and std, input range, wrong weights"
     )
 
 
@@ -95,7 +95,7 @@ def _explanation(y: np.ndarray, p: np.ndarray, order: _Order | None) -> str:
         return shifted
     if binom.sf(better - 1, better + worse, 0.5) <= REORDERED:
         return order.text
-    return f"{shifted}; or {order.text}"
+    return f"{shifted}, or {order.text}"
 
 
 def _shifted(y: np.ndarray, p: np.ndarray) -> tuple[int, str]:

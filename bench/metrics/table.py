@@ -269,6 +269,14 @@ def _label_doubts(rows: pd.DataFrame | None) -> list[str]:
     return [f"{LABELS}{line}" for line in label_warnings(test["label"].to_numpy(), test["pred"].to_numpy())]
 
 
+def attacked_label_doubts(rows: pd.DataFrame) -> list[str]:
+    """The same from rows of the ``evasion`` frame, of one model: what it said of the clean images before the attacks."""
+    if not {"sample", "label", "pred_clean"} <= set(rows):
+        return []
+    looks = rows.dropna(subset=["label", "pred_clean"]).drop_duplicates("sample")
+    return _label_doubts(looks.assign(pred=looks["pred_clean"]).drop(columns="split", errors="ignore"))
+
+
 def _explanation(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     for explainer, part in rows.groupby("explainer"):
         yield from each(_EXPLAINED, part, attack=explainer)
@@ -291,7 +299,8 @@ def _where(rows: pd.DataFrame) -> str:
 
 
 def _evasion(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    sentinel, doubts = same_model(frames.get("sentinel"), rows), _label_doubts(same_model(frames.get("clean"), rows))
+    sentinel, plain = same_model(frames.get("sentinel"), rows), same_model(frames.get("clean"), rows)
+    doubts = attacked_label_doubts(rows) if plain is None or plain.empty else _label_doubts(plain)
     norms = rows["threat"].str.partition("(")[0]
     for norm, same in rows.groupby(norms):
         verdicts = []

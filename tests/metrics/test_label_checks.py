@@ -79,7 +79,7 @@ def test_a_shift_and_an_order_that_are_close_are_both_told() -> None:
     order = np.arange(-1, 19)
     order[[0, 1, 2]] = 1, 19, 0
     (line,) = label_warnings(y, order[y])
-    assert "51 of 60 would be right with labels shifted by -1; or another order of the classes" in line
+    assert "51 of 60 would be right with labels shifted by -1, or another order of the classes" in line
     assert "(60 instead of 0 of 60 right" in line
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from robench.errors import ConfigError
+from robench.metrics.table import tidy
 from robench.metrics.validity import UNDECIDED
 from robench.reports.audit import AuditResult, audit, parse_requirement
+from robench.reports.text import label_doubts
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,27 @@ def test_without_selector_every_threat_must_hold_and_corruptions_mean_the_mean(t
     mean = only(audit(trained, ["corrupted_accuracy>=0.5"]), "trained")
     assert mean.passed and mean.value == pytest.approx(0.894, abs=1e-3)
     assert audit(trained, ["insertion_deletion_gap[saliency]>=0.1"]).passed
+
+
+@pytest.mark.parametrize("scenario", ["clean", "evasion"])
+def test_nothing_of_a_model_whose_labels_are_doubted_passes_but_costs(synthetic, scenario):
+    """Without rows of clean images, those of attacks tell what the model said before them."""
+    frames = {name: frame.copy() for name, frame in synthetic.frames().items()}
+    clean = frames["clean"]
+    of = clean["model"] == "trained"
+    clean.loc[of, "pred"] = (clean.loc[of, "pred"] + 1) % 4
+    if scenario == "evasion":
+        of = frames["evasion"]["model"] == "trained"
+        frames["evasion"].loc[of, "pred_clean"] = (frames["evasion"].loc[of, "label"] + 1) % 4
+        del frames["clean"]
+    table = tidy(frames)
+    asked = ["robust_accuracy[linf(8/255)]>=0", "parameters<=1000"] + ["accuracy>=0"] * (scenario == "clean")
+    found = [f for f in audit(table, asked).findings if f.model == "trained"]
+    assert [f.passed for f in found] == [False, True] + [False] * (scenario == "clean")
+    assert found[0].reason.startswith("labels or preparation are doubted: ") and "fits better" in found[0].reason
+    assert audit(table[table["model"] == "trained"], asked).exit_code == 1
+    (told,) = label_doubts(table[table["model"] == "trained"])
+    assert told.startswith("trained: ") and "; " not in told
 
 
 def test_findings_are_a_table(table):

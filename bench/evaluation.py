@@ -106,7 +106,8 @@ def _summary(result: Evaluation | Attacked) -> str:
     low, high = (f"{100 * end:.1f}" for end in (rate.low, rate.high))
     doubts = "".join(f"; {one_line(note, _SHOWN)}" for note in validity.notes if note.startswith(LABELS))
     clean = f"clean accuracy {100 * result.clean_accuracy.value:.1f} %"
-    return f"robust accuracy {100 * rate.value:.1f} % [{low}, {high}], {clean}, n = {rate.n}, {validity.status}{reason}{doubts}"
+    robust = f"robust accuracy {100 * rate.value:.1f} % [{low}, {high}]"
+    return f"{robust}, {clean}, n = {rate.n}, {validity.status}{reason}{doubts}"
 
 
 def _names(result: Evaluation | Attacked) -> str:

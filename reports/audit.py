@@ -136,9 +136,9 @@ def audit(
     """Whether every model keeps every requirement.
 
     A lower bound is held against the lower end of the interval, an upper bound against the upper end. Missing, limited,
-    suspicious and unknown results fail, and of a model whose labels or preparation are doubted (its clean accuracy is not above
-    chance, or another order of classes fits better) all but costs. A bound that a randomised model's estimate keeps, or one measured on too few
-    samples, is undecided, and one that they do not keep fails.
+    suspicious and unknown results fail, and so does all but costs of a model whose labels or preparation are doubted (its
+    clean accuracy is not above chance, or another order of classes fits better). A bound that a randomised model's estimate
+    keeps, or one measured on too few samples, is undecided, and one that they do not keep fails.
 
     Args:
         table: A tidy table.

@@ -62,7 +62,7 @@ def test_another_order_of_classes_is_recognised() -> None:
 
 
 def test_of_a_shift_and_an_order_the_one_that_makes_more_images_right_is_told() -> None:
-    """Labels 5 of 20 to 19 are answered by their predecessor, the others by an order of their own, as text orders numbers."""
+    """Labels 6 to 19 are answered by their predecessor, the others by an order of their own, as text orders numbers."""
     y = np.arange(400) % 20
     order = np.array([3, 4, 0, 1, 2, *range(4, 19)])
     order[5] = 19

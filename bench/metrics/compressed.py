@@ -121,9 +121,14 @@ def robust_accuracy_drop(frame: pd.DataFrame) -> Estimate:
     Args:
         frame: One row per sample with ``score_parent`` and ``score``: what is left in the worst case, of the parent over
             the attacks that both met, of the compressed model over all of its own, so that a compressed model that was
-            attacked less never looks better; a sample that is unknown counts as lost.
+            attacked less never looks better; a sample that is unknown counts as lost. ``most_parent`` and ``most``, where
+            they are there, count it as left: the interval holds what that could make of the drop.
     """
-    return stats.paired_difference(frame["score_parent"], frame["score"])
+    found = stats.paired_difference(frame["score_parent"], frame["score"])
+    if not {"most", "most_parent"} <= set(frame):
+        return found
+    pairs = (("most_parent", "score"), ("score_parent", "most"))
+    return stats.widened(found, *(stats.paired_difference(frame[before], frame[after]) for before, after in pairs))
 
 
 @facts(version=1, unit="correlation", higher_is_better=True, bounds=(-1, 1), needs="explanation_change", group="compression")
@@ -223,6 +228,8 @@ def _attacked(rows: pd.DataFrame, evasion: pd.DataFrame | None) -> Iterator[dict
         left, was = left.loc[both], was.loc[both]
         pair = pd.DataFrame({"score": left["robust"], "score_parent": was["robust"]})
         unknown = int((left["unknown"] | was["unknown"]).sum())
+        if unknown:
+            pair = pair.assign(most=left["score"], most_parent=was["score"])
         told: dict[str, Any] = {"n_clean_correct": int((was["score_clean"] > 0).sum()), "n_unknown": unknown}
         told |= {"threat": threat, "eps": float(eps), "attack": "worst"}
         yield from each({"robust_accuracy_drop": robust_accuracy_drop}, pair, **told)

@@ -7,6 +7,7 @@ All intervals resample images, because the corrupted versions of one image are n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -174,15 +175,31 @@ def _ratio(own: Floats, other: Floats) -> Estimate:
     return Estimate(value, min(low, value), max(high, value), len(own))
 
 
-_MEANS: dict[str, Metric] = {"corrupted_accuracy": corrupted_accuracy, "corruption_drop": corruption_drop}
-_BENCHMARK: dict[str, Metric] = {
-    "mean_corruption_error": mean_corruption_error,
-    "mce_alexnet": mce_alexnet,
-    "relative_mce_alexnet": relative_mce_alexnet,
-}
-_REFERENCE: dict[str, Metric] = {"mce_reference": mce_reference, "relative_mce_reference": relative_mce_reference}
-_ACCURACY: dict[str, Metric] = {"corrupted_accuracy": corrupted_accuracy}
-_FAMILY: dict[str, Metric] = {"family_corrupted_accuracy": family_corrupted_accuracy}
+def failed(rows: pd.DataFrame) -> pd.Series:
+    """Which rows stand for a corruption that was planned and has no result; their score is 0."""
+    return rows["failed"].eq(True) if "failed" in rows else pd.Series(False, index=rows.index)
+
+
+def most(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with failed ones counted as right."""
+    return rows.assign(score=rows["score"].mask(failed(rows), 1.0))
+
+
+def _bounded(*metrics: Metric) -> dict[str, Metric]:
+    """Metrics by name, whose intervals hold what failed corruptions could make of the number."""
+    return {metric.__name__: partial(_with_failed, metric) for metric in metrics}
+
+
+def _with_failed(metric: Metric, rows: pd.DataFrame) -> Estimate:
+    found = metric(rows)
+    return stats.widened(found, metric(most(rows))) if found.n and failed(rows).any() else found
+
+
+_MEANS: dict[str, Metric] = _bounded(corrupted_accuracy, corruption_drop)
+_BENCHMARK: dict[str, Metric] = _bounded(mean_corruption_error, mce_alexnet, relative_mce_alexnet)
+_REFERENCE: dict[str, Metric] = _bounded(mce_reference, relative_mce_reference)
+_ACCURACY: dict[str, Metric] = _bounded(corrupted_accuracy)
+_FAMILY: dict[str, Metric] = _bounded(family_corrupted_accuracy)
 
 
 def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -203,11 +220,6 @@ def lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[di
         own = {**more, "n_unknown": int(failed(part).sum())}
         yield from each(_ACCURACY, part, threat=name, eps=float(severity), **own)
     yield from _beside_reference(rows, frames["corruption"], **more)
-
-
-def failed(rows: pd.DataFrame) -> pd.Series:
-    """Which rows stand for a corruption that was planned and has no result; their score is 0."""
-    return rows["failed"].eq(True) if "failed" in rows else pd.Series(False, index=rows.index)
 
 
 def _families(rows: pd.DataFrame, **more: Any) -> Iterator[dict[str, Any]]:

@@ -31,12 +31,22 @@ def worst_case(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, index=pd.Index(samples, name="sample"))
 
 
-@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+def left(worst: pd.DataFrame) -> Estimate:
+    """Share of the samples of ``worst_case`` that are robust; the upper end counts unknown ones as if they had survived.
+
+    So the value and the lower end hold whatever a failed attack would have found, and a model whose attacks failed has no
+    narrow interval.
+    """
+    found = stats.rate(worst["robust"])
+    return stats.widened(found, stats.rate(worst["score"])) if worst["unknown"].any() else found
+
+
+@facts(version=3, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy(frame: pd.DataFrame) -> Estimate:
     """Fraction of all samples that stay correct under every attack in the frame (worst case per sample).
 
     A clean mistake is not robust. A sample that nothing broke and on which an attack failed is unknown, and counts as
-    not robust.
+    not robust; the upper end of the interval counts it as robust.
 
     Args:
         frame: Rows of one threat with columns sample, attack, status, score_clean, score_adv.
@@ -46,7 +56,7 @@ def robust_accuracy(frame: pd.DataFrame) -> Estimate:
 
     Source: Croce & Hein, ICML 2020 (per-sample worst case); Brown, Cai & DasGupta, 2001 (interval).
     """
-    return stats.rate(worst_case(frame)["robust"])
+    return left(worst_case(frame))
 
 
 @facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
@@ -56,7 +66,7 @@ def robust_accuracy_without_unknown(frame: pd.DataFrame) -> Estimate:
     return stats.rate(worst.loc[~worst["unknown"], "robust"])
 
 
-@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=3, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy against 8-bit images: as ``robust_accuracy``, but only what still breaks after rounding counts.
 
@@ -71,10 +81,10 @@ def robust_accuracy_8bit(frame: pd.DataFrame) -> Estimate:
         return stats.EMPTY
     broken = frame["broken_8bit"].fillna(False).astype(bool)
     kept = frame["score_clean"].where(frame["score_adv"].notna())
-    return stats.rate(worst_case(frame.assign(score_adv=kept.where(~broken, 0.0)))["robust"])
+    return left(worst_case(frame.assign(score_adv=kept.where(~broken, 0.0))))
 
 
-@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=3, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_mean_draw(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy of a randomised model as its users meet it: the mean over its draws, in [0, 1].
 
@@ -89,7 +99,7 @@ def robust_accuracy_mean_draw(frame: pd.DataFrame) -> Estimate:
     return _over_draws(frame, "score_mean")
 
 
-@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=3, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def robust_accuracy_worst_draw(frame: pd.DataFrame) -> Estimate:
     """Robust accuracy against an adversary who may ask until the model draws badly: right in every draw, in [0, 1].
 
@@ -108,7 +118,7 @@ def _over_draws(frame: pd.DataFrame, column: str) -> Estimate:
     if column not in frame or not frame["draws"].gt(0).any():
         return stats.EMPTY
     drawn = frame[frame["draws"] > 0]
-    return stats.rate(worst_case(drawn.assign(score_clean=1.0, score_adv=drawn[column]))["robust"])
+    return left(worst_case(drawn.assign(score_clean=1.0, score_adv=drawn[column])))
 
 
 @facts(version=1, unit="samples", higher_is_better=False, bounds=(0, None), needs="evasion", group="robustness")
@@ -118,20 +128,21 @@ def n_unknown(frame: pd.DataFrame) -> Estimate:
     return Estimate.exact(float(worst["unknown"].sum()), n=len(worst))
 
 
-def curve(frame: pd.DataFrame) -> pd.DataFrame:
+def curve(frame: pd.DataFrame, *, column: str = "robust") -> pd.DataFrame:
     """Robustness in [0, 1] per sample (rows) and eps (columns, increasing, from 0 = clean to the largest finite).
 
-    Samples that were not attacked at every eps are left out.
+    Samples that were not attacked at every eps are left out. ``column`` is one of ``worst_case``: with ``score`` unknown
+    samples count as robust.
     """
     finite = frame[np.isfinite(frame["eps"]) & (frame["eps"] > 0)]
-    columns = {float(eps): worst_case(rows)["robust"] for eps, rows in finite.groupby("eps")}
+    columns = {float(eps): worst_case(rows)[column] for eps, rows in finite.groupby("eps")}
     if not columns:
         return pd.DataFrame()
     clean = finite.groupby("sample")["score_clean"].min()
     return pd.DataFrame({0.0: clean, **columns}).dropna()
 
 
-@facts(version=1, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
+@facts(version=2, unit="rate", higher_is_better=True, bounds=(0, 1), needs="evasion", group="robustness")
 def security_curve_area(frame: pd.DataFrame) -> Estimate:
     """Area under robust accuracy against eps from 0 to the largest finite eps, divided by that eps: in [0, 1].
 
@@ -139,11 +150,14 @@ def security_curve_area(frame: pd.DataFrame) -> Estimate:
         frame: Rows of one norm and several eps; eps = 0 is the clean score.
 
     Returns:
-        Trapezoid area with a bootstrap interval over samples; empty when no eps is positive and finite.
+        Trapezoid area with a bootstrap interval over samples, whose upper end counts unknown samples as robust; empty when
+        no eps is positive and finite.
 
     Source: Biggio & Roli, Pattern Recognition 2018, section 4 (security evaluation curve).
     """
-    points = curve(frame)
+    points, most = curve(frame), curve(frame, column="score")
     if points.empty:
         return stats.EMPTY
-    return stats.area_interval(points.columns.to_numpy(np.float64), points)
+    eps = points.columns.to_numpy(np.float64)
+    found = stats.area_interval(eps, points)
+    return found if points.equals(most) else stats.widened(found, stats.area_interval(eps, most))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 
 from robench.metrics import crossed, power_law, stats
 from robench.metrics.clean import split
-from robench.metrics.corrupted import failed
+from robench.metrics.corrupted import failed, most
 from robench.metrics.robust import worst_case
 from robench.metrics.rows import row
 from robench.metrics.stats import Floats
@@ -287,7 +288,7 @@ def _scarce(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _clean(frame: pd.DataFrame) -> pd.DataFrame:
     rows = split(frame, "test")
-    return rows[[*_WHO, "sample", "score", "cell"]].assign(measure=CLEAN, unknown=False)
+    return rows[[*_WHO, "sample", "score", "cell"]].assign(measure=CLEAN, unknown=False, most=rows["score"])
 
 
 def _attacked(frame: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
@@ -296,16 +297,16 @@ def _attacked(frame: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
         worst = worst_case(part).reset_index()
         cells = "+".join(sorted({str(c)[:12] for c in part["cell"].unique()}))
         told = dict(zip(_WHO, names, strict=False))
-        yield pd.DataFrame({"sample": worst["sample"], "score": worst["robust"], "unknown": worst["unknown"]}).assign(
-            **told, measure=names[-1], cell=cells
-        )
+        known = {"sample": worst["sample"], "score": worst["robust"], "unknown": worst["unknown"], "most": worst["score"]}
+        yield pd.DataFrame(known).assign(**told, measure=names[-1], cell=cells)
 
 
 def _worn(frame: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
     """Each sample's mean over corruptions and severities."""
     if frame is not None and len(frame):
-        rows = frame.assign(unknown=failed(frame)).groupby([*_WHO, "sample"], as_index=False)
-        yield rows.agg(score=("score", "mean"), cell=("cell", "first"), unknown=("unknown", "any")).assign(measure=CORRUPTED)
+        lost = frame.assign(unknown=failed(frame), most=most(frame)["score"]).groupby([*_WHO, "sample"], as_index=False)
+        told = lost.agg(score=("score", "mean"), cell=("cell", "first"), unknown=("unknown", "any"), most=("most", "mean"))
+        yield told.assign(measure=CORRUPTED)
 
 
 _OF_A_SEED = re.compile(r" ?seed=\d+\Z")
@@ -352,7 +353,7 @@ def _curve(points: Points, measure: str, axis: str, members: Mapping[float, str]
     whole = _validity(points, measure, list(members.values()))
     for value, condition in members.items():
         part = rows[rows["condition"] == condition]
-        found = crossed.rate(cube(part, axis)[1][0]) if len(part) else stats.EMPTY
+        found = _widened(lambda rows: crossed.rate(cube(rows, axis)[1][0]), part) if len(part) else stats.EMPTY
         if found.n:
             yield row(
                 f"{_prefix(measure)}accuracy_at_{axis}", found, part, eps=value, **_validity(points, measure, [condition])
@@ -360,20 +361,29 @@ def _curve(points: Points, measure: str, axis: str, members: Mapping[float, str]
             if measure == CLEAN:
                 yield row(f"trainings_at_{axis}", Estimate.exact(part["seed"].nunique()), part, eps=value)
     if axis == "fraction":
-        law = _law(rows)
-        told = {
-            "data_efficiency_auc": data_efficiency_auc(rows),
-            "power_law_exponent": law["exponent"],
-            "power_law_floor": law["floor"],
-            "scarce_accuracy_ratio": scarce_accuracy_ratio(rows),
-        }
+        told = {"data_efficiency_auc": _widened(data_efficiency_auc, rows)}
+        if not rows["unknown"].any():  # what is missing at one size would bend the law and the ratio either way
+            law = _law(rows)
+            told |= {
+                "power_law_exponent": law["exponent"],
+                "power_law_floor": law["floor"],
+                "scarce_accuracy_ratio": scarce_accuracy_ratio(rows),
+            }
         for name, found in told.items():
             if found.n:
                 yield row(_prefix(measure) + name, found, rows, **whole)
         for target in TARGETS:
-            if (found := samples_for_target(rows, target=target)).n:
+            if (found := _widened(partial(samples_for_target, target=target), rows)).n:
                 status = {"status": "censored"} if is_censored(found) else {}
                 yield row(f"{_prefix(measure)}samples_for_target", found, rows, eps=target, **whole, **status)
+
+
+def _widened(metric: Callable[[pd.DataFrame], Estimate], rows: pd.DataFrame) -> Estimate:
+    """A number whose interval holds, too, what it would be if the unknown samples were right."""
+    found = metric(rows)
+    if not found.n or not rows["unknown"].any():
+        return found
+    return stats.widened(found, metric(rows.assign(score=rows["most"])))
 
 
 def _gain(points: Points, measure: str, arm: str, plain: str) -> Iterator[dict[str, Any]]:
@@ -388,6 +398,9 @@ def _gain(points: Points, measure: str, arm: str, plain: str) -> Iterator[dict[s
     positions, scores = cube(rows, "_arm")
     if len(positions) == 2:
         found = crossed.difference(scores[1], scores[0])
+        if rows["unknown"].any():
+            high = cube(rows.assign(score=rows["most"]), "_arm")[1]
+            found = stats.widened(found, crossed.difference(high[1], scores[0]), crossed.difference(scores[1], high[0]))
         args = points.arms[arm]
         at = float(args.get("fraction", args.get("shots", math.nan)))
         validity = _validity(points, measure, [arm, plain])

@@ -177,7 +177,8 @@ def spatial_lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Ite
 def robust_gap(train: pd.DataFrame, test: pd.DataFrame) -> Estimate:
     """Robust accuracy on training images minus that on test images, in [-1, 1], with Newcombe's interval.
 
-    Both are per-sample worst cases over the attacks that both sets of images met; unknown samples are not robust.
+    Both are per-sample worst cases over the attacks that both sets of images met; unknown samples are not robust, and
+    the interval holds what they could make of the gap.
 
     Args:
         train: Evasion rows of one threat on training images.
@@ -191,8 +192,13 @@ def robust_gap(train: pd.DataFrame, test: pd.DataFrame) -> Estimate:
     both = set(train["attack"]) & set(test["attack"])
     if not both:
         return stats.EMPTY
-    worst = [robust.worst_case(part[part["attack"].isin(both)])["robust"] for part in (train, test)]
-    return stats.newcombe(round(float(worst[0].sum())), len(worst[0]), round(float(worst[1].sum())), len(worst[1]))
+    worst = [robust.worst_case(part[part["attack"].isin(both)]) for part in (train, test)]
+
+    def gap(*columns: str) -> Estimate:
+        counts = [round(float(part[column].sum())) for part, column in zip(worst, columns, strict=True)]
+        return stats.newcombe(counts[0], len(worst[0]), counts[1], len(worst[1]))
+
+    return stats.widened(gap("robust", "robust"), gap("robust", "score"), gap("score", "robust"))
 
 
 def train_lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -208,7 +214,7 @@ def train_lines(rows: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> Itera
         met = None if test is None else test[test["threat"] == threat]
         if met is not None and len(met):
             more["validity"] = str(verdict(met, sentinel))
-        yield row("robust_accuracy_train", stats.rate(worst["robust"]), part, **more)
+        yield row("robust_accuracy_train", robust.left(worst), part, **more)
         gap = stats.EMPTY if met is None else robust_gap(part, met)
         if gap.n:
             yield row("robust_gap", gap, part, **more)

@@ -236,6 +236,13 @@ def rate(scores: Any) -> Estimate:
     return mean_interval(values)
 
 
+def widened(found: Estimate, *others: Estimate) -> Estimate:
+    """An estimate whose interval holds those of others too: of the same number with unknown samples counted otherwise."""
+    low = float(np.fmin.reduce([found.low, *(other.low for other in others)]))
+    high = float(np.fmax.reduce([found.high, *(other.high for other in others)]))
+    return Estimate(found.value, low, high, found.n)
+
+
 def resamples(n: int, *, replicates: int = REPLICATES, key: int = _KEY) -> Iterator[NDArray[np.int64]]:
     """Chunks of bootstrap indices, each int64 (R, n) with values in [0, n); the same on every call."""
     return iter(_remembered(n, replicates, key)) if replicates * n <= _REMEMBERED else _drawn(n, replicates, key)

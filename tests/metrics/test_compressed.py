@@ -179,6 +179,10 @@ def test_the_table_sets_every_scenario_beside_the_parents():
     robust = rows.loc[("robust_accuracy_drop", "linf(0.1)")]
     left = evasion[evasion["condition"] == "prune"]["score_adv"].fillna(0.0).mean()
     assert robust["value"] == pytest.approx(evasion[evasion["condition"] == ""]["score_adv"].mean() - left)
+    kept = pd.concat([evasion.fillna({"score_adv": 1.0}).assign(status="ok")])
+    least = tidy({"disagreement": ROWS.assign(scenario="disagreement"), "evasion": kept})
+    least = least[least["metric"] == "robust_accuracy_drop"].iloc[0]
+    assert robust["ci_low"] == least["ci_low"] and robust["value"] > least["value"] and robust["ci_high"] > least["ci_high"]
     assert robust["status"] == "unknown" and robust["n_unknown"] == 3 and robust["attack"] == "worst"
     assert set(rows.index.get_level_values(0)) >= {*compressed.METRICS, "class_accuracy_drop", "class_drop_p_value"}
     stronger = attacked("", 0.0).assign(attack="apgd")

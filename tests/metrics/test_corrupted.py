@@ -141,6 +141,21 @@ def test_families_and_severities_have_lines_of_their_own() -> None:
     assert set(table["attack"].str.partition(" over ")[0]) == {"robench-C (regenerated, imagenet-v1)"}
 
 
+def test_a_failed_corruption_counts_as_wrong_and_only_the_interval_knows_that_it_could_be_right() -> None:
+    rows = frame(random_errors(30)).assign(model="m", dataset="d", condition="", seed=0, cell="c", reference="")
+    lost = rows["corruption"] == NAMES[0]
+    failed = rows.assign(failed=lost, score=rows["score"].mask(lost, 0.0))
+    best = rows.assign(score=rows["score"].mask(lost, 1.0))
+    for told in ({"threat": "mean"}, {"threat": NAMES[0], "eps": 1.0}):
+        found, right = (
+            next(line for line in corrupted.lines(part, {"corruption": part})
+                 if line["metric"] == "corrupted_accuracy" and all(line.get(k) == v for k, v in told.items()))
+            for part in (failed, best)
+        )  # fmt: skip
+        assert found["value"] < right["value"] and found["ci_high"] == right["ci_high"]
+    assert found["value"] == 0 and found["ci_high"] == 1
+
+
 def test_flip_rate_equals_the_published_loop() -> None:
     rng = np.random.default_rng(0)
     predictions = rng.integers(0, 3, (20, 31))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, scarcity
+from robench.metrics import TABLE, clean, corrupted, cost, explained, robust, scarcity, stats
 from robench.registry import Table
 
 GROUPS = {"robustness", "generalization", "interpretability", "efficiency", "compression"}
@@ -85,6 +85,19 @@ def test_unknown_samples_count_as_not_robust_and_broken_ones_are_not_unknown():
     assert robust.n_unknown(frame).value == 1
     without = robust.robust_accuracy_without_unknown(frame)
     assert (without.value, without.n) == (2 / 4, 4)
+
+
+def test_the_upper_end_counts_unknown_samples_as_robust_and_value_and_lower_end_do_not():
+    """52 of 60 are unknown, 8 are broken: between none and 52 are robust."""
+    frame = rows_of({"a": [0] * 8 + [1] * 52}, [1] * 60, {"a": list(range(8, 60))})
+    none, most = stats.wilson(0, 60), stats.wilson(52, 60)
+    rounded = frame.assign(broken_8bit=frame["score_adv"] == 0)
+    for found in (robust.robust_accuracy(frame), robust.robust_accuracy_8bit(rounded)):
+        assert (found.value, found.low, found.high) == (0.0, none.low, most.high)
+    near, far = frame.fillna({"score_adv": 1.0}).assign(status="ok"), frame.assign(eps=0.2)
+    area = robust.security_curve_area(pd.concat([near, far]))
+    known = robust.security_curve_area(pd.concat([near, near.assign(eps=0.2)]))
+    assert area.value < known.value and area.high == known.high
 
 
 def test_an_attack_row_without_a_score_is_a_failure_even_if_it_says_ok():

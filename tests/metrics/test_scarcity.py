@@ -133,6 +133,10 @@ def test_robust_accuracy_is_the_worst_case_and_unknown_is_not_robust() -> None:
     point = only(rows, metric="robust_accuracy_at_fraction", eps=0.5)
     assert point["value"] == pytest.approx(0.4 - 4 / N) and point["attack"] == "linf(0.1)"
     assert point["n_unknown"] == 4
+    known = [part.assign(status="ok", score_adv=part["score_adv"].fillna(1.0)) for part in evasion]
+    least = only(table(clean=grown(), evasion=known), metric="robust_accuracy_at_fraction", eps=0.5)
+    assert point["ci_high"] == least["ci_high"] and least["value"] > point["value"]
+    assert "robust_power_law_exponent" not in set(rows["metric"]), "what is missing may bend the law either way"
     assert only(rows, metric="robust_data_efficiency_auc")["n_unknown"] == 16
 
 

@@ -130,3 +130,4 @@ def test_unknown_training_samples_are_not_robust(synthetic):
     failed = part.assign(status="failed", score_adv=np.nan)
     e = shifts.robust_gap(failed, part)
     assert e.value <= 0 and e.value == pytest.approx(-shifts.robust.robust_accuracy(part).value)
+    assert e.low < e.value and e.high == shifts.robust_gap(part.assign(score_adv=part["score_clean"]), part).high

@@ -235,7 +235,7 @@ def _floats(text: str) -> tuple[float, ...]:
     "--model",
     "models",
     multiple=True,
-    help="Zoo name, FILE.safetensors, FILE.pt2, trained(...), or module:factory (with --trust); NAME=... names it.",
+    help="Zoo name, FILE.safetensors, .pt, .pth, .pth.tar, .pt2, trained(...), module:factory (--trust); NAME=... names it.",
 )
 @click.option("--arch", default="", help="Architecture of a weights file, e.g. 'resnet18(num_classes=10)'.")
 @click.option("--mean", default="0", help="Per-channel mean that the network expects to be subtracted.")

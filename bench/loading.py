@@ -46,7 +46,7 @@ def load_model(source: str, **options: Any) -> nn.Module:
     """A model of the zoo by its name, or a model file or factory.
 
     Args:
-        source: ``digits-pgd-at`` and other names of ``robench list models``; FILE.safetensors, FILE.pt, FILE.pt2 or
+        source: ``digits-pgd-at`` and other names of ``robench list models``; FILE.safetensors, .pt, .pth, .pth.tar, .pt2 or
             ``path.py:factory``.
         options: For files, those of ``robench.models.load.load_model``: ``arch``, ``mean``, ``std``, ``input_range``,
             ``num_classes``, ``shape``, ``trust``, ``sha256``.

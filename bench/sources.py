@@ -35,7 +35,7 @@ class UserModel:
     """A model of a run: a weights file with its architecture, an exported program, a factory, or one by its name."""
 
     source: str
-    """FILE.safetensors, FILE.pt, FILE.pt2, ``package.module:factory``, ``path.py:factory``, ``trained(...)``, zoo name."""
+    """FILE.safetensors, .pt, .pth, .pt2, ``package.module:factory``, ``path.py:factory``, ``trained(...)``, zoo name."""
     arch: str = ""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)

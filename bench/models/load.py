@@ -36,7 +36,8 @@ _Shape = tuple[int, int, int]
 _DEFAULT_SHAPE = (1, 32, 32)
 TRIAL = 64
 """Images of the trial pass, as wide as a run's batches are unless told otherwise."""
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar")
+"""Endings of files of weights; the last is what PyTorch's ImageNet example writes, no archive of tar."""
 _USER_ERRORS = (
     ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError,
     ValueError,
@@ -63,8 +64,9 @@ def load_model(
     The model takes pixels (N, C, H, W) in [0, 1]; a trial pass shows that it returns finite logits (N, num_classes).
 
     Args:
-        source: ``FILE.safetensors``, ``FILE.pt`` or ``FILE.pth`` (a state dict, with ``arch``), ``FILE.pt2`` (torch.export),
-            or ``package.module:factory`` / ``path.py:factory``, a function without arguments (needs ``trust``).
+        source: ``FILE.safetensors``, ``FILE.pt``, ``FILE.pth`` or ``FILE.pth.tar`` (a state dict, with ``arch``),
+            ``FILE.pt2`` (torch.export), or ``package.module:factory`` / ``path.py:factory``, a function without arguments
+            (needs ``trust``).
         arch: Architecture of a weight file, e.g. ``resnet18(num_classes=10)``; classes, channels and size that it does
             not say are taken from ``num_classes`` and ``shape``.
         mean: Mean that is subtracted from pixels, one value or one per channel, in units of ``input_range``.
@@ -116,7 +118,7 @@ def _require_channels(mean: Sequence[float], shape: _Shape) -> None:
 
 def is_code(source: str) -> bool:
     """Whether a source names a factory, which is executed, and no file of weights or of an exported program."""
-    return ":" in source and Path(source).suffix not in (*WEIGHT_FILES, ".pt2")
+    return ":" in source and not source.endswith((*WEIGHT_FILES, ".pt2"))
 
 
 def _file_of(source: str) -> Path:
@@ -128,15 +130,14 @@ def _bare(
     source: str, arch: str | None, *, num_classes: int, shape: _Shape | None, trust: bool
 ) -> tuple[nn.Module, Ref, _Shape | None, tuple[str, ...]]:
     """The bare net, the reference that names it, the image shape it is made for, where that is known, and notes."""
-    suffix = Path(source).suffix
-    if suffix in WEIGHT_FILES:
+    if source.endswith(WEIGHT_FILES):
         return _from_weights(Path(source), arch, num_classes=num_classes, shape=shape)
-    if suffix == ".pt2":
+    if source.endswith(".pt2"):
         program = load_exported(_present(Path(source)), trust=trust)
         return program, Ref.of("file", path=Path(source).name), program.shape, ()
     if ":" in source:
         return _from_factory(source, trust), Ref.of("factory", source=source), None, ()
-    forms = "FILE.safetensors, FILE.pt, FILE.pt2, package.module:factory or path.py:factory"
+    forms = "FILE.safetensors, FILE.pt, FILE.pth, FILE.pth.tar, FILE.pt2, package.module:factory or path.py:factory"
     raise ConfigError(must("a model", forms, source, "`robench list models` prints the names of the zoo"))
 
 
@@ -157,7 +158,7 @@ def _from_weights(
 
 
 def read_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
-    """Fill ``model`` with the state dict of a ``.safetensors``, ``.pt`` or ``.pth`` file; no code is executed.
+    """Fill ``model`` with the state dict of a ``.safetensors``, ``.pt``, ``.pth`` or ``.pth.tar`` file; no code is executed.
 
     Returns:
         A note where the file's weights are of another floating-point type than the model's.
@@ -240,10 +241,11 @@ def _unwrapped(found: Any, path: Path, wanted: Mapping[str, Tensor]) -> tuple[di
     """
     notes: tuple[str, ...] = ()
     if not _is_state(found):
-        entry = _entry(found, path)
+        entry, others = _entry(found, path)
         for key in entry:
             found = found[key]
-        notes = (f"takes its weights from the entry {'.'.join(map(str, entry))!r} of the file",)
+        more = f"; it also holds {others}, not measured: save what is to be measured as a file of its own" if others else ""
+        notes = (f"takes its weights from the entry {_dotted(entry)!r} of the file{more}",)
     state = {str(key): value for key, value in found.items()}
     counts = [key for key in state if key.rpartition(".")[2] in _COUNTS and key not in wanted]
     if counts:
@@ -270,8 +272,14 @@ _COUNTS = ("total_ops", "total_params", "n_averaged")
 """Buffers that profilers (thop) and ``torch.optim.swa_utils.AveragedModel`` leave in a state dict; no layer has such."""
 
 
-def _entry(found: Any, path: Path) -> tuple[Any, ...]:
+def _dotted(keys: tuple[Any, ...]) -> str:
+    return ".".join(str(key)[:40] for key in keys)
+
+
+def _entry(found: Any, path: Path) -> tuple[tuple[Any, ...], str]:
     """Where in a checkpoint the model's weights are: the key, or two where the entry is itself a checkpoint.
+
+    And the names of other entries of weights, such as averaged copies.
 
     Raises:
         ModelError: None does, or several do.
@@ -284,8 +292,9 @@ def _entry(found: Any, path: Path) -> tuple[Any, ...]:
     fitting = fitting or [(outer, key) for outer, held in inner for key, value in held.items() if _is_state(value)]
     named = [keys for keys in fitting if all(key in _ENTRIES for key in keys)]
     if len(named) == 1 or len(fitting) == 1:
-        return (named or fitting)[0]
-    shown = [".".join(str(key)[:40] for key in keys) for keys in fitting[:8]]
+        chosen = (named or fitting)[0]
+        return chosen, ", ".join(repr(_dotted(keys)) for keys in fitting[:8] if keys != chosen)
+    shown = [_dotted(keys) for keys in fitting[:8]]
     got = f"entries {[str(key)[:40] for key in list(found)[:8]]}, of which {shown or 'none'} hold tensors only"
     expected = "a state dict (names to tensors), or a checkpoint with one"
     raise ModelError(must(f"{path}", expected, got, "save model.state_dict()"))
@@ -305,7 +314,19 @@ def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
     ]
     if wrong:
         got = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise ModelError(must(f"the weights in {path}", "those of the architecture", got, "correct --arch"))
+        raise ModelError(must(f"the weights in {path}", "those of the architecture", got, _fitting(wanted, state)))
+
+
+def _fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """How weights and architecture come to fit; colour and grey images differ in the first convolution's inputs alone."""
+    apart = [(state[k].shape, v.shape) for k, v in wanted.items() if k in state and state[k].shape != v.shape]
+    if len(apart) == 1 and set(wanted) == set(state):
+        (own, asked), kinds = apart[0], {1: "grey", 3: "colour"}
+        alike = len(own) == len(asked) == 4 and (own[0], *own[2:]) == (asked[0], *asked[2:])
+        if alike and {own[1], asked[1]} == set(kinds):
+            said = f"the weights take {kinds[own[1]]} images, the data are read as {kinds[asked[1]]}"
+            return f"{said}: --data 'folder:DIR(channels={own[1]})' reads a folder as the weights take it; or correct --arch"
+    return "correct --arch"
 
 
 def _name(tensor: Tensor) -> str:

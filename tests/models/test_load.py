@@ -91,6 +91,35 @@ def test_a_checkpoint_that_can_be_read_in_two_ways_is_refused(net: nn.Module, tm
         load_model(str(tmp_path / "net.pt"), arch=ARCH)
 
 
+def test_averaged_copies_beside_the_weights_are_named(net: nn.Module, tmp_path: Path) -> None:
+    state = net.state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": {k: v * 0 for k, v in state.items()}}, tmp_path / "net.pt")
+    (note,) = load_model(str(tmp_path / "net.pt"), arch=ARCH)[1].notes
+    assert "from the entry 'state_dict' of the file; it also holds 'state_dict_ema', not measured" in note
+    torch.save({"state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "net.pt")
+    assert "also" not in load_model(str(tmp_path / "net.pt"), arch=ARCH)[1].notes[0]
+
+
+def test_checkpoints_of_the_imagenet_example_are_read(net: nn.Module, tmp_path: Path) -> None:
+    """What it saves: DataParallel's names, the best accuracy as a tensor, the states of optimizer and scheduler."""
+    state = {f"module.{k}": v for k, v in net.state_dict().items()}
+    more = {"epoch": 90, "arch": "resnet18", "best_acc1": torch.tensor(69.8), "scheduler": {"step_size": 30}}
+    torch.save({**more, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "best.pth.tar")
+    assert torch.equal(load_model(str(tmp_path / "best.pth.tar"), arch=ARCH)[0](X), net(X))
+    with pytest.raises(ConfigError, match=r"FILE\.pth, FILE\.pth\.tar"):
+        load_model("best.tar", arch=ARCH)
+
+
+@pytest.mark.parametrize(("own", "seen", "told"), [(1, 3, "grey"), (3, 1, "colour")])
+def test_grey_weights_for_colour_images_are_told_how_to_read_the_images(tmp_path: Path, own, seen, told) -> None:
+    safetensors.torch.save_file(fresh(f"{ARCH[:-1]}, in_channels={own})", seed=0).state_dict(), tmp_path / "n.safetensors")
+    with pytest.raises(ModelError, match=rf"the weights take {told} images.*folder:DIR\(channels={own}\)"):
+        load_model(str(tmp_path / "n.safetensors"), arch=ARCH, shape=(seen, 32, 32))
+    with pytest.raises(ModelError) as caught:
+        load_model(str(tmp_path / "n.safetensors"), arch="small_cnn(width=8)", shape=(own, 32, 32))
+    assert "channels=" not in str(caught.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
 def test_weights_of_another_kind_of_number_are_refused(net: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
     torch.save({k: v.to(dtype) for k, v in net.state_dict().items()}, tmp_path / "net.pt")

@@ -101,10 +101,9 @@ def admit(net: nn.Module, x: Tensor, *, width: int) -> Admitted:
     state = _state(net)
     with seeded(0, "trial", device=images.device):
         plain = _plain(net, images)
-        if isinstance(plain, Tensor):
-            found, notes, reason, logits = net, (), "", plain
-        else:
-            (found, notes), reason = _gated(net, images), plain
+        reason, logits = ("", plain) if isinstance(plain, Tensor) else (plain, None)
+        found, notes = (net, ()) if logits is not None else _gated(net, images)
+        if logits is None:
             with torch.no_grad():
                 logits = found(images)
     _require_same(state, _state(net))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,15 @@ import pandas as pd
 from robench.metrics.ranks import RANK
 
 _RATES = ("accuracy", "gap", "clean", "robust", "corrupted", "ece", "data_efficiency", "area", "auc", "transfer")
+
+
+_DIFFERENCES = re.compile(r"(^|_)(gap|drop|change|gain)(_|$)")
+"""What the names of differences of two rates have."""
+
+
+def unit(metric: str) -> str:
+    """``%`` for a rate, ``points`` (percentage points) for a difference of rates."""
+    return "points" if _DIFFERENCES.search(metric) else "%"
 
 
 def percent(value: Any, *, digits: int = 1) -> str:
@@ -34,7 +44,7 @@ def leaderboard_cells(board: pd.DataFrame) -> pd.DataFrame:
             cells[column] = _ranks(board)
         elif f"{column}_low" in board:
             triples = zip(board[column], board[f"{column}_low"], board[f"{column}_high"], strict=True)
-            cells[f"{column} %"] = [interval(*t) for t in triples]
+            cells[f"{column} {unit(column)}"] = [interval(*t) for t in triples]
         elif column.startswith("score"):
             cells[f"{column} %"] = [percent(v) for v in board[column]]
         elif column == "validity":
@@ -73,5 +83,5 @@ def _value(metric: str, value: float, low: float, high: float) -> str:
     if metric == RANK:
         return f"{value:.0f} ({low:.0f}-{high:.0f})"
     if any(word in metric for word in _RATES) and not math.isnan(low):
-        return f"{interval(value, low, high)} %"
+        return f"{interval(value, low, high)} {unit(metric)}"
     return f"{value:,.6g}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.cells import interval
+from robench.reports.cells import interval, unit
 from robench.reports.sections import Section
 
 PLAIN = "(as it is)"
@@ -27,8 +27,9 @@ _NUMBERS = {
 _SCALES = {"kB": 1e3, "MMACs": 1e6}
 _KEYS = ["dataset", "model"]
 _NOTE = (
-    "A line is one compressed model; differences are against the line (as it is) above, on the same images. Percent with "
-    "95 % intervals over images. kB are those of all files that ship; a model without a latency imitates that. "
+    "A line is one compressed model; differences are against the line (as it is) above, on the same images. Percent, and "
+    "percentage points for differences, with 95 % intervals over images. "
+    "kB are those of all files that ship; a model without a latency imitates that. "
     "Robust accuracy is under each model's own attacks; its drop counts those that the parent met too."
 )
 
@@ -56,12 +57,12 @@ def _lines(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _cells(rows: pd.DataFrame) -> dict[str, str]:
     """The texts of one model."""
-    found = {f"{name} %": _rate(_of(rows, *key)) for name, key in _RATES.items()}
+    found = {f"{name} {unit(key[0])}": _rate(_of(rows, *key)) for name, key in _RATES.items()}
     attacked = rows[(rows["metric"] == "robust_accuracy") & (rows["attack"] == "worst")]
     for threat, part in attacked.groupby("threat", sort=True):
         found[f"robust@{threat} %"] = _rate(part)
     for threat, part in rows[rows["metric"] == "robust_accuracy_drop"].groupby("threat", sort=True):
-        found[f"robust drop@{threat} %"] = _rate(part)
+        found[f"robust drop@{threat} points"] = _rate(part)
     for explainer, part in rows[rows["metric"] == "explanation_rank_correlation"].groupby("attack", sort=True):
         found[f"same map ({explainer})"] = f"{part['value'].iloc[0]:.2f}"
     for name, (metric, text) in _NUMBERS.items():

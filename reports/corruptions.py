@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from robench.metrics.pending import with_result
 from robench.metrics.table import FAILED
 from robench.registry import facts
+from robench.reports.cells import unit
 from robench.reports.curves import COLOURS
 from robench.reports.sections import Section
 
@@ -18,7 +19,8 @@ FAMILY = "family_corrupted_accuracy"
 _MARKERS = "os^Dvp*"
 _COLUMNS = 2
 _NOTE = (
-    "Mean accuracy over five severities; drop: mean corrupted error minus clean error. Images called robench-C are made "
+    "Mean accuracy over five severities; drop: mean corrupted error minus clean error, in percentage points. "
+    "Images called robench-C are made "
     "here and are not the published ones, so their numbers do not compare with published tables. Flips: share of the frames "
     "of slight perturbations whose prediction differs from the frame before (of noise: from the clean one)."
 )
@@ -89,4 +91,5 @@ def _line(kept: pd.DataFrame, drop: pd.Series) -> dict[str, str]:
 
 
 def _said(row: pd.Series) -> str:
-    return f"{100 * row['value']:.1f} % [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+    shown = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+    return f"{100 * row['value']:.1f} {unit(row['metric'])} {shown}"

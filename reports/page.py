@@ -13,7 +13,7 @@ from robench.metrics.pending import PENDING
 from robench.metrics.table import FAILED, SKIPPED
 from robench.metrics.validity import DOUBTED
 from robench.registry import facts
-from robench.reports.cells import interval, leaderboard_cells, tidy_cells
+from robench.reports.cells import interval, leaderboard_cells, tidy_cells, unit
 from robench.reports.leaderboard import ATTACKED, UNRANKED, leaderboard, main_threats, ranked_by, ranking_column
 from robench.reports.pictures import Picture, pictures
 from robench.reports.sections import sections
@@ -206,7 +206,7 @@ def _who(model: str, condition: str) -> str:
 def _arranged(board: pd.DataFrame, ranked: tuple[str, str]) -> pd.DataFrame:
     """The leaderboard's texts: verdict, n and the ranking number next to the model, empty columns left out."""
     cells = leaderboard_cells(board)
-    first = ["rank", "model", "dataset", "validity", "n", f"{ranking_column(ranked)} %"]
+    first = ["rank", "model", "dataset", "validity", "n", f"{ranking_column(ranked)} {unit(ranking_column(ranked))}"]
     order = [*(c for c in first if c in cells), *(c for c in cells if c not in first)]
     cells["n"] = ["" if n == "0" else n for n in cells["n"]]
     kept = [c for c in order if (cells[c] != "").any() and not (c == "dataset" and cells[c].nunique() == 1)]

@@ -11,7 +11,7 @@ import pandas as pd
 from robench.escape import visible
 from robench.metrics.pending import PENDING
 from robench.metrics.validity import DOUBTED, SOUND
-from robench.reports.cells import interval, leaderboard_cells, percent
+from robench.reports.cells import interval, leaderboard_cells, percent, unit
 from robench.screen import cells, folded, shortened_words, wrapped
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def board_lines(board: pd.DataFrame, *, width: int, main: str = "") -> list[tupl
 def _columns(board: pd.DataFrame, main: str) -> tuple[list[Column], list[Column]]:
     """What is always shown, the verdict last, and what is shown where there is room, the most wanted first."""
     texts = leaderboard_cells(board)
-    rates = [c for c in board if f"{c}_low" in board and c != "rank" and (texts[f"{c} %"] != "").any()]
+    rates = [c for c in board if f"{c}_low" in board and c != "rank" and (texts[f"{c} {unit(c)}"] != "").any()]
     main = main if main in rates else next((c for c in rates if c.startswith("robust@")), "clean")
     made = {rate: _rate(board, rate) for rate in rates}
     first = [Column("rank", tuple(texts["rank"])), Column("model", tuple(texts["model"]), left=True)]
@@ -134,7 +134,7 @@ def _rate(board: pd.DataFrame, name: str) -> Column:
     triples = zip(board[name], board[f"{name}_low"], board[f"{name}_high"], strict=True)
     what, _, threat = name.partition("@")
     start, _, last = what.rpartition("_")
-    head = f"{what} %\nat {threat}" if threat else f"{start.replace('_', ' ')}\n{last} %".lstrip("\n")
+    head = f"{what} %\nat {threat}" if threat else f"{start.replace('_', ' ')}\n{last} {unit(name)}".lstrip("\n")
     return Column(head, tuple(interval(*triple) for triple in triples), source=name)
 
 

@@ -35,8 +35,8 @@ def test_a_compressed_model_stands_under_its_parent(table):
     assert list(found["condition"]) == [PLAIN, ARM] and set(found["model"]) == {"plain"} and "dataset" not in found
     plain, small = found.to_dict("records")
     own = table[(table["condition"] == ARM) & (table["metric"] == "accuracy_drop")].iloc[0]
-    assert small["drop %"].startswith(f"{100 * own['value']:.1f} [") and plain["drop %"] == ""
-    assert small["corrupted drop %"].startswith("0.0 ") and small["robust drop@linf(8/255) %"].startswith("0.0 ")
+    assert small["drop points"].startswith(f"{100 * own['value']:.1f} [") and plain["drop points"] == ""
+    assert small["corrupted drop points"].startswith("0.0 ") and small["robust drop@linf(8/255) points"].startswith("0.0 ")
     assert plain["kB"] == small["kB"] == "4" and plain["MMACs"] == "5"
     assert small["same map (saliency)"] and plain["same map (saliency)"] == ""
 

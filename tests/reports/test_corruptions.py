@@ -40,5 +40,5 @@ def test_the_short_table_has_a_line_per_model(table):
     assert "not the published ones" in section.note
     line = section.cells.iloc[0]
     value = table[(table["model"] == line["model"]) & (table["metric"] == "corruption_drop")]["value"].item()
-    assert line["drop"].startswith(f"{100 * value:.1f} %")
+    assert line["drop"].startswith(f"{100 * value:.1f} points")
     assert corruptions(table[table["scenario"] == "flips"]) is None

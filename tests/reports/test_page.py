@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from robench.metrics.table import tidy
+from robench.reports.cells import tidy_cells, unit
 from robench.reports.corruptions import corruptions
 from robench.reports.leaderboard import leaderboard, ranked_by
 from robench.reports.page import flags, leaders, page, suspects, unfinished, unknown
@@ -161,3 +162,13 @@ def test_the_page_says_what_has_no_table_of_its_own(table):
     text = page(table, drawn=[])
     assert "; cost and explanations: only here</summary>" in text or "; explanations: only here</summary>" in text
     assert ": only here" not in page(table[~table["scenario"].isin(["efficiency", "explanation"])], drawn=[])
+
+
+def test_a_difference_of_rates_is_in_percentage_points(table):
+    heads, *_ = _cells(page(table, drawn=[]), "Leaderboard")
+    assert "train_test_gap points" in heads and "clean %" in heads and not any("gap %" in head for head in heads)
+    cells = tidy_cells(table)
+    assert cells.loc[cells["metric"] == "train_test_gap", "value"].str.endswith(" points").all()
+    assert cells.loc[cells["metric"] == "accuracy", "value"].str.endswith(" %").all()
+    units = {name: unit(name) for name in ("robust_accuracy_drop", "ece_change", "shift_gap", "gain_in_accuracy", "ece")}
+    assert list(units.values()) == ["points"] * 4 + ["%"]

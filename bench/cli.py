@@ -487,6 +487,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     Exit 3: nothing failed, and results are pending, or a randomised model or too few samples left a bound undecided.
     """
     from robench.errors import suggestion
+    from robench.judged import judged_models
     from robench.reports.audit import audit as check
     from robench.reports.audit import parse_requirement, require_measured
     from robench.reports.leaderboard import main_threats
@@ -495,7 +496,8 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     from robench.store import Store
 
     parsed = [parse_requirement(text) for text in requirements]
-    header = Store(_works_on(run_directory)).read_run()
+    store = Store(_works_on(run_directory))
+    header = store.read_run()
     cells = header["cells"].values()
     known = {cell["model"] for cell in cells if not cell["condition"]}
     for name in models:
@@ -513,6 +515,8 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
     if form != "table":
         _print(render(result.frame(), format=form), nl=False, whole=True)
     aside = form in ("csv", "json")  # their readers take nothing but the findings
+    for text in judged_models(store, wanted):
+        _print(f"judged: {text}", err=aside)
     for name in missing:  # planned, and nothing was tried yet: what failed has rows
         _print(f"{name}: pending: no result yet; run the same command again", err=aside)
     failed = any(not (f.passed or f.undecided) for f in result.findings)

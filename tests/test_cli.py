@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from robench.metrics.table import tidy
 from robench.spec import Cell
 from robench.store import Store
 from robench.suite import PACKAGED, parse_suite, read_suite
-from robench.zoo.entries import WEIGHTS
+from robench.zoo.entries import WEIGHTS, ZOO
 
 TINY = """
 name: tiny
@@ -283,6 +284,46 @@ def test_audit_of_no_model_never_passes(tiny):
 def test_audit_says_at_which_threat_it_judged(tiny):
     said = robench("audit", tiny[1], "--require", "robust_accuracy>=0.4", "--model", "digits-pgd-at").output
     assert "passed    digits-pgd-at on digits: robust_accuracy>=0.4" in said and "at linf(0.1), judged" in said
+
+
+UNTRAINED = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+"""
+
+
+@pytest.mark.parametrize("kind", ["weights", "code"])
+def test_audit_says_what_it_judged_and_whether_the_file_is_another_now(tmp_path, kind):
+    import safetensors.torch
+
+    from robench.models import fresh
+
+    own, out = tmp_path / ("net.safetensors" if kind == "weights" else "m.py"), tmp_path / "run"
+    safetensors.torch.save_file(fresh("mlp(hidden=8)", seed=0).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "m.py").write_text(UNTRAINED)
+    (tmp_path / "s.yaml").write_text("name: s\nlimit: 40\n")
+    named = ["--model", f"num={own}", "--arch", "mlp(hidden=8)"] if kind == "weights" else ["--model", f"num={own}:make"]
+    robench("run", "--suite", tmp_path / "s.yaml", "--scenario", "clean", "--out", out, "--trust", *named, *HERE)
+    gate = ("audit", out, "--require", "accuracy>=0", "--model", "num")
+    said = robench(*gate, code=1)
+    assert "labels or preparation are doubted" in said.stdout and "WARNING: num: " in said.stderr
+    flat = " ".join(said.stdout.split())
+    assert str(own) in said.stdout.replace("\n", "").replace(" ", "") and "UTC" in flat and "differs" not in flat
+    if kind == "weights":
+        assert f"sha256 {hashlib.sha256(own.read_bytes()).hexdigest()[:12]}, measured 20" in flat
+    with own.open("ab") as file:
+        file.write(b"\n")
+    assert "the file differs now" in " ".join(robench(*gate, code=1).stdout.split())
+    own.unlink()
+    assert "the file is not there now" in " ".join(robench(*gate, code=1).stdout.split())
+
+
+def test_audit_names_the_weights_of_the_zoo(tiny):
+    said = robench("audit", tiny[1], "--require", "accuracy>=0.1", "--model", "digits-pgd-at").stdout
+    assert f"judged: digits-pgd-at: digits-pgd-at, sha256 {ZOO['digits-pgd-at'].sha256[:12]}, measured 20" in said
 
 
 def test_audit_escapes_for_what_reads_it(tiny):

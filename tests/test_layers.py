@@ -36,6 +36,7 @@ LAYERS = [
         "estimate",
         "doctor",
         "changes",
+        "judged",
     ),
     ("runner", "missing", "tryout", "api", "loading", "evaluation", "binarization", "recheck", "verification"),
     ("reports",),

@@ -51,7 +51,7 @@ def _print(text: str, *, err: bool = False, nl: bool = True, whole: bool = False
 
 def _telling() -> tuple[Line, Callable[[str], None]]:
     """A line of progress on stderr, and how other lines are printed there while it stands."""
-    line = Line()
+    line = _line()
 
     def say(text: str) -> None:
         line.clear()
@@ -60,14 +60,20 @@ def _telling() -> tuple[Line, Callable[[str], None]]:
     return line, say
 
 
+def _line() -> Line:
+    """A line of progress on stderr; an error that ends the command takes it off first."""
+    line: Line = click.get_current_context().meta.setdefault(_PROGRESS, Line())
+    return line
+
+
 def _works_on(folder: Path) -> Path:
     """The folder, which is from now on the one whose details of an unexpected error belong to the command."""
     click.get_current_context().meta[_FOLDER] = folder
     return folder
 
 
-_FOLDER = "robench.run_directory"
-"""Key of the command's context."""
+_FOLDER, _PROGRESS = "robench.run_directory", "robench.progress"
+"""Keys of the command's context."""
 
 
 class _Group(click.Group):
@@ -100,6 +106,8 @@ class _Group(click.Group):
         except (click.exceptions.Exit, click.ClickException):
             raise
         except BaseException as error:  # noqa: BLE001  as above
+            if _PROGRESS in ctx.meta:
+                ctx.meta[_PROGRESS].clear()
             ctx.exit(_told(error, ctx.meta.get(_FOLDER)))
 
 
@@ -437,7 +445,7 @@ def _echo(board: Any, form: str, ranked: tuple[str, str]) -> None:
 @click.option("--format", "form", type=FORMATS, default="table", show_default=True)
 def report(run_directory: Path, form: str) -> None:
     """Score stored rows again and write tables, pictures and the page; no model is run."""
-    _report(_works_on(run_directory), form, Line())
+    _report(_works_on(run_directory), form, _line())
 
 
 @main.command()
@@ -533,7 +541,7 @@ def audit(run_directory: Path, requirements: tuple[str, ...], models: tuple[str,
 @click.option("--rerun", is_flag=True, help="Run attacks again too, and compare what they say of their search.")
 def verify(run_directory: Path, models: tuple[str, ...], **options: Any) -> None:
     """Look at a run again: plan, headers, rows, kept images, tables; exit 1 and a list where anything differs."""
-    line = Line()
+    line = _line()
     line("loading robench and torch", 0, 1)
     from robench.verification import verify_run
 

@@ -9,7 +9,7 @@ are kept apart (``named_apart``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def joined(tables: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(marked, ignore_index=True)
 
 
-@facts(version=5)
+@facts(version=6)
 def leaderboard(
     tables: pd.DataFrame | Sequence[pd.DataFrame],
     *,
@@ -222,7 +222,7 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> dict[str, Any]:
-    """One model's columns, all from one run; ``_value``, ``_cells``, ``_tests`` and ``_name`` serve the ranking."""
+    """One model's columns, all from one run; ``_value``, ``_n``, ``_cells``, ``_tests`` and ``_name`` serve the ranking."""
     metric, threat = ranked
     line: dict[str, Any] = {"model": rows["model"].iloc[0], "dataset": rows["dataset"].iloc[0]}
     line["_name"] = rows[OWN_NAME].iloc[0]
@@ -237,7 +237,8 @@ def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> d
     several = _differ(found)
     for column, key in columns.items():
         several |= _put(line, column, _results(shown, *key), run, higher=_higher(key[0]))
-    line["n"] = 0 if chosen is None else int(chosen["n"])
+    line["_n"] = 0 if chosen is None else int(chosen["n"])
+    line["n"] = line["_n"] or _images(shown[shown[RUN] == run], columns.values())
     line["_value"] = math.nan if chosen is None else float(chosen["value"])
     line["_cells"] = frozenset() if chosen is None else frozenset(str(chosen["cell"]).split("+"))
     line["_tests"] = frozenset() if chosen is None else _tests(rows, ranked, chosen)
@@ -247,6 +248,12 @@ def _line(rows: pd.DataFrame, ranked: tuple[str, str], shown: pd.DataFrame) -> d
     missing = f"not measured at {threat}" if verdict and threat and chosen is None else ""
     line["validity"] = _said(verdict, missing, SEVERAL if several else "")
     return line
+
+
+def _images(rows: pd.DataFrame, columns: Iterable[tuple[str, str]]) -> int:
+    """Images behind the first of a line's columns that has a number, where the ranking number is missing; 0 without any."""
+    found = (_results(rows, metric, threat)["n"].dropna() for metric, threat in columns)
+    return next((int(n.iloc[0]) for n in found if len(n)), 0)
 
 
 def _results(rows: pd.DataFrame, metric: str, threat: str) -> pd.DataFrame:
@@ -330,7 +337,7 @@ def _said(*parts: str) -> str:
 
 def _ranked(wide: pd.DataFrame, *, higher: bool) -> pd.DataFrame:
     fit = ~wide["validity"].str.startswith((*DOUBTED, "limited")) & wide["_value"].notna()
-    fewer = fit & (wide["n"] < wide.groupby("dataset")["n"].transform("max"))
+    fewer = fit & (wide["_n"] < wide.groupby("dataset")["_n"].transform("max"))
     reasons = {i: "measured on fewer samples" for i in wide.index[fewer]} | _incomparable(wide[fit & ~fewer])
     for i, reason in reasons.items():
         wide.loc[i, "validity"] = _said(wide.loc[i, "validity"], reason)

@@ -69,9 +69,10 @@ def _shown(name: Any, missing: frozenset[str]) -> Any:
 def pictures(table: pd.DataFrame, *, progress: Progress = silent) -> list[Picture]:
     """All pictures that there is something to draw for, by data set, in the order of the page."""
     found = []
-    for dataset in sorted(set(table["dataset"])):
-        for name, draw in PICTURES.items():
-            progress(f"drawing {name.replace('_', ' ')}", 0, 1)
+    datasets = sorted(set(table["dataset"]))
+    for i, dataset in enumerate(datasets):
+        for k, (name, draw) in enumerate(PICTURES.items()):  # whether there is anything to draw shows only then: no names
+            progress("drawing pictures", i * len(PICTURES) + k, len(datasets) * len(PICTURES))
             figure = drawn(draw, table, dataset=dataset)
             if figure is not None:
                 title = (figure.get_suptitle() or figure.axes[0].get_title(loc="left")).replace(r"\$", "$").strip()

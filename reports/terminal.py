@@ -126,7 +126,7 @@ def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def _sizes(board: pd.DataFrame) -> set[int]:
-    """Numbers of images of the models that have a ranking number."""
+    """Numbers of images of the models that have a number."""
     return {int(n) for n in board["n"]} - {0}
 
 

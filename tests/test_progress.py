@@ -5,6 +5,7 @@ import io
 import pytest
 
 from robench import progress
+from robench.cli import main
 from robench.progress import Line, silent, telling
 
 
@@ -65,6 +66,20 @@ def test_the_python_api_speaks_to_terminals_and_on_request(monkeypatch, verbose,
     assert ("cells: 0/9" in stream.getvalue()) is shown
     if terminal:
         assert stream.screen() == ""
+
+
+@pytest.mark.parametrize(
+    "args", [["run", "--model", "nosuch", "--suite", "smoke"], ["report", "nowhere"], ["verify", "nowhere"]]
+)
+def test_an_error_takes_the_commands_line_off_first(monkeypatch, tmp_path, args) -> None:
+    stream = Terminal()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stderr", stream)
+    with pytest.raises(SystemExit) as ended:
+        main.main(args)
+    assert ended.value.code == 2
+    shown = [part for part in stream.getvalue().split("\r") if part.strip()]
+    assert len(shown) > 1 and shown[0].endswith(" ...") and shown[-1].startswith("robench: ")
 
 
 def test_the_callers_own_progress_is_used_as_it_is() -> None:

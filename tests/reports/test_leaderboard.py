@@ -256,6 +256,17 @@ def test_what_ranks_is_told(by):
     assert ranked_by(rows, by=by, threats=["l2(9)", "linf(0.2)"]) == (by, expected[by])
 
 
+def test_a_model_without_the_ranking_number_shows_the_images_behind_its_others():
+    """They are no measure for the ranked models, of which those on fewer images than others are not ranked."""
+    first = table(attacked("a", 0.5, n=100), clean("a", 0.9, n=100))
+    second = table(attacked("b", 0.4, threat="linf(0.2)", n=300), clean("b", 0.9, n=300))
+    for order in ([first, second], [second, first]):
+        board = leaderboard(order, threats=[THREAT, "linf(0.2)"]).set_index("model")
+        assert dict(board["n"]) == {"a": 100, "b": 300} and dict(board["rank"]) == {"a": "1", "b": "-"}
+    nothing = leaderboard([first, table([row("c", math.nan, scenario="clean", metric="failed", status="failed", n=None)])])
+    assert nothing.set_index("model").loc["c", "n"] == 0
+
+
 def test_threats_of_one_suite_keep_its_order_and_of_several_do_not_depend_on_the_order_of_runs():
     one, other = {"suite": {"threats": ["l2(1)", "linf(0.1)"]}}, {"suite": {"threats": ["linf(0.2)", "l2(1)"]}}
     assert main_threats(one) == main_threats(one, one) == ["l2(1)", "linf(0.1)"]

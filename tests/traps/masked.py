@@ -57,7 +57,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: ``broken``, ``told`` or ``missed`` if masked, ``right`` or ``false alarm`` if honest."""
+    """What became of a case. Masked: ``broken``, ``told``, ``random`` or ``missed``; honest: ``right`` or ``false alarm``.
+
+    ``random``: called randomised, which is unranked and passes no audit, and left above the net inside: noise changes
+    decisions, so that net is no truth for it.
+    """
 
     name: str
     threat: str
@@ -144,7 +148,9 @@ def ending(case: Case, left: float, status: str, goal: float | None) -> str:
         return "right" if status == ("randomised" if case.random else "sound") else "false alarm"
     if left <= goal + ALLOWED + 1e-9:
         return "broken"
-    return "told" if status not in ("sound", "randomised") else "missed"
+    if status == "randomised":
+        return "random"
+    return "told" if status != "sound" else "missed"
 
 
 def line(found: Outcome) -> str:

@@ -29,9 +29,8 @@ def judged_models(store: Store, names: Iterable[str]) -> list[str]:
         cells = [entry.cell for entry in found if entry.cell is not None]
         if not cells:
             continue
-        about = run["sources"].get(name, {})
-        source, content = str(about.get("source", name)), _content(cells[0].model)
-        times = [float(entry.header["time"]) for entry in found if "time" in entry.header]
+        source, content = str(_part(run, "sources", name).get("source", name)), _content(cells[0].model)
+        times = [float(t) for entry in found if isinstance(t := entry.header.get("time"), int | float)]
         parts = [source, *([f"sha256 {content[:_SHORT]}"] if content else []), *_when(times)]
         told.append(f"{name}: {', '.join(parts)}{_change(source, content, _code(run, name))}")
     return told
@@ -40,7 +39,7 @@ def judged_models(store: Store, names: Iterable[str]) -> list[str]:
 def _content(model: Artifact) -> str:
     """The SHA-256 of a model's file, or of what its code makes; empty for one that the run trains."""
     if model.builder.name == "zoo":
-        return model.version.split("|")[1]
+        return model.version.partition("|")[2].partition("|")[0]
     return str(model.builder.kwargs.get("sha256", ""))
 
 
@@ -52,8 +51,15 @@ def _when(times: list[float]) -> list[str]:
 
 def _code(run: Mapping[str, Any], name: str) -> Mapping[str, str]:
     """Files of the user's code that a model rests on → SHA-256; empty for other models."""
-    found: Mapping[str, str] = run["identities"]["models"].get(name, {}).get("code", {})
-    return found
+    return _part(run, "identities", "models", name, "code")
+
+
+def _part(run: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """What a run says of itself under some keys; empty where it says nothing, or was damaged."""
+    found: Any = run
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _change(source: str, content: str, code: Mapping[str, str]) -> str:

@@ -28,11 +28,13 @@ class Line:
 
     Args:
         stream: Where to; by default stderr as it is at the time of each call.
+        asked: Whether somebody asked for it: then a file gets its first line at once, too, and not only after a while, so
+            that a short command leaves nothing in a log but what it says.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, asked: bool = False) -> None:
         self._stream = stream
-        self._last, self._what, self._shown = -_SELDOM, "", 0
+        self._last, self._what, self._shown = -_SELDOM if asked else monotonic(), "", 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show ``what: done/total``, or only ``what`` where nothing is counted."""
@@ -83,7 +85,7 @@ def telling(progress: Progress | None = None, *, verbose: bool | None = None) ->
     if progress is not None:
         yield progress
     elif is_terminal(sys.stderr) if verbose is None else verbose:
-        line = Line()
+        line = Line(asked=bool(verbose))
         try:
             yield line
         finally:

@@ -25,6 +25,7 @@ _DESELECTED = pytest.StashKey[Counter]()
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.environ.pop("COLUMNS", None)  # of the developer's terminal, or of pytest-xdist's workers: texts would be cut at it
     config.stash[_DESELECTED] = Counter()
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(Workers())

@@ -37,10 +37,12 @@ def test_a_terminal_shows_one_line_that_is_written_over(monkeypatch: pytest.Monk
     assert stream.screen() == "" and "\n" not in stream.getvalue()
 
 
-def test_a_file_gets_few_lines_and_each_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_file_gets_few_lines_and_each_end(monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    """And its first one at once only if somebody asked for it."""
     stream, now = io.StringIO(), [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
-    line = Line(stream)
+    line = Line(stream, asked=asked)
     for what, done, total, seconds in (
         ("reading", 0, 1, 0), ("trying", 0, 1, 1), ("cells", 1, 9, 2), ("cells", 2, 9, 11), ("cells", 9, 9, 12),
         ("x", 1, 1, 13),
@@ -48,7 +50,7 @@ def test_a_file_gets_few_lines_and_each_end(monkeypatch: pytest.MonkeyPatch) -> 
         now[0] = seconds
         line(what, done, total)
     line.clear()
-    assert stream.getvalue() == "reading ...\ncells: 2/9\ncells: 9/9\n"
+    assert stream.getvalue() == "reading ...\n" * asked + "cells: 2/9\ncells: 9/9\n"
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:

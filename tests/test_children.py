@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from robench import launcher
+from robench import children, launcher
 from robench.children import Child, child_path, isolated
 from robench.errors import DataError, ModelError, RobenchError
 
@@ -45,11 +45,14 @@ def do(job):
 """
 
 
-@pytest.fixture
-def do(tmp_path, monkeypatch):
-    (tmp_path / "deeds_of_children.py").write_text(DEEDS)
-    monkeypatch.syspath_prepend(tmp_path)
-    return importlib.import_module("deeds_of_children").do
+@pytest.fixture(scope="module")
+def do(tmp_path_factory):
+    """What children are asked to do; one place for all tests, so that one launcher serves them."""
+    folder = tmp_path_factory.mktemp("deeds")
+    (folder / "deeds_of_children.py").write_text(DEEDS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        yield importlib.import_module("deeds_of_children").do
 
 
 def test_a_result_comes_back(do):
@@ -200,6 +203,7 @@ def test_the_main_script_is_not_run_again_and_prints_go_to_stderr(tmp_path):
     assert (done.stdout, done.stderr) == ("main __main__\n", "from the child\n")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_both_script_and_model_ends(tmp_path):
     """Its code starts children that start children; that stops at a depth, with a line."""
     (tmp_path / "both.py").write_text("from robench.children import isolated\nisolated(exec, 'import both')\n")
@@ -207,7 +211,8 @@ def test_a_file_that_is_both_script_and_model_ends(tmp_path):
     assert done.returncode == 1 and "nested at most 3 deep" in done.stderr
 
 
-def test_a_closed_connection_is_a_death(do):
+def test_a_closed_connection_is_a_death(do, monkeypatch):
+    monkeypatch.setattr(children, "_PATIENCE", 0.5)
     started = time.monotonic()
     child = Child()
     assert child.call(do, ("close", 0)).kind == "died"

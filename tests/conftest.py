@@ -25,7 +25,8 @@ _DESELECTED = pytest.StashKey[Counter]()
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    os.environ.pop("COLUMNS", None)  # of the developer's terminal, or of pytest-xdist's workers: texts would be cut at it
+    os.environ.pop("COLUMNS", None)  # texts would be cut at it
+    os.unsetenv("COLUMNS")  # readline, which pytest imports, sets it for child processes behind Python's back
     config.stash[_DESELECTED] = Counter()
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(Workers())

@@ -132,10 +132,8 @@ def run(
 
     if cell_timeout is not None and not 0 < cell_timeout < math.inf:
         raise ConfigError(must("the cell timeout", "a finite number of seconds above 0", cell_timeout, "e.g. 600"))
-    if out is not None and not str(out).strip():
-        raise ConfigError(must("--out", "the name of a folder", out, "leave it out for a new folder under runs/"))
     chosen = read_suite(suite) if isinstance(suite, str) else suite
-    folder = Path(out) if out is not None else new_folder(chosen)
+    folder = _folder(out, chosen)
     mapped: dict[str, Any] = {"classes": classes, "class_map": class_map, "trust": trust}
     where = resolve_device(device)
     with telling(progress, verbose=verbose) as tell:
@@ -159,6 +157,19 @@ def run(
             told |= {"timeout_s": cell_timeout, "retry": retry, "started": [child] if child else []}
             summary = run_plan(plan, store, context, workers=count, **told)
     return Run(folder, plan, summary)
+
+
+def _folder(out: str | Path | None, suite: Suite) -> Path:
+    """The run directory that was asked for, or a new one.
+
+    Raises:
+        ConfigError: A name of blanks.
+    """
+    if out is None:
+        return new_folder(suite)
+    if not str(out).strip():
+        raise ConfigError(must("--out", "the name of a folder", out, "leave it out for a new folder under runs/"))
+    return Path(out)
 
 
 def new_folder(suite: Suite) -> Path:

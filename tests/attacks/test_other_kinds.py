@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import robench
 from robench.attacks import _protocols
@@ -18,6 +18,7 @@ from robench.ops.norms import Ball, distance, sphere
 from robench.ops.random import Draws
 from robench.spec import ThreatModel
 from robench.thresholds import UNENDED
+from robench.victim import Victim
 
 G = torch.Generator().manual_seed(4)
 INK = (torch.rand(7, 1, 6, 6, generator=G) * 3 - 1).clamp(0, 1)
@@ -64,6 +65,13 @@ class Flat(nn.Module):
 def flat(count: int = 24) -> Engine:
     x = torch.full((count, 1, 4, 4), 0.5)
     return Engine(Flat().eval(), x, torch.zeros(count, dtype=torch.int64), torch.arange(count), ThreatModel.parse("l2(0.3)"))
+
+
+def breaking(victim: Victim, count: int) -> Tensor:
+    """What an attack returns that breaks the first ``count`` of its samples."""
+    if count:
+        victim.margins(victim.x[:count] + 0.27 * victim.model.way.view(1, 4, 4), torch.arange(count), inside=True)
+    return victim.result()
 
 
 def test_ascents_from_a_wider_ball_leave_a_flat_region():
@@ -130,9 +138,7 @@ def test_a_search_without_gradients_is_as_long_as_it_pays(missing, wins, queries
 
     def fake(victim, x, y, *, threat, seeds, **params):
         asked.append(params["queries"])
-        if wins:
-            victim.margins(x[:wins] + 0.27 * victim.model.way.view(1, 4, 4), torch.arange(wins), inside=True)
-        return victim.result()
+        return breaking(victim, wins)
 
     monkeypatch.setattr(_protocols, "square", fake)
     engine = flat()
@@ -145,11 +151,8 @@ def test_long_runs_in_l1_end_with_the_first_that_gains_nothing(monkeypatch):
     turns, wins = [], [2, 3, 0, 1]
 
     def fake(victim, x, y, *, threat, seeds, **params):
-        count = wins[len(turns)]
         turns.append(params["steps"])
-        if count:
-            victim.margins(x[:count] + 0.27 * victim.model.way.view(1, 4, 4), torch.arange(count), inside=True)
-        return victim.result()
+        return breaking(victim, wins[len(turns) - 1])
 
     monkeypatch.setattr(_protocols, "apgd", fake)
     engine = flat()
